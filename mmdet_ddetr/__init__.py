@@ -1,0 +1,26 @@
+"""The Deformable DETR family as a MMDetection extension."""
+
+from . import compat
+from .version import __version__
+
+compat.install()  # before anything of mmdet: mmdet imports compiled mmcv ops at import time
+
+_EXPORTS = {
+    'MSDeformAttn': '.layers',
+    'get_config': '.apis',
+}
+
+__all__ = ['__version__', *_EXPORTS]
+
+
+def __getattr__(name):
+    """Load the public names on first use, so that ``import mmdet_ddetr`` alone does not import mmdet."""
+    if name in _EXPORTS:
+        from importlib import import_module
+
+        return getattr(import_module(_EXPORTS[name], __name__), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

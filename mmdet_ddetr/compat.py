@@ -1,0 +1,5 @@
+"""Placeholder until the stand-in for mmcv._ext is written."""
+
+
+def install():
+    pass

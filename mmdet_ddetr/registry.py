@@ -1,0 +1,31 @@
+"""Registries of scope ``mmdet_ddetr``, children of mmengine's roots.
+
+A config keeps ``default_scope = 'mmdet'`` and writes our types with their scope, ``mmdet_ddetr.DeformableDETR``:
+mmengine then imports this file by itself, and each registry imports the modules in ``locations`` on first use. Nothing
+is registered into mmdet's own registries.
+"""
+
+from mmdet.registry import DATASETS as MMDET_DATASETS
+from mmdet.registry import HOOKS as MMDET_HOOKS
+from mmdet.registry import MODELS as MMDET_MODELS
+from mmdet.registry import TASK_UTILS as MMDET_TASK_UTILS
+from mmdet.registry import TRANSFORMS as MMDET_TRANSFORMS
+from mmengine.registry import Registry
+
+SCOPE = 'mmdet_ddetr'
+
+MODELS = Registry(
+    'model',
+    parent=MMDET_MODELS,
+    scope=SCOPE,
+    locations=[
+        'mmdet_ddetr.backbones',
+        'mmdet_ddetr.layers',
+        'mmdet_ddetr.heads',
+        'mmdet_ddetr.detectors',
+    ],
+)
+TASK_UTILS = Registry('task util', parent=MMDET_TASK_UTILS, scope=SCOPE, locations=['mmdet_ddetr.task_modules'])
+DATASETS = Registry('dataset', parent=MMDET_DATASETS, scope=SCOPE, locations=['mmdet_ddetr.datasets'])
+TRANSFORMS = Registry('transform', parent=MMDET_TRANSFORMS, scope=SCOPE, locations=['mmdet_ddetr.datasets'])
+HOOKS = Registry('hook', parent=MMDET_HOOKS, scope=SCOPE, locations=['mmdet_ddetr.hooks'])
