@@ -13,9 +13,10 @@ STABLE_TORCH_LIBRARY(mmdet_ddetr, m) {
   m.def(
       "ms_deform_attn_fused(Tensor value, SymInt[] spatial_shapes, Tensor reference_points, Tensor sampling_offsets,"
       " Tensor attention_logits) -> Tensor");
-  // -> gradients of value, reference_points, sampling_offsets, attention_logits
+  // -> gradients of value, reference_points (shape [0] unless needs_grad_reference: the encoder's are constants and the
+  // sum over heads and points is a pass of its own on a GPU), sampling_offsets, attention_logits
   m.def(
       "ms_deform_attn_fused_backward(Tensor grad_output, Tensor value, SymInt[] spatial_shapes,"
-      " Tensor reference_points, Tensor sampling_offsets, Tensor attention_logits, bool deterministic)"
-      " -> (Tensor, Tensor, Tensor, Tensor)");
+      " Tensor reference_points, Tensor sampling_offsets, Tensor attention_logits, bool needs_grad_reference,"
+      " bool deterministic) -> (Tensor, Tensor, Tensor, Tensor)");
 }
