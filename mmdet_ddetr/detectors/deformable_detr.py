@@ -1,0 +1,264 @@
+"""Deformable DETR (Zhu et al., ICLR 2021, arXiv:2010.04159)."""
+
+import copy
+import math
+
+import torch
+import torch.nn.functional as F
+from mmdet.models.detectors.base_detr import DetectionTransformer
+from mmdet.structures import OptSampleList
+from mmengine.model import xavier_init
+from torch import Tensor, nn
+
+from mmdet_ddetr.layers import DeformableDecoder, DeformableEncoder, MSDeformAttn
+from mmdet_ddetr.layers.transformer import build
+from mmdet_ddetr.registry import MODELS
+
+ATTENTIONS = ('self_attn_cfg', 'cross_attn_cfg')
+
+
+@MODELS.register_module()
+class DeformableDETR(DetectionTransformer):
+    """DETR with multi-scale deformable attention, iterative box refinement and a two-stage variant.
+
+    Takes mmdet's ``DeformableDETR`` config and state_dict; encoder, decoder, their layers and attentions can each be
+    swapped by a ``type`` in their config. The config is not changed.
+
+    Args:
+        decoder: config of the decoder; ``encoder``, ``backbone``, ``neck``, ... as in ``DetectionTransformer``.
+        bbox_head: config of the head. Number of branches, their sharing and ``embed_dims`` follow from the detector.
+        with_box_refine: each layer refines the boxes of the one before (section 4.2, appendix A.4).
+        as_two_stage: the encoder proposes the decoder's first references.
+        num_feature_levels: levels L that the neck gives; the attentions' ``num_levels`` follows unless set.
+    """
+
+    def __init__(
+        self,
+        *args,
+        decoder: dict,
+        bbox_head: dict,
+        encoder: dict,
+        with_box_refine: bool = False,
+        as_two_stage: bool = False,
+        num_feature_levels: int = 4,
+        **kwargs,
+    ):
+        encoder, decoder, bbox_head = (copy.deepcopy(cfg) for cfg in (encoder, decoder, bbox_head))
+        self.with_box_refine = with_box_refine
+        self.as_two_stage = as_two_stage
+        self.num_feature_levels = num_feature_levels
+        self._tie_levels(encoder, decoder)
+        bbox_head.setdefault('embed_dims', encoder['layer_cfg']['self_attn_cfg'].get('embed_dims', 256))
+        bbox_head.update(
+            share_pred_layer=not with_box_refine,
+            num_pred_layer=decoder['num_layers'] + as_two_stage,
+            as_two_stage=as_two_stage,
+        )
+        super().__init__(*args, encoder=encoder, decoder=decoder, bbox_head=bbox_head, **kwargs)
+
+    def _tie_levels(self, *stacks: dict) -> None:
+        """Give every deformable attention the detector's number of levels, and refuse one that differs."""
+        for stack in stacks:
+            for name in ATTENTIONS:
+                cfg = stack['layer_cfg'].get(name)
+                is_dense = name == 'self_attn_cfg' and 'cross_attn_cfg' in stack['layer_cfg']
+                if cfg is None or is_dense or 'type' in cfg and not str(cfg['type']).endswith('MSDeformAttn'):
+                    continue
+                if cfg.setdefault('num_levels', self.num_feature_levels) != self.num_feature_levels:
+                    raise ValueError(
+                        f'{name}.num_levels must equal num_feature_levels={self.num_feature_levels}, '
+                        f'got {cfg["num_levels"]}'
+                    )
+
+    def _init_layers(self) -> None:
+        self.positional_encoding = MODELS.build({'type': 'mmdet.SinePositionalEncoding', **self.positional_encoding})
+        self.encoder = build(self.encoder, DeformableEncoder)
+        self.decoder = build(self.decoder, DeformableDecoder)
+        self.embed_dims = C = self.encoder.embed_dims
+        self.level_embed = nn.Parameter(torch.empty(self.num_feature_levels, C))
+        if self.as_two_stage:
+            self.memory_trans_fc = nn.Linear(C, C)
+            self.memory_trans_norm = nn.LayerNorm(C)
+            self.pos_trans_fc = nn.Linear(2 * C, 2 * C)
+            self.pos_trans_norm = nn.LayerNorm(2 * C)
+        else:
+            self.query_embedding = nn.Embedding(self.num_queries, 2 * C)  # position and content
+            self.reference_points_fc = nn.Linear(C, 2)
+
+    def init_weights(self) -> None:
+        """Official initialisation (``deformable_transformer.py``, ``_reset_parameters``)."""
+        super().init_weights()
+        for coder in (self.encoder, self.decoder):
+            for parameter in coder.parameters():
+                if parameter.dim() > 1:
+                    nn.init.xavier_uniform_(parameter)
+        for module in self.modules():
+            if isinstance(module, MSDeformAttn):
+                module.init_weights()
+        if self.as_two_stage:
+            nn.init.xavier_uniform_(self.memory_trans_fc.weight)
+            nn.init.xavier_uniform_(self.pos_trans_fc.weight)
+        else:
+            xavier_init(self.reference_points_fc, distribution='uniform', bias=0.0)
+        nn.init.normal_(self.level_embed)
+
+    def pre_transformer(
+        self,
+        mlvl_feats: tuple[Tensor, ...],  # [B, C, H, W] per level
+        batch_data_samples: OptSampleList = None,
+    ) -> tuple[dict, dict]:
+        """Flatten the levels and describe them: mask, positions, shapes, valid ratios.
+
+        Args:
+            batch_data_samples: their ``img_shape`` and ``batch_input_shape`` tell the padding; None: no padding.
+        """
+        if len(mlvl_feats) != self.num_feature_levels:
+            raise ValueError(
+                f'the neck gives {len(mlvl_feats)} levels, num_feature_levels is {self.num_feature_levels}'
+            )
+        spatial_shapes = [tuple(feat.shape[-2:]) for feat in mlvl_feats]  # host integers: no device sync anywhere
+        masks = self._padding_masks(spatial_shapes, batch_data_samples, mlvl_feats[0].device)
+        feats, positions, flat_masks = [], [], []
+        for level, (feat, mask) in enumerate(zip(mlvl_feats, masks)):
+            position = self.positional_encoding(mask, input=feat)
+            feats.append(feat.flatten(2).transpose(1, 2))  # [B, H*W, C]
+            positions.append(position.flatten(2).transpose(1, 2).to(feat.dtype) + self.level_embed[level])
+            flat_masks.append(mask if mask is None else mask.flatten(1))
+        feat_mask = None if masks[0] is None else torch.cat(flat_masks, 1)  # [B, S]
+        geometry = dict(spatial_shapes=spatial_shapes, valid_ratios=self._valid_ratios(masks, mlvl_feats))
+        encoder_inputs = dict(feat=torch.cat(feats, 1), feat_mask=feat_mask, feat_pos=torch.cat(positions, 1), **geometry)
+        return encoder_inputs, dict(memory_mask=feat_mask, **geometry)
+
+    @staticmethod
+    def _padding_masks(
+        spatial_shapes: list[tuple[int, int]], batch_data_samples: OptSampleList, device: torch.device
+    ) -> list[Tensor | None]:
+        """[B, H, W] per level, True = padding; None where no image of the batch is padded."""
+        if not batch_data_samples or torch.onnx.is_in_onnx_export():
+            return [None] * len(spatial_shapes)
+        H, W = batch_data_samples[0].batch_input_shape
+        shapes = [tuple(sample.img_shape[:2]) for sample in batch_data_samples]
+        if all(shape == (H, W) for shape in shapes):
+            return [None] * len(spatial_shapes)
+        mask = torch.ones(1, len(shapes), H, W, device=device)
+        for i, (h, w) in enumerate(shapes):
+            mask[0, i, :h, :w] = 0
+        return [F.interpolate(mask, size=shape)[0].bool() for shape in spatial_shapes]
+
+    @staticmethod
+    def _valid_ratios(masks: list[Tensor | None], mlvl_feats: tuple[Tensor, ...]) -> Tensor:
+        """[B, L, 2] share of each map's width and height that is image."""
+        if masks[0] is None:
+            return mlvl_feats[0].new_ones(len(mlvl_feats[0]), len(mlvl_feats), 2, dtype=torch.float32)
+        ratios = []
+        for mask in masks:
+            _, H, W = mask.shape
+            ratios.append(torch.stack([(~mask[:, 0]).sum(1) / W, (~mask[:, :, 0]).sum(1) / H], -1))
+        return torch.stack(ratios, 1)
+
+    def forward_encoder(
+        self,
+        feat: Tensor,  # [B, S, C]
+        feat_mask: Tensor | None,  # [B, S], True = padding
+        feat_pos: Tensor,  # [B, S, C]
+        spatial_shapes: list[tuple[int, int]],
+        valid_ratios: Tensor,  # [B, L, 2]
+    ) -> dict:
+        memory = self.encoder(
+            feat,
+            query_pos=feat_pos,
+            key_padding_mask=feat_mask,
+            spatial_shapes=spatial_shapes,
+            valid_ratios=valid_ratios,
+        )
+        return dict(memory=memory, memory_mask=feat_mask, spatial_shapes=spatial_shapes, valid_ratios=valid_ratios)
+
+    def pre_decoder(
+        self,
+        memory: Tensor,  # [B, S, C]
+        memory_mask: Tensor | None,  # [B, S], True = padding
+        spatial_shapes: list[tuple[int, int]],
+        valid_ratios: Tensor,  # [B, L, 2]
+    ) -> tuple[dict, dict]:
+        """Queries and their first references: learned, or the encoder's best proposals (two-stage)."""
+        if not self.as_two_stage:
+            query_pos, query = self.query_embedding.weight[None].expand(len(memory), -1, -1).chunk(2, -1)
+            reference_points = self.reference_points_fc(query_pos).float().sigmoid()
+            return dict(query=query, query_pos=query_pos, memory=memory, reference_points=reference_points), {}
+
+        proposals, is_object_place = self.encoder_proposals(spatial_shapes, valid_ratios, memory_mask)
+        memory_of_proposals = memory.masked_fill(~is_object_place, 0.0)
+        memory_of_proposals = self.memory_trans_norm(self.memory_trans_fc(memory_of_proposals))
+        head, last = self.bbox_head, self.decoder.num_layers
+        logits = head.cls_branches[last](memory_of_proposals)  # [B, S, classes]
+        boxes_unact = head.reg_branches[last](memory_of_proposals).float() + proposals  # [B, S, 4]
+        # Class 0 stands for "object": the encoder's targets are all of class 0.
+        best = logits[..., 0].topk(min(self.num_queries, logits.shape[1]), dim=1)[1]  # [B, Q]
+        reference_points = boxes_unact.gather(1, best[..., None].expand(-1, -1, 4)).detach().sigmoid()
+        embedding = self.box_embedding(reference_points, self.embed_dims // 2).to(memory.dtype)
+        query_pos, query = self.pos_trans_norm(self.pos_trans_fc(embedding)).chunk(2, -1)
+        decoder_inputs = dict(query=query, query_pos=query_pos, memory=memory, reference_points=reference_points)
+        return decoder_inputs, dict(enc_outputs_class=logits, enc_outputs_coord=boxes_unact.sigmoid())
+
+    @staticmethod
+    def encoder_proposals(
+        spatial_shapes: list[tuple[int, int]],  # (H, W) per level
+        valid_ratios: Tensor,  # [B, L, 2]
+        memory_mask: Tensor | None,  # [B, S], True = padding
+    ) -> tuple[Tensor, Tensor]:
+        """One proposal per pixel: its centre, and a square of 5 % of the image, doubled per level (appendix A.4).
+
+        Returns:
+            proposals [B, S, 4] before the sigmoid (inf where unusable), and [B, S, 1], True where usable: not padding,
+            and all four coordinates within (0.01, 0.99).
+        """
+        centres, sizes = [], []
+        for level, (H, W) in enumerate(spatial_shapes):
+            y, x = torch.meshgrid(
+                torch.arange(H, dtype=torch.float32, device=valid_ratios.device) + 0.5,
+                torch.arange(W, dtype=torch.float32, device=valid_ratios.device) + 0.5,
+                indexing='ij',
+            )
+            valid_size = (valid_ratios[:, level] * valid_ratios.new_tensor([W, H])).round()  # [B, 2], whole pixels
+            centre = torch.stack([x, y], -1).flatten(0, 1) / valid_size[:, None]  # [B, H*W, 2]
+            centres.append(centre)
+            sizes.append(torch.full_like(centre, 0.05 * 2.0**level))
+        proposals = torch.cat([torch.cat(centres, 1), torch.cat(sizes, 1)], -1)
+        usable = ((proposals > 0.01) & (proposals < 0.99)).all(-1, keepdim=True)
+        if memory_mask is not None:
+            usable = usable & ~memory_mask[..., None]
+        return torch.log(proposals / (1 - proposals)).masked_fill(~usable, float('inf')), usable
+
+    @staticmethod
+    def box_embedding(
+        boxes: Tensor,  # [B, Q, 4] in [0, 1]
+        num_feats: int,
+        temperature: float = 10000.0,
+    ) -> Tensor:  # [B, Q, 4 * num_feats]
+        """Sine embedding of each coordinate, in the order of the coordinates (official ``get_proposal_pos_embed``)."""
+        index = torch.arange(num_feats, dtype=torch.float32, device=boxes.device)
+        period = temperature ** (2 * torch.div(index, 2, rounding_mode='floor') / num_feats)
+        phase = boxes[..., None] * 2 * math.pi / period  # [B, Q, 4, num_feats]
+        return torch.stack([phase[..., 0::2].sin(), phase[..., 1::2].cos()], -1).flatten(2)
+
+    def forward_decoder(
+        self,
+        query: Tensor,  # [B, Q, C]
+        query_pos: Tensor,  # [B, Q, C]
+        memory: Tensor,  # [B, S, C]
+        memory_mask: Tensor | None,  # [B, S], True = padding
+        reference_points: Tensor,  # [B, Q, 2 or 4]
+        spatial_shapes: list[tuple[int, int]],
+        valid_ratios: Tensor,  # [B, L, 2]
+    ) -> dict:
+        hidden, reference = self.decoder(
+            query,
+            query_pos=query_pos,
+            value=memory,
+            key_padding_mask=memory_mask,
+            reference_points=reference_points,
+            spatial_shapes=spatial_shapes,
+            valid_ratios=valid_ratios,
+            refine=self.bbox_head.refine if self.with_box_refine else None,
+        )
+        return dict(hidden=hidden, reference=reference)

@@ -1,0 +1,3 @@
+from .set_head import SetHead
+
+__all__ = ['SetHead']

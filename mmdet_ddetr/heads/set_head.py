@@ -1,0 +1,287 @@
+"""Class and box branches, set loss and predict: the one head of the family."""
+
+import copy
+
+import torch
+from mmdet.structures import SampleList
+from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_xyxy_to_cxcywh
+from mmdet.utils import InstanceList, reduce_mean
+from mmengine.model import BaseModule, bias_init_with_prob, constant_init
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from mmdet_ddetr.layers import refine_box
+from mmdet_ddetr.registry import MODELS, TASK_UTILS
+from mmdet_ddetr.task_modules import Match, Targets
+
+FOCAL_LOSS = dict(type='mmdet.FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=2.0)
+L1_LOSS = dict(type='mmdet.L1Loss', loss_weight=5.0)
+GIOU_LOSS = dict(type='mmdet.GIoULoss', loss_weight=2.0)
+ASSIGNER = dict(
+    type='HungarianAssigner',
+    match_costs=[
+        dict(type='FocalLossCost', weight=2.0),
+        dict(type='BBoxL1Cost', weight=5.0, box_format='xywh'),
+        dict(type='IoUCost', iou_mode='giou', weight=2.0),
+    ],
+)
+
+
+@MODELS.register_module()
+class SetHead(BaseModule):
+    """Predicts a set: a class and a box per query and layer, trained with one-to-one matching.
+
+    Takes mmdet's ``DeformableDETRHead`` config and state_dict.
+
+    Args:
+        num_classes: classes without background.
+        embed_dims: channels C of the decoder's states.
+        num_reg_fcs: hidden layers of the box branch.
+        sync_cls_avg_factor: average the classification loss's normaliser over all ranks.
+        loss_cls, loss_bbox, loss_iou: configs of mmdet's losses, or of any that give unreduced values on request.
+        share_pred_layer: one branch for all layers (no box refinement) instead of one each.
+        num_pred_layer: branches; one more than decoder layers with a two-stage encoder head.
+        as_two_stage: the last branch scores the encoder's proposals.
+        train_cfg: ``assigner``; mmdet's assigner and cost names are read as ours.
+        test_cfg: ``max_per_img``, detections kept per image (default: one per query).
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        embed_dims: int = 256,
+        num_reg_fcs: int = 2,
+        sync_cls_avg_factor: bool = True,
+        loss_cls: dict = FOCAL_LOSS,
+        loss_bbox: dict = L1_LOSS,
+        loss_iou: dict = GIOU_LOSS,
+        share_pred_layer: bool = False,
+        num_pred_layer: int = 6,
+        as_two_stage: bool = False,
+        train_cfg: dict | None = None,
+        test_cfg: dict | None = None,
+        init_cfg: dict | None = None,
+    ):
+        super().__init__(init_cfg)
+        self.num_classes = num_classes
+        self.embed_dims = embed_dims
+        self.num_reg_fcs = num_reg_fcs
+        self.sync_cls_avg_factor = sync_cls_avg_factor
+        self.share_pred_layer = share_pred_layer
+        self.num_pred_layer = num_pred_layer
+        self.as_two_stage = as_two_stage
+        self.train_cfg = train_cfg
+        self.test_cfg = test_cfg or {}
+        self.assigner = self._build_assigner((train_cfg or {}).get('assigner', ASSIGNER))
+        self._init_losses(dict(loss_cls), loss_bbox, loss_iou)
+        self._init_branches()
+
+    @staticmethod
+    def _build_assigner(config: dict):
+        config = {key: value for key, value in config.items() if key != '_scope_'}
+        if str(config['type']).split('.')[-1] == 'HungarianAssigner':
+            config['type'] = 'mmdet_ddetr.HungarianAssigner'
+        return TASK_UTILS.build(config)
+
+    def _init_losses(self, loss_cls: dict, loss_bbox: dict, loss_iou: dict) -> None:
+        self.bg_cls_weight = 0.0
+        if not loss_cls.get('use_sigmoid', False):  # softmax over num_classes + 1, the last one "no object"
+            weight = loss_cls.get('class_weight', 1.0)
+            self.bg_cls_weight = loss_cls.pop('bg_cls_weight', weight)
+            loss_cls['class_weight'] = [weight] * self.num_classes + [self.bg_cls_weight]
+        self.loss_cls = MODELS.build(loss_cls)
+        self.loss_bbox = MODELS.build(loss_bbox)
+        self.loss_iou = MODELS.build(loss_iou)
+        self.cls_out_channels = self.num_classes + (0 if self.loss_cls.use_sigmoid else 1)
+
+    def _init_branches(self) -> None:
+        cls_branch = nn.Linear(self.embed_dims, self.cls_out_channels)
+        reg_branch = []
+        for _ in range(self.num_reg_fcs):
+            reg_branch += [nn.Linear(self.embed_dims, self.embed_dims), nn.ReLU()]
+        reg_branch = nn.Sequential(*reg_branch, nn.Linear(self.embed_dims, 4))
+        clone = (lambda module: module) if self.share_pred_layer else copy.deepcopy
+        self.cls_branches = nn.ModuleList(clone(cls_branch) for _ in range(self.num_pred_layer))
+        self.reg_branches = nn.ModuleList(clone(reg_branch) for _ in range(self.num_pred_layer))
+
+    def init_weights(self) -> None:
+        """Class prior 0.01; boxes start at their reference, first-layer boxes at sigmoid(-2) = 0.12 of the image."""
+        if self.loss_cls.use_sigmoid:
+            for branch in self.cls_branches:
+                nn.init.constant_(branch.bias, bias_init_with_prob(0.01))
+        for branch in self.reg_branches:
+            constant_init(branch[-1], 0, bias=0)
+        if not self.as_two_stage:
+            nn.init.constant_(self.reg_branches[0][-1].bias.data[2:], -2.0)
+
+    def refine(self, layer: int, hidden: Tensor, reference: Tensor) -> Tensor:
+        """Boxes of decoder layer ``layer``: hidden [B, Q, C], reference [B, Q, 2 or 4] -> [B, Q, 4]."""
+        return refine_box(self.reg_branches[layer](hidden), reference)
+
+    def forward(
+        self,
+        hidden: Tensor,  # [L, B, Q, C]
+        reference: Tensor | None = None,  # [L, B, Q, 2 or 4]
+        **kwargs,
+    ) -> tuple[Tensor, Tensor]:
+        """Classes and boxes of the last L decoder layers.
+
+        Returns:
+            logits [L, B, Q, classes] and boxes [L, B, Q, 4] in (cx, cy, w, h), normalised by the unpadded image.
+        """
+        first = self.num_pred_layer - self.as_two_stage - len(hidden)
+        logits = torch.stack([self.cls_branches[first + i](state) for i, state in enumerate(hidden)])
+        boxes = torch.stack(
+            [self.refine(first + i, state, None if reference is None else reference[i]) for i, state in enumerate(hidden)]
+        )
+        return logits, boxes
+
+    # ---------------------------------------------------------------- loss
+
+    def loss(
+        self,
+        hidden: Tensor,  # [L, B, Q, C]
+        batch_data_samples: SampleList,
+        reference: Tensor | None = None,  # [L, B, Q, 2 or 4]
+        enc_outputs_class: Tensor | None = None,  # [B, S, classes]
+        enc_outputs_coord: Tensor | None = None,  # [B, S, 4]
+    ) -> dict[str, Tensor]:
+        """Losses of all decoder layers, and of the encoder's proposals where there are any."""
+        logits, boxes = self(hidden, reference)
+        return self.loss_by_feat(
+            logits,
+            boxes,
+            enc_outputs_class,
+            enc_outputs_coord,
+            [sample.gt_instances for sample in batch_data_samples],
+            [sample.metainfo for sample in batch_data_samples],
+        )
+
+    def loss_by_feat(
+        self,
+        all_layers_cls_scores: Tensor,  # [L, B, Q, classes]
+        all_layers_bbox_preds: Tensor,  # [L, B, Q, 4]
+        enc_cls_scores: Tensor | None,  # [B, S, classes]
+        enc_bbox_preds: Tensor | None,  # [B, S, 4]
+        batch_gt_instances: InstanceList,
+        batch_img_metas: list[dict],
+    ) -> dict[str, Tensor]:
+        """Match and compute the losses, in fp32 whatever autocast is doing.
+
+        Returns:
+            ``loss_cls``, ``loss_bbox``, ``loss_iou`` of the last layer, ``d{i}.*`` of layer i, ``enc_*`` of the encoder.
+        """
+        with torch.autocast(all_layers_cls_scores.device.type, enabled=False):
+            targets = self.collect_targets(batch_gt_instances, batch_img_metas)
+            predictions = [(all_layers_cls_scores.float(), all_layers_bbox_preds.float())]
+            target_sets = [targets]
+            if enc_cls_scores is not None:
+                # The encoder tells object from background only: every target is class 0 (official ``deformable_detr.py``)
+                objects = Targets(
+                    targets.boxes, torch.zeros_like(targets.labels), targets.image, targets.counts, targets.sizes
+                )
+                predictions.append((enc_cls_scores.float()[None], enc_bbox_preds.float()[None]))
+                target_sets.append(objects)
+            matches = self.assigner.match([(c.detach(), b.detach()) for c, b in predictions], target_sets)
+            terms = [self._set_loss(*p, m, t) for p, m, t in zip(predictions, matches, target_sets)]
+
+        losses = {name: values[-1] for name, values in terms[0].items()}
+        for layer in range(len(all_layers_cls_scores) - 1):
+            losses.update({f'd{layer}.{name}': values[layer] for name, values in terms[0].items()})
+        if enc_cls_scores is not None:
+            losses.update({f'enc_{name}': values[0] for name, values in terms[1].items()})
+        return losses
+
+    @staticmethod
+    def collect_targets(batch_gt_instances: InstanceList, batch_img_metas: list[dict]) -> Targets:
+        """Concatenate the ground truth of the batch; boxes from (x1, y1, x2, y2) in pixels to normalised (cx, cy, w, h)."""
+        counts = [len(gt) for gt in batch_gt_instances]
+        boxes = torch.cat([getattr(gt.bboxes, 'tensor', gt.bboxes).float() for gt in batch_gt_instances])  # box type or plain
+        labels = torch.cat([gt.labels for gt in batch_gt_instances])
+        image = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(boxes.device)
+        sizes = boxes.new_tensor([meta['img_shape'][1::-1] * 2 for meta in batch_img_metas])
+        return Targets(bbox_xyxy_to_cxcywh(boxes / sizes[image]), labels, image, counts, sizes)
+
+    def _set_loss(self, logits: Tensor, boxes: Tensor, match: Match, targets: Targets) -> dict[str, Tensor]:
+        """Losses per layer of one set of predictions, each a tensor [L]."""
+        L, B, Q, C = logits.shape
+        matched = (match.layer, match.image, match.query)
+        target_boxes = targets.boxes[match.target]
+
+        labels = match.target.new_full((L, B, Q), self.num_classes)
+        labels[matched] = targets.labels[match.target]
+        loss_cls = self.loss_cls(logits.reshape(-1, C), labels.flatten(), reduction_override='none')
+        num_pos = match.per_layer
+        cls_factor = self._average(num_pos + (B * Q - num_pos) * self.bg_cls_weight, self.sync_cls_avg_factor, logits)
+        box_factor = self._average(num_pos, True, logits)
+
+        losses = dict(loss_cls=loss_cls.reshape(L, -1).sum(1) / cls_factor)
+        if num_pos == 0:  # no boxes: zero, but still part of the graph, so that every rank has every gradient
+            zero = boxes.flatten(1).sum(1) * 0
+            return dict(losses, loss_bbox=zero, loss_iou=zero)
+        pred = boxes[matched]
+        size = targets.sizes[match.image]
+        loss_bbox = self.loss_bbox(pred, target_boxes, reduction_override='none').sum(-1)
+        loss_iou = self.loss_iou(  # in pixels: the loss's eps is meant for them
+            bbox_cxcywh_to_xyxy(pred) * size, bbox_cxcywh_to_xyxy(target_boxes) * size, reduction_override='none'
+        )
+        zeros = boxes.new_zeros(L)
+        losses['loss_bbox'] = zeros.index_add(0, match.layer, loss_bbox) / box_factor
+        losses['loss_iou'] = zeros.index_add(0, match.layer, loss_iou) / box_factor
+        return losses
+
+    @staticmethod
+    def _average(count: float, sync: bool, like: Tensor) -> Tensor:
+        """``max(count averaged over the ranks, 1)``, without a host sync."""
+        count = like.new_tensor(float(count))
+        return (reduce_mean(count) if sync else count).clamp(min=1)
+
+    # ------------------------------------------------------------- predict
+
+    def predict(
+        self,
+        hidden: Tensor,  # [L, B, Q, C]
+        batch_data_samples: SampleList,
+        reference: Tensor | None = None,  # [L, B, Q, 2 or 4]
+        rescale: bool = True,
+        **kwargs,
+    ) -> InstanceList:
+        """Detections of the last layer, boxes in pixels of the original image if ``rescale``."""
+        outputs = self(hidden[-1:], None if reference is None else reference[-1:])
+        return self.predict_by_feat(*outputs, [sample.metainfo for sample in batch_data_samples], rescale)
+
+    def predict_by_feat(
+        self,
+        all_layers_cls_scores: Tensor,  # [L, B, Q, classes]
+        all_layers_bbox_preds: Tensor,  # [L, B, Q, 4]
+        batch_img_metas: list[dict],
+        rescale: bool = True,
+    ) -> InstanceList:
+        """Top-scoring (query, class) pairs of each image (sigmoid), or queries with their best class (softmax).
+
+        Returns:
+            per image ``scores`` [N], ``labels`` [N], ``bboxes`` [N, 4] in (x1, y1, x2, y2), sorted by score, clamped to
+            the image; N = min(max_per_img, candidates).
+        """
+        logits, boxes = all_layers_cls_scores[-1].float(), all_layers_bbox_preds[-1].float()  # [B, Q, *]
+        Q = logits.shape[1]
+        max_per_img = self.test_cfg.get('max_per_img', Q)
+        if self.loss_cls.use_sigmoid:
+            scores = logits.sigmoid().flatten(1)  # [B, Q*C]
+            scores, index = scores.topk(min(max_per_img, scores.shape[1]))
+            labels, query = index % self.num_classes, index // self.num_classes
+        else:
+            scores, best = logits.softmax(-1)[..., :-1].max(-1)
+            scores, query = scores.topk(min(max_per_img, Q))
+            labels = best.gather(1, query)
+        boxes = bbox_cxcywh_to_xyxy(boxes.gather(1, query[..., None].expand(-1, -1, 4)))  # [B, N, 4]
+
+        results = []
+        for i, meta in enumerate(batch_img_metas):
+            h, w = meta['img_shape'][:2]
+            size = boxes.new_tensor([w, h, w, h])
+            bboxes = (boxes[i] * size).clamp(min=boxes.new_zeros(4), max=size)
+            if rescale:
+                bboxes = bboxes / bboxes.new_tensor(meta['scale_factor']).repeat(2)
+            results.append(InstanceData(bboxes=bboxes, scores=scores[i], labels=labels[i]))
+        return results

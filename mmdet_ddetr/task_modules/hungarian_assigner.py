@@ -1,0 +1,142 @@
+"""One-to-one matching of queries and targets (DETR, section 3.1), for all layers and images in one pass."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from mmdet.models.task_modules.assigners import AssignResult, BaseAssigner
+from mmdet.structures.bbox import bbox_xyxy_to_cxcywh
+from mmengine.structures import InstanceData
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from mmdet_ddetr.registry import TASK_UTILS
+
+from .match_costs import MatchCost, Pairs, Targets
+
+
+@dataclass
+class Match:
+    """The matched (query, target) pairs of one set of predictions.
+
+    Attributes:
+        layer, image, query: where each matched query stands in [L, B, Q].
+        target: index of its target in ``Targets``.
+        per_layer: pairs in one layer, the same for all (host integer).
+    """
+
+    layer: Tensor
+    image: Tensor
+    query: Tensor
+    target: Tensor
+    per_layer: int
+
+
+@TASK_UTILS.register_module()
+class HungarianAssigner(BaseAssigner):
+    """The cheapest one-to-one assignment under a sum of costs.
+
+    ``match`` serves our heads: one cost computation for all layers and images, one copy to the host. ``assign`` is
+    mmdet's interface for one image, so that mmdet's own DETR-like heads can use this class too.
+
+    Args:
+        match_costs: configs of the costs. mmdet's names are read as ours (``FocalLossCost``, ``ClassificationCost``,
+            ``BBoxL1Cost``, ``IoUCost``), which take all layers and images at once.
+    """
+
+    def __init__(self, match_costs: dict | list[dict]):
+        configs = [match_costs] if isinstance(match_costs, dict) else list(match_costs)
+        if not configs:
+            raise ValueError('match_costs must name at least one cost, got an empty list')
+        self.match_costs = [self._build(config) for config in configs]
+
+    @staticmethod
+    def _build(config: dict) -> MatchCost:
+        config = {key: value for key, value in config.items() if key != '_scope_'}
+        name = str(config['type']).split('.')[-1]
+        cls = TASK_UTILS.module_dict.get(name)
+        if cls is None or not issubclass(cls, MatchCost):
+            known = sorted(k for k, v in TASK_UTILS.module_dict.items() if issubclass(v, MatchCost))
+            raise ValueError(f'match_costs: no batched cost named {config["type"]!r}; there are {known}')
+        return cls(**{key: value for key, value in config.items() if key != 'type'})
+
+    @torch.no_grad()
+    def cost(
+        self,
+        logits: Tensor,  # [L, B, Q, C]
+        boxes: Tensor,  # [L, B, Q, 4] (cx, cy, w, h) in [0, 1]
+        targets: Targets,
+    ) -> Tensor:  # [L, T, Q]
+        """Cost of every (target, query) pair of the same image, in fp32."""
+        with torch.autocast(logits.device.type, enabled=False):
+            pairs = Pairs(logits.float(), boxes.float()[:, targets.image], targets)
+            return sum(match_cost(pairs) for match_cost in self.match_costs)
+
+    def match(self, predictions: list[tuple[Tensor, Tensor]], targets: list[Targets]) -> list[Match]:
+        """Match several sets of predictions (say decoder and encoder) with one copy to the host.
+
+        Args:
+            predictions: (logits [L, B, Q, C], boxes [L, B, Q, 4]) of each set; L and Q may differ between sets.
+            targets: the targets of each set; same images and counts, labels may differ.
+
+        Raises:
+            ValueError: if a cost is not finite; it names the layer and the image.
+        """
+        costs = [self.cost(logits, boxes, t) for (logits, boxes), t in zip(predictions, targets)]
+        on_host = torch.cat([cost.flatten() for cost in costs]).cpu().numpy()
+        matches, start = [], 0
+        for cost, target in zip(costs, targets):
+            block = on_host[start : start + cost.numel()].reshape(cost.shape)
+            start += cost.numel()
+            matches.append(self._solve(block, target, cost.device))
+        return matches
+
+    @staticmethod
+    def _solve(cost: np.ndarray, targets: Targets, device: torch.device) -> Match:
+        L, _, Q = cost.shape
+        rows = []
+        for layer in range(L):
+            for image, (first, count) in enumerate(zip(targets.offsets, targets.counts)):
+                block = cost[layer, first : first + count]  # [count, Q]
+                if not np.isfinite(block).all():
+                    raise ValueError(
+                        f'matching cost is not finite in prediction layer {layer}, image {image} of the batch: '
+                        f'{np.count_nonzero(~np.isfinite(block))} of {block.size} pairs; the logits or boxes of that '
+                        f'layer are nan or inf, or a ground-truth box is'
+                    )
+                target, query = linear_sum_assignment(block)
+                rows.append(np.stack([np.full_like(query, layer), np.full_like(query, image), query, target + first]))
+        matched = np.concatenate(rows, 1) if rows else np.zeros((4, 0), np.int64)
+        layer, image, query, target = torch.from_numpy(matched).to(device)
+        return Match(layer, image, query, target, per_layer=sum(min(Q, count) for count in targets.counts))
+
+    def assign(
+        self, pred_instances: InstanceData, gt_instances: InstanceData, img_meta: dict | None = None, **kwargs
+    ) -> AssignResult:
+        """mmdet's interface: one image, one layer.
+
+        Args:
+            pred_instances: ``scores`` [Q, C] (logits) and ``bboxes`` [Q, 4] (x1, y1, x2, y2) in pixels.
+            gt_instances: ``labels`` [T] and ``bboxes`` [T, 4] in pixels.
+            img_meta: ``img_shape`` (h, w) of the unpadded image.
+
+        Returns:
+            gt_inds [Q]: 0 background, i + 1 target i; labels [Q]: -1 background.
+        """
+        h, w = img_meta['img_shape'][:2]
+        size = gt_instances.bboxes.new_tensor([[w, h, w, h]], dtype=torch.float32)
+        labels = gt_instances.labels
+        targets = Targets(
+            boxes=bbox_xyxy_to_cxcywh(gt_instances.bboxes.float() / size),
+            labels=labels,
+            image=torch.zeros_like(labels),
+            counts=[len(labels)],
+            sizes=size,
+        )
+        boxes = bbox_xyxy_to_cxcywh(pred_instances.bboxes.float() / size)
+        (match,) = self.match([(pred_instances.scores[None, None], boxes[None, None])], [targets])
+        gt_inds = labels.new_zeros(len(boxes), dtype=torch.long)
+        assigned = labels.new_full((len(boxes),), -1, dtype=torch.long)
+        gt_inds[match.query] = match.target + 1
+        assigned[match.query] = labels[match.target]
+        return AssignResult(len(labels), gt_inds, None, labels=assigned)
