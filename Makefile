@@ -1,0 +1,94 @@
+# Needs Python >= 3.10, make and pip; everything else is installed into $(VENV). `make help` lists the targets.
+
+PYTHON ?= python3
+VENV ?= .venv
+DATA ?=
+WORK_DIR ?= work_dirs/demo
+PYTEST_ARGS ?=
+V ?=
+
+LOCK := requirements/lock.txt
+BIN := $(VENV)/bin
+# pip stays silent unless it fails; V=1 shows all it does. Indexes and mirrors are the user's own pip configuration.
+PIP = $(BIN)/python -m pip --disable-pip-version-check
+QUIET = $(if $(V),,-qq)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo test lint format wheel lock cuda-check clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
+
+install: $(VENV)/.package ## Make .venv with every pinned dependency and this package, editable
+
+demo: install ## Train, evaluate and draw on generated shapes, or on your own COCO folder: make demo DATA=path
+ifeq ($(DATA),)
+	@$(BIN)/python tools/make_shapes.py data/shapes
+	@$(BIN)/python tools/finetune.py --data data/shapes --config deformable-detr-refine_lite0_shapes --work-dir $(WORK_DIR)
+else
+	@$(BIN)/python tools/finetune.py --data '$(DATA)' --config deformable-detr-refine_lite0_finetune --work-dir $(WORK_DIR)
+endif
+
+# One worker and one thread per core: torch's own threads only get into each other's way on small tensors.
+test: install ## Run the tests (PYTEST_ARGS='-m slow' runs the slow ones)
+	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
+
+lint: install ## Check style and formatting, Python and C++
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs $(BIN)/clang-format --dry-run --Werror
+
+format: install ## Apply the formatters
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+	@find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs $(BIN)/clang-format -i
+
+wheel: install ## Build the wheel into dist/
+	@$(PIP) wheel $(QUIET) --no-deps --no-build-isolation --wheel-dir dist .
+	@ls dist/*.whl
+
+clean: ## Remove build products; data, work_dirs and .venv stay
+	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# --- installation, a stamp file a step ------------------------------------------------------------------------------
+
+# Debian's Python comes without ensurepip, with which venv would bring pip; any pip >= 22.3 can install into it, too.
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed, $(PYTHON) is " + sys.version)'
+	@echo 'Making $(VENV)'
+	@$(PYTHON) -m venv --clear $(VENV) >/dev/null 2>&1 || { \
+	    $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip $(QUIET) --python $(BIN)/python install pip; \
+	} || { \
+	    echo 'No virtual environment: $(PYTHON) has neither ensurepip (Debian, Ubuntu: apt install python3-venv) nor a pip >= 22.3' >&2; \
+	    exit 1; \
+	}
+	@touch $@
+
+# torch first and alone, so that pip picks the build of torch, CPU or CUDA, that the user's pip configuration offers.
+$(VENV)/.torch: $(LOCK) | $(VENV)/.python
+	@echo 'Installing PyTorch (the largest download)'
+	@$(PIP) install $(QUIET) --constraint $(LOCK) torch
+	@touch $@
+
+# The lock file is complete, so nothing is left to resolve; without --no-deps mmengine would pull opencv-python, which
+# needs libGL, beside the headless build in the lock file.
+$(VENV)/.dependencies: $(LOCK) $(VENV)/.torch
+	@echo 'Installing the dependencies'
+	@$(PIP) install $(QUIET) --no-deps --requirement $(LOCK)
+	@touch $@
+
+# mim looks for site-packages/mmdet_ddetr, which an editable install does not have; hence the link.
+$(VENV)/.package: pyproject.toml setup.py $(VENV)/.dependencies
+	@echo 'Installing mmdet_ddetr'
+	@$(PIP) install $(QUIET) --no-deps --no-build-isolation --editable .
+	@ln -sfn '$(CURDIR)/mmdet_ddetr' "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/mmdet_ddetr"
+	@touch $@
+
+# The versions tested, for every Python from 3.10 and every platform. torch's own dependencies come with torch.
+lock: ## Renew requirements/lock.txt (needs uv)
+	@uv pip compile --universal --python-version 3.10 --no-annotate --no-header --quiet --upgrade \
+	    --all-extras pyproject.toml --constraint requirements/pins.txt \
+	    --no-emit-package opencv-python --no-emit-package pip --output-file $(LOCK)
+	@sed -i -e '/^nvidia-/d' -e '/^cuda-/d' -e '/^triton/d' $(LOCK)
