@@ -1,0 +1,6 @@
+"""Backbones that MMDetection lacks, and the checkpoint schemes that fill them."""
+
+from . import efficientnet_lite_weights  # noqa: F401  registers its checkpoint scheme
+from .efficientnet_lite import EfficientNetLite
+
+__all__ = ['EfficientNetLite']
