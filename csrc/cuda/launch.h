@@ -1,0 +1,39 @@
+// Launches on PyTorch's current stream; errors are raised.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/macros.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include "simt.h"
+
+namespace mmdet_ddetr::cuda {
+
+// Makes the tensor's device current and finds its current stream, for the lifetime of the object.
+class Launcher {
+ public:
+  explicit Launcher(const torch::stable::Tensor& tensor) : guard_(tensor.get_device_index()) {
+    void* stream = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+    stream_ = static_cast<cudaStream_t>(stream);
+  }
+
+  // kernel(args) in enough blocks of kThreads for this many threads; nothing for none.
+  template <typename Args>
+  void operator()(void (*kernel)(Args), int64_t threads, const Args& args) const {
+    if (threads == 0) return;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(static_cast<unsigned>((threads + kThreads - 1) / kThreads));
+    config.blockDim = dim3(kThreads);
+    config.stream = stream_;
+    STD_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, args));
+  }
+
+ private:
+  torch::stable::accelerator::DeviceGuard guard_;
+  cudaStream_t stream_ = nullptr;
+};
+
+}  // namespace mmdet_ddetr::cuda
