@@ -1,0 +1,18 @@
+from .check import Report, check_coco, check_splits
+from .clean import clean_coco
+from .coco_folder import CocoFolder, CocoSplit, find_coco_folder, split_off_val
+from .errors import DataError
+from .loading import LoadImageFromFile
+
+__all__ = [
+    'CocoFolder',
+    'CocoSplit',
+    'DataError',
+    'LoadImageFromFile',
+    'Report',
+    'check_coco',
+    'check_splits',
+    'clean_coco',
+    'find_coco_folder',
+    'split_off_val',
+]

@@ -1,0 +1,155 @@
+"""Find the annotation files and images of a data set in COCO format, whichever of the usual layouts it has."""
+
+import json
+import random
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+from .errors import DataError
+
+SPLIT_NAMES = {'train': ('train',), 'val': ('val', 'valid', 'validation'), 'test': ('test',)}
+ANNOTATION_FILES = (
+    'annotations/{split}.json',
+    'annotations/instances_{split}.json',
+    'annotations/instances_{split}2017.json',  # COCO
+    '{split}/_annotations.coco.json',  # Roboflow
+    '{split}.json',
+)
+IMAGE_DIRS = ('images/{split}', '{split}2017', '{split}', 'images/{split}2017', '{split}/images', 'images', '.')
+
+
+@dataclass(frozen=True)
+class CocoSplit:
+    """One annotation file and the folder that its file names are relative to."""
+
+    name: str  # train, val or test
+    ann_file: Path
+    image_dir: Path
+
+
+@dataclass(frozen=True)
+class CocoFolder:
+    root: Path
+    train: CocoSplit
+    val: CocoSplit
+    test: CocoSplit  # val's files where the folder has no test split
+
+    @property
+    def has_test(self) -> bool:
+        return self.test.ann_file != self.val.ann_file
+
+    @property
+    def splits(self) -> list[CocoSplit]:
+        """The different ones."""
+        return [self.train, self.val, self.test] if self.has_test else [self.train, self.val]
+
+
+def find_coco_folder(root: str | Path) -> CocoFolder:
+    """Recognise the layout of a COCO-format folder.
+
+    Annotations are looked for in ``annotations/{split}.json``, ``annotations/instances_{split}.json``,
+    ``annotations/instances_{split}2017.json``, ``{split}/_annotations.coco.json`` (Roboflow) and ``{split}.json``,
+    where split is train, val (or valid, validation) or test. Images are taken from that one of ``images/{split}/``,
+    ``{split}2017/``, ``{split}/``, ``images/{split}2017/``, ``{split}/images/``, ``images/`` and the root which holds
+    most of the first files named in the annotations. Without a test split val takes its place.
+
+    Raises:
+        DataError: there is no such folder, or it has no train or no val split; lists what was looked for and found.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(f'{root} is {"a file" if root.exists() else "missing"}, expected a folder in COCO format')
+    splits = {name: _find_split(root, name) for name in SPLIT_NAMES}
+    if splits['train'] is None:
+        looked_for = ', '.join(file.format(split='train') for file in ANNOTATION_FILES)
+        found = sorted(str(path.relative_to(root)) for path in [*root.glob('*.json'), *root.glob('*/*.json')])
+        raise DataError(
+            f'{root} has no annotations of a train split.\n'
+            f'  looked for: {looked_for}\n'
+            f'  JSON files found: {", ".join(found[:20]) or "none"}'
+        )
+    if splits['val'] is None:
+        raise DataError(
+            f'{root} has annotations of a train split ({splits["train"].ann_file.relative_to(root)}) but none of a val '
+            'split; name it the same way, or let a part of train be split off (--val-fraction 0.1)'
+        )
+    return CocoFolder(root, splits['train'], splits['val'], splits['test'] or splits['val'])
+
+
+def split_off_val(root: str | Path, fraction: float, out_dir: str | Path, seed: int = 0) -> CocoFolder:
+    """Take a part of a folder's train images as its val split.
+
+    Args:
+        root: a COCO-format folder with a train split.
+        fraction: share of the train images to put into val, in (0, 1); at least one image goes to each side.
+        out_dir: folder that ``train.json`` and ``val.json`` are written to; the images stay where they are.
+        seed: which images are drawn.
+
+    Raises:
+        DataError: there is no train split, or its file cannot be split.
+    """
+    if not 0 < fraction < 1:
+        raise DataError(f'--val-fraction is {fraction}, expected a number between 0 and 1')
+    root, out_dir = Path(root), Path(out_dir)
+    train, test = _find_split(root, 'train'), _find_split(root, 'test')
+    if train is None:
+        return find_coco_folder(root)  # raises, with all that was looked for
+    coco = read_coco(train.ann_file)
+    images = coco.get('images', [])
+    if len(images) < 2:
+        raise DataError(f'{train.ann_file} has {len(images)} image(s), too few to split off a val split')
+    order = random.Random(seed).sample(range(len(images)), len(images))
+    n_val = min(max(round(fraction * len(images)), 1), len(images) - 1)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    splits = {}
+    for name, chosen in (('val', set(order[:n_val])), ('train', set(order[n_val:]))):
+        part = [image for index, image in enumerate(images) if index in chosen]
+        ids = {image.get('id') for image in part}
+        annotations = [annotation for annotation in coco.get('annotations', []) if annotation.get('image_id') in ids]
+        ann_file = out_dir / f'{name}.json'
+        ann_file.write_text(json.dumps({**coco, 'images': part, 'annotations': annotations}))
+        splits[name] = CocoSplit(name, ann_file, train.image_dir)
+    return CocoFolder(root, splits['train'], splits['val'], test or splits['val'])
+
+
+def read_coco(ann_file: Path) -> dict:
+    """Parse an annotation file.
+
+    Raises:
+        DataError: it is missing, no JSON, or its top level is not a COCO dict of lists of dicts.
+    """
+    try:
+        coco = json.loads(ann_file.read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        raise DataError(f'{ann_file}: no such file') from None
+    except UnicodeDecodeError as error:
+        raise DataError(f'{ann_file} is not JSON: {error}') from None
+    except json.JSONDecodeError as error:
+        raise DataError(f'{ann_file} is not JSON: {error.msg} in line {error.lineno}, column {error.colno}') from None
+    if not isinstance(coco, dict):
+        raise DataError(
+            f'{ann_file} holds a {type(coco).__name__}, expected a dict with images, annotations, categories'
+        )
+    for key in ('images', 'annotations', 'categories'):
+        value = coco.get(key)
+        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+            was = f'a {type(value).__name__}' if key in coco else 'missing'
+            raise DataError(f'{ann_file}: {key!r} is {was}, expected a list of dicts')
+    return coco
+
+
+def _find_split(root: Path, name: str) -> CocoSplit | None:
+    for file, alias in product(ANNOTATION_FILES, SPLIT_NAMES[name]):
+        ann_file = root / file.format(split=alias)
+        if ann_file.is_file():
+            return CocoSplit(name, ann_file, _find_images(root, alias, ann_file))
+    return None
+
+
+def _find_images(root: Path, alias: str, ann_file: Path) -> Path:
+    """The folder with most of the first images; where none has any, the first that exists: the check will complain."""
+    names = [str(image['file_name']) for image in read_coco(ann_file)['images'][:20] if 'file_name' in image]
+    folders = [root / folder.format(split=alias) for folder in IMAGE_DIRS]
+    folders = [folder for folder in folders if folder.is_dir()]
+    return max(folders, key=lambda folder: sum((folder / name).is_file() for name in names))

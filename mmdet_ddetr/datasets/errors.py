@@ -1,0 +1,2 @@
+class DataError(ValueError):
+    """The data set, not the program, is at fault. The message is written for the user and is all they need."""

@@ -1,0 +1,44 @@
+import mmcv
+from mmcv.transforms import LoadImageFromFile as MMCVLoadImageFromFile
+from mmengine import fileio
+
+from ..registry import TRANSFORMS
+from .errors import DataError
+from .image_file import why_truncated
+
+
+@TRANSFORMS.register_module()
+class LoadImageFromFile(MMCVLoadImageFromFile):
+    """mmcv's loader, whose every failure names the file, the image id and the cause.
+
+    mmcv's own lets OpenCV's message through, which for an empty file names nothing, and trains on the grey remainder
+    of a JPEG that ends too early where OpenCV decodes one. Meant for train pipelines: ``DetInferencer`` looks for
+    mmcv's by name in test pipelines.
+
+    Args: those of ``mmcv.transforms.LoadImageFromFile``. With ``ignore_empty=True`` a bad image is skipped.
+
+    Raises:
+        DataError: the image is missing, empty, truncated or does not decode.
+    """
+
+    def transform(self, results: dict) -> dict | None:
+        try:
+            image = self._load(results['img_path'])
+        except (OSError, DataError) as error:
+            if self.ignore_empty:
+                return None
+            image_id = f' (image id {results["img_id"]})' if 'img_id' in results else ''
+            raise DataError(f'{results["img_path"]}{image_id}: {error}') from error
+        results['img'] = image.astype('float32') if self.to_float32 else image
+        results['img_shape'] = results['ori_shape'] = image.shape[:2]
+        return results
+
+    def _load(self, path: str):
+        """The pixels, [h, w, 3] or [h, w]."""
+        data = fileio.get(path, backend_args=self.backend_args)
+        if reason := 'the file is empty' if not data else why_truncated(data):
+            raise DataError(reason)
+        image = mmcv.imfrombytes(data, flag=self.color_type, backend=self.imdecode_backend)
+        if image is None:
+            raise DataError('not an image that OpenCV decodes')
+        return image
