@@ -166,7 +166,7 @@ class EfficientNetLite(BaseModule):
 
     def forward(self, x):  # x: [B, 3, H, W]
         """Return a tuple of features ``[B, out_channels[i], ceil(H / stride), ceil(W / stride)]``."""
-        if x.device.type == 'cpu':  # oneDNN trains this network about 1.4 times as fast in channels_last
+        if x.device.type == 'cpu':  # oneDNN trains this network 1.2 to 1.8 times as fast in channels_last
             x = x.contiguous(memory_format=torch.channels_last)
         x = self.stem(x)
         outs = []
