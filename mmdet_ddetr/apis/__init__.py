@@ -1,0 +1,6 @@
+"""What a program, rather than a command line, uses."""
+
+from .configs import find_config, get_config, list_configs
+from .inferencer import DDetrInferencer
+
+__all__ = ['DDetrInferencer', 'find_config', 'get_config', 'list_configs']

@@ -1,0 +1,186 @@
+"""From a folder in COCO format to a config that trains on it."""
+
+import colorsys
+import copy
+import math
+import statistics
+import tempfile
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from ..datasets import CocoFolder, CocoSplit, DataError, Report, check_coco, check_splits, clean_coco
+
+EVALUATIONS = 10  # about how many there are while training, however long it lasts
+WARMUP_SHARE = 0.1  # of the iterations, at most
+PROBE_ITERS = 12  # timed, after as many again to warm up
+PROBE_IMAGES = 32
+
+
+def check_folder(
+    folder: CocoFolder, work_dir: str | Path, num_queries: int | None = None, drop_bad: bool = False, decode: bool = False
+) -> tuple[CocoFolder, dict[str, Report], str]:
+    """Check all splits of a data set; fill harmless gaps and, if asked to, drop what is bad, in copies of its files.
+
+    Args:
+        folder: the data set; its files are only read.
+        work_dir: copies go to ``<work_dir>/annotations``.
+        num_queries: of the model, see :func:`mmdet_ddetr.datasets.check_coco`.
+        drop_bad: go on without the images and boxes that have errors.
+        decode: decode every image.
+
+    Returns:
+        The folder to train on, which has copies for the files that needed one; the reports about it; and all findings
+        about the original, for the user to read.
+
+    Raises:
+        DataError: there are errors that are not to be dropped, or cannot be. The message has all findings.
+    """
+    reports = {s.name: check_coco(s.ann_file, s.image_dir, num_queries, decode) for s in folder.splits}
+    disagreements = check_splits(reports)
+    lines = [str(report) for report in reports.values()]
+    for finding in disagreements:
+        lines += [f'{finding.level}: {finding.rule}, {len(finding.places)} x', *(f'    {p}' for p in finding.places[:3])]
+    text = '\n'.join(lines)
+    fatal = [finding for finding in disagreements if finding.level == 'error']
+    n_errors = sum(len(finding.places) for report in reports.values() for finding in report.errors)
+    if fatal or (n_errors and not drop_bad):
+        advice = '' if fatal else '\nMend the files, or train without the bad images and boxes: --drop-bad'
+        raise DataError(f'{text}\n{n_errors + len(fatal)} errors in {folder.root}{advice}')
+    splits = {}
+    for split in folder.splits:
+        report = reports[split.name]
+        if report.errors or report.repairs:
+            copied = Path(work_dir, 'annotations', f'{split.name}.json')
+            reports[split.name] = clean_coco(report, copied)
+            text += (
+                f'\n{split.name}: {len(report.bad_images)} images and {len(report.bad_annotations)} boxes left out; '
+                f'the copy {copied} is used'
+            )
+            split = CocoSplit(split.name, copied, split.image_dir)
+        splits[split.name] = split
+    return CocoFolder(folder.root, splits['train'], splits['val'], splits.get('test', splits['val'])), reports, text
+
+
+def configure(
+    cfg: Config,
+    folder: CocoFolder,
+    classes: tuple[str, ...],
+    *,
+    length: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+) -> Config:
+    """A copy of ``cfg`` that trains on ``folder``.
+
+    Args:
+        cfg: a config of mmdet's structure, whose datasets are CocoDatasets.
+        folder: where the data lie.
+        classes: names in the order of the train split's annotation file.
+        length: of the training, in epochs, or in iterations where the config's train loop counts those. The learning
+            rate schedule is stretched to fit; evaluation and checkpoints are spread over it.
+        batch_size: images a step.
+        lr: learning rate. By default the config's, times the root of batch_size / the config's batch size (the rule for
+            Adam).
+    """
+    cfg = copy.deepcopy(cfg)
+    metainfo = dict(classes=tuple(classes), palette=palette(len(classes)))
+    for split, loader in ((folder.train, 'train_dataloader'), (folder.val, 'val_dataloader'), (folder.test, 'test_dataloader')):
+        dataset = innermost_dataset(cfg[loader])
+        dataset.update(
+            data_root='',
+            ann_file=str(split.ann_file.resolve()),
+            data_prefix=dict(img=str(split.image_dir.resolve())),
+            metainfo=metainfo,
+        )
+    for split, evaluator in ((folder.val, 'val_evaluator'), (folder.test, 'test_evaluator')):
+        for metric in cfg[evaluator] if isinstance(cfg[evaluator], list) else [cfg[evaluator]]:
+            metric.update(ann_file=str(split.ann_file.resolve()), format_only=False)
+            if metric.type.endswith('CocoMetric'):
+                metric.classwise = True
+    _set_num_classes(cfg.model, len(classes))
+    optimizer = cfg.optim_wrapper.optimizer
+    if batch_size is not None:
+        if lr is None:
+            lr = optimizer.lr * math.sqrt(batch_size / cfg.train_dataloader.batch_size)
+        cfg.train_dataloader.batch_size = batch_size
+    if lr is not None:
+        optimizer.lr = lr
+    if length is not None:
+        set_length(cfg, length)
+    _limit_warmup(cfg, folder)
+    return cfg
+
+
+def innermost_dataset(loader):
+    """The dataset config inside RepeatDataset and its like."""
+    dataset = loader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    return dataset
+
+
+def length_of(cfg: Config) -> tuple[int, str]:
+    """How long a config trains, and whether in 'epochs' or 'iters'."""
+    if 'max_epochs' in cfg.train_cfg:
+        return cfg.train_cfg.max_epochs, 'epochs'
+    return cfg.train_cfg.max_iters, 'iters'
+
+
+def set_length(cfg: Config, length: int) -> None:
+    """Train for ``length`` epochs (iterations, where the config counts those) and stretch the schedule accordingly.
+
+    Schedulers that count in the other unit, such as a warm-up in iterations beside epochs, stay as they are.
+    """
+    old, unit = length_of(cfg)
+    cfg.train_cfg[f'max_{unit}'] = length
+    for scheduler in _as_list(cfg.get('param_scheduler')):
+        if scheduler.get('by_epoch', True) != (unit == 'epochs'):
+            continue
+        for key in ('begin', 'end', 'T_max', 'total_iters', 'total_steps', 'step_size'):
+            if scheduler.get(key):
+                scheduler[key] = max(round(scheduler[key] * length / old), 1)
+        if 'milestones' in scheduler:
+            scheduler.milestones = [max(round(milestone * length / old), 1) for milestone in scheduler.milestones]
+    interval = max(round(length / EVALUATIONS), 1)
+    cfg.train_cfg.val_interval = interval
+    if 'checkpoint' in cfg.get('default_hooks', {}):
+        cfg.default_hooks.checkpoint.interval = interval
+
+
+def fit_minutes(cfg: Config, minutes: float) -> int:
+    """The length, at most the config's own, that trains, evaluates and tests within ``minutes`` on this machine.
+
+    A few iterations and evaluated images are timed with an untrained model; what that takes counts, too.
+
+    Returns:
+        Epochs or iterations, as the config counts, for :func:`set_length`; at least 1.
+    """
+    planned, unit = length_of(cfg)
+    iteration, evaluation, test, iterations_per_epoch, spent = _probe(cfg)
+    step = iteration * (iterations_per_epoch if unit == 'epochs' else 1)
+    left = minutes * 60 - spent - test
+    for length in range(planned, 1, -1):
+        interval = max(round(length / EVALUATIONS), 1)
+        if length * step + math.ceil(length / interval) * evaluation <= left:
+            return length
+    return 1
+
+
+def _probe(cfg: Config) -> tuple[float, float, float, int, float]:
+    """Seconds an iteration, an evaluation of val and of test; iterations an epoch; seconds that all this took."""
+    import time
+
+    start = time.monotonic()
+    cfg = copy.deepcopy(cfg)
+    with tempfile.TemporaryDirectory() as work_dir:
+        cfg.work_dir = work_dir
+        cfg.experiment_name = f'probe_{time.monotonic_ns()}'
+        cfg.custom_hooks = []
+        cfg.default_hooks.checkpoint = None
+        cfg.param_scheduler = None
+        cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=2 * PROBE_ITERS, val_interval=10**9)
+        cfg.train_dataloader.sampler = dict(type='InfiniteSampler')
+        runner = Runner.from_cfg(cfg)
+    return start

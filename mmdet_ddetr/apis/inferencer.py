@@ -1,0 +1,97 @@
+"""mmdet's inferencer, which also finds the models of this package."""
+
+from pathlib import Path
+
+from mmdet.apis import DetInferencer
+from mmdet.apis.det_inferencer import IMG_EXTENSIONS
+
+from .configs import find_config, get_config, list_configs
+
+
+class DDetrInferencer(DetInferencer):
+    """Detect objects in images, lists of images and folders; write pictures and JSON.
+
+    >>> inferencer = DDetrInferencer(weights='work_dirs/demo/epoch_12.pth')
+    >>> inferencer('photos', batch_size=4, out_dir='out')  # out/vis/*.jpg, out/preds/*.json
+
+    Args:
+        model (str | Path | Config | dict, optional): Name of a config of this package, path of a config, a config, or a
+            model name of mmdet. By default the config inside the checkpoint, which always fits its weights.
+        weights (str | Path, optional): Checkpoint. A model of mmdet's downloads its own if none is given.
+        **kwargs: ``device``, ``palette``, ``show_progress``; see :class:`mmdet.apis.DetInferencer`.
+
+    Raises:
+        FileNotFoundError: No such checkpoint, or no model of that name here or in mmdet.
+        ValueError: A name of this package without weights, or weights that do not fit the model.
+    """
+
+    def __init__(self, model=None, weights=None, **kwargs):
+        if isinstance(model, str | Path) and not Path(model).is_file():
+            model = self._resolve(str(model), weights)
+        if weights is not None and '://' not in str(weights) and not Path(weights).is_file():
+            raise FileNotFoundError(f'weights: no checkpoint {str(weights)!r}')
+        super().__init__(
+            str(model) if isinstance(model, Path) else model, str(weights) if weights is not None else None, **kwargs
+        )
+
+    @staticmethod
+    def _resolve(name, weights):
+        """Return the config of one of our models, or ``name`` itself if it may be mmdet's."""
+        if name.removesuffix('.py') not in list_configs():
+            return name
+        if weights is None:
+            raise ValueError(
+                f'weights: {name} has no published checkpoint; give the path of one, or pass get_config({name!r}) to run '
+                'it with random weights'
+            )
+        return get_config(name)
+
+    def _load_model_from_metafile(self, model):
+        try:
+            return super()._load_model_from_metafile(model)
+        except ValueError:  # mmdet does not know it either: say which names are like it
+            find_config(model)
+            raise
+
+    def _load_weights_to_model(self, model, checkpoint, cfg):
+        if checkpoint is not None:
+            _check_shapes(model, checkpoint.get('state_dict', checkpoint))
+        super()._load_weights_to_model(model, checkpoint, cfg)
+
+    def _inputs_to_list(self, inputs):
+        if not isinstance(inputs, str | Path) or not Path(inputs).is_dir():
+            inputs = inputs if isinstance(inputs, list | tuple) else [inputs]
+            return [str(item) if isinstance(item, Path) else item for item in inputs]
+        images = sorted(str(path) for path in Path(inputs).iterdir() if path.suffix.lower() in IMG_EXTENSIONS)
+        if not images:
+            raise ValueError(f'inputs: no image in {str(inputs)!r}; expected files ending in {", ".join(IMG_EXTENSIONS)}')
+        return images
+
+    def __call__(self, inputs, batch_size=1, *, no_save_pred=False, **kwargs):
+        """Detect objects; unlike mmdet's, ``out_dir`` gets the JSON files as well as the pictures.
+
+        Args:
+            inputs (str | Path | ndarray | list): Image, folder of images (in the order of their names), URL, BGR image
+                [H, W, 3], or a list of such images.
+            batch_size (int): Images at a time.
+            no_save_pred (bool): Write no JSON.
+            **kwargs: ``out_dir``, ``pred_score_thr``, ``no_save_vis``, ``return_vis``, ``return_datasamples`` and more,
+                see :class:`mmdet.apis.DetInferencer`.
+
+        Returns:
+            dict: ``predictions``, an image each: {'labels': [N], 'scores': [N], 'bboxes': [N, 4] as x1, y1, x2, y2 in
+            pixels}; ``visualization``, RGB images if ``return_vis`` or ``out_dir`` is set.
+        """
+        return super().__call__(inputs, batch_size=batch_size, no_save_pred=no_save_pred, **kwargs)
+
+
+def _check_shapes(model, state_dict):
+    """Refuse weights of another shape: mmengine would only warn, and predict with a random head."""
+    own = model.state_dict()
+    wrong = [key for key, value in state_dict.items() if key in own and own[key].shape != value.shape]
+    if wrong:
+        key = wrong[0]
+        raise ValueError(
+            f'weights: {len(wrong)} tensors do not fit the model; {key} is {list(state_dict[key].shape)} in the checkpoint '
+            f'and {list(own[key].shape)} in the model. Pass the config the checkpoint was trained with, or no model at all'
+        )

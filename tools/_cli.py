@@ -1,0 +1,62 @@
+"""What train.py and test.py share. Nothing heavy is imported before the arguments are parsed: ``-h`` answers at once."""
+
+import os
+import sys
+from pathlib import Path
+
+CFG_OPTIONS_HELP = (
+    'override settings of the config, as key=value: optim_wrapper.optimizer.lr=1e-4 train_cfg.max_epochs=12; '
+    'lists as key="[a,b]" or key=a,b'
+)
+
+
+def add_common_arguments(parser):
+    """Add the arguments that mim and MMDetection's users expect of both tools."""
+    parser.add_argument('--work-dir', metavar='DIR', help='for logs and checkpoints (default: work_dirs/<config name>)')
+    parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help=CFG_OPTIONS_HELP)
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
+    # torch.distributed.launch passes the second spelling, older launchers the first; torchrun sets LOCAL_RANK itself.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by launchers')
+
+
+def load_config(args):
+    """Return the config named by ``args.config``, with the common arguments merged in.
+
+    Args:
+        args (argparse.Namespace): ``config``, a path or a name, and what :func:`add_common_arguments` adds.
+
+    Returns:
+        mmengine.config.Config: With ``launcher`` and ``work_dir`` set.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+
+    from mmdet_ddetr import get_config
+
+    try:
+        cfg = get_config(args.config)
+    except FileNotFoundError as error:
+        sys.exit(f'{Path(sys.argv[0]).name}: {error}')
+    cfg.launcher = args.launcher
+    if args.cfg_options:
+        cfg.merge_from_dict(_parse_options(args.cfg_options))
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(args.config).stem))
+    return cfg
+
+
+def build_runner(cfg):
+    """Return mmengine's Runner for a config, or the one named by its ``runner_type``."""
+    from mmengine.registry import RUNNERS
+    from mmengine.runner import Runner
+
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def _parse_options(pairs):
+    """Return ['a.b=1', ...] as a dict of typed values, by mmengine's own rules."""
+    from argparse import ArgumentParser
+
+    from mmengine.config import DictAction
+
+    parser = ArgumentParser(prog='--cfg-options')
+    parser.add_argument('pairs', nargs='+', action=DictAction)
+    return parser.parse_args(pairs).pairs
