@@ -1,0 +1,42 @@
+"""What the installed stack lacks: compiled mmcv operators, and checkpoints of mmengine that torch >= 2.6 loads."""
+
+import sys
+from importlib.abc import MetaPathFinder
+from importlib.util import spec_from_file_location
+from pathlib import Path
+
+from .stack import check_stack
+
+__all__ = ['install']
+
+
+class _StandInFinder(MetaPathFinder):
+    """Finds ``mmcv_ext.py`` under the name ``mmcv._ext``.
+
+    It stands last in ``sys.meta_path`` and so is asked only where mmcv itself has no ``_ext``. mmcv imports its operators
+    through this name; the module gets an ordinary spec, which mmcv and mmengine ask for.
+    """
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname == 'mmcv._ext':
+            return spec_from_file_location(fullname, Path(__file__).with_name('mmcv_ext.py'))
+        return None
+
+
+_FINDER = _StandInFinder()
+
+
+def install():
+    """Check the stack, stand in for a missing ``mmcv._ext`` and let torch load mmengine's checkpoints.
+
+    Imports torch and the logging part of mmengine, but neither mmcv nor mmdet. A second call changes nothing.
+
+    Raises:
+        ImportError: the stack cannot work; the message says why and which command repairs it.
+    """
+    check_stack()
+    if _FINDER not in sys.meta_path:
+        sys.meta_path.append(_FINDER)
+    from .checkpoint import allow_mmengine_checkpoints  # imports torch, which check_stack has just seen
+
+    allow_mmengine_checkpoints()

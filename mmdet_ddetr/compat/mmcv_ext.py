@@ -1,0 +1,193 @@
+"""The stand-in for ``mmcv._ext``: mmcv's operators in plain PyTorch, for any device.
+
+Loaded under the name ``mmcv._ext`` (see the package's ``__init__``), with the calling conventions of mmcv's C++: most
+operators write into tensors that the caller allocated. mmcv's Python files call them and document their arguments; the
+comments here say what is not obvious from there. What is not defined here raises when called.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from mmdet_ddetr import ops
+from mmdet_ddetr.compat.roi_align import roi_align_backward, roi_align_forward  # noqa: F401
+
+_INSTALL = "pip uninstall -y mmcv-lite && pip install --no-build-isolation 'mmcv>=2.0.0,<2.2'"
+
+
+def __getattr__(name):
+    """Answer for every operator of mmcv that is missing here: its modules ask for theirs at import time."""
+    if name.startswith('_'):  # Python's own names
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+    def missing(*args, **kwargs):
+        raise NotImplementedError(
+            f'{name} is a compiled operator of mmcv that mmdet_ddetr does not stand in for. A compiled mmcv has it; this '
+            f'builds one for torch {torch.__version__} (it takes a compiler and about 20 minutes): {_INSTALL}'
+        )
+
+    missing.__name__ = missing.__qualname__ = name
+    return missing
+
+
+def get_compiler_version():
+    return 'n/a'
+
+
+def get_compiling_cuda_version():
+    return 'n/a'
+
+
+# --- non-maximum suppression: a loop over the kept boxes, each compared with all that remain ---
+
+
+def nms(boxes, scores, iou_threshold, offset):
+    """Indices of the kept boxes, highest score first.
+
+    Args:
+        boxes (Tensor): ``[N, 4]``, (x1, y1, x2, y2) in pixels.
+        scores (Tensor): ``[N]``.
+        iou_threshold (float): a box that overlaps a kept one by more is dropped.
+        offset (int): 1 where x2 and y2 are the last pixel of the box, 0 where they are its edge.
+    """
+    rest = scores.detach().argsort(descending=True, stable=True).cpu().numpy()
+    corners = _corners_and_area(boxes, offset)[:, rest]
+    kept = []
+    while rest.size:
+        kept.append(rest[0])
+        remains = ~(_iou_with_first(corners, offset) > iou_threshold)
+        remains[0] = False
+        rest, corners = rest[remains], corners[:, remains]
+    return torch.tensor(np.array(kept, dtype=np.int64), device=boxes.device)
+
+
+def softnms(boxes, scores, dets, iou_threshold, sigma, min_score, method, offset):
+    """Indices of the kept boxes in the order of their decayed scores; ``dets [N, 5]`` receives boxes and scores.
+
+    A kept box lowers the scores of those that remain by a factor of (method) 0: zero above the threshold, 1: 1 - IoU
+    above the threshold, 2: exp(-IoU^2 / sigma). A box whose score falls below ``min_score`` is dropped.
+    """
+    corners, scores = _corners_and_area(boxes, offset), _numpy(scores)
+    rest = np.arange(len(scores))
+    kept, kept_scores = [], []
+    while rest.size:
+        best = scores.argmax()
+        swap = [best, 0]
+        rest[[0, best]], scores[[0, best]], corners[:, [0, best]] = rest[swap], scores[swap], corners[:, swap]
+        kept.append(rest[0])
+        kept_scores.append(scores[0])
+        iou = _iou_with_first(corners, offset)
+        if method == 2:
+            factor = np.exp(-(iou**2) / sigma)
+        else:
+            factor = np.where(iou >= iou_threshold, 1 - iou if method == 1 else 0, 1)
+        scores = scores * factor.astype(scores.dtype)
+        remains = scores >= min_score
+        remains[0] = False
+        rest, scores, corners = rest[remains], scores[remains], corners[:, remains]
+    kept = torch.tensor(np.array(kept, dtype=np.int64), device=boxes.device)
+    dets[: len(kept), :4] = boxes[kept]
+    dets[: len(kept), 4] = torch.tensor(np.array(kept_scores))
+    return kept
+
+
+def _numpy(tensor):
+    """A copy, in fp32 or fp64."""
+    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32)).cpu().numpy().copy()
+
+
+def _corners_and_area(boxes, offset):  # [N, 4] -> [5, N]
+    x1, y1, x2, y2 = corners = _numpy(boxes).T
+    return np.concatenate((corners, [(x2 - x1 + offset) * (y2 - y1 + offset)]))
+
+
+def _iou_with_first(corners, offset):  # [5, N] -> [N]
+    x1, y1, x2, y2, area = corners
+    width = np.minimum(x2, x2[0]) - np.maximum(x1, x1[0]) + offset
+    height = np.minimum(y2, y2[0]) - np.maximum(y1, y1[0]) + offset
+    overlap = width.clip(min=0) * height.clip(min=0)
+    union = area + area[0] - overlap
+    return overlap / np.where(union > 0, union, 1)  # two boxes without area do not overlap
+
+
+# --- multi-scale deformable attention: this package's operator ---
+
+
+def ms_deform_attn_forward(
+    value, value_spatial_shapes, value_level_start_index, sampling_locations, attention_weights, im2col_step
+):
+    """``ops.ms_deform_attn``; the levels follow each other, and there is no im2col buffer to divide."""
+    return ops.ms_deform_attn(value, value_spatial_shapes, sampling_locations, attention_weights)
+
+
+def ms_deform_attn_backward(
+    value,
+    value_spatial_shapes,
+    value_level_start_index,
+    sampling_locations,
+    attention_weights,
+    grad_output,
+    grad_value,
+    grad_sampling_loc,
+    grad_attn_weight,
+    im2col_step,
+):
+    """Gradients of ``ops.ms_deform_attn`` into the three ``grad_*`` tensors, shaped as what they belong to."""
+    value, locations, weights = inputs = [
+        x.detach().requires_grad_() for x in (value, sampling_locations, attention_weights)
+    ]
+    with torch.enable_grad():
+        output = ops.ms_deform_attn(value, value_spatial_shapes, locations, weights)
+    gradients = torch.autograd.grad(output, inputs, grad_output)
+    for target, gradient in zip((grad_value, grad_sampling_loc, grad_attn_weight), gradients):
+        target.copy_(gradient)
+
+
+# --- focal losses (RetinaNet, eq. 5); an empty weight means none ---
+
+
+def sigmoid_focal_loss_forward(input, target, weight, output, gamma, alpha):
+    """Loss of each logit ``[N, C]`` into ``output``; a target outside of [0, C) is background."""
+    positive, p, log_p, log_q, class_weight = _sigmoid_terms(input, target, weight)
+    loss = torch.where(positive, -alpha * (1 - p) ** gamma * log_p, -(1 - alpha) * p**gamma * log_q)
+    output.copy_(loss * class_weight)
+
+
+def sigmoid_focal_loss_backward(input, target, weight, grad_input, gamma, alpha):
+    """Derivative of each loss by its logit into ``grad_input [N, C]``."""
+    positive, p, log_p, log_q, class_weight = _sigmoid_terms(input, target, weight)
+    gradient = torch.where(
+        positive,
+        -alpha * (1 - p) ** gamma * (1 - p - gamma * p * log_p),
+        -(1 - alpha) * p**gamma * (gamma * (1 - p) * log_q - p),
+    )
+    grad_input.copy_(gradient * class_weight)
+
+
+def _sigmoid_terms(input, target, weight):
+    logit = input.to(torch.promote_types(input.dtype, torch.float32))
+    positive = target[:, None] == torch.arange(logit.shape[1], device=target.device)
+    class_weight = weight.index_select(0, target)[:, None] if weight.numel() else 1
+    return positive, logit.sigmoid(), F.logsigmoid(logit), F.logsigmoid(-logit), class_weight
+
+
+def softmax_focal_loss_forward(softmax, target, weight, output, gamma, alpha):
+    """Loss of each row of ``softmax [N, C]`` into ``output [N]``; a negative target has none."""
+    p, log_p, row_weight = _softmax_terms(softmax, target, weight)
+    output.copy_(-alpha * (1 - p) ** gamma * log_p * row_weight)
+
+
+def softmax_focal_loss_backward(softmax, target, weight, buff, grad_input, gamma, alpha):
+    """Derivative by the logits behind ``softmax`` into ``grad_input [N, C]``; ``buff [N]`` is mmcv's scratch space."""
+    p, log_p, row_weight = _softmax_terms(softmax, target, weight)
+    q = (1 - p).clamp(min=torch.finfo(p.dtype).tiny)  # q**(gamma - 1) would be infinite at p = 1
+    buff.copy_(alpha * (gamma * q ** (gamma - 1) * p * log_p - (1 - p) ** gamma) * row_weight)
+    positive = target[:, None] == torch.arange(softmax.shape[1], device=target.device)
+    grad_input.copy_(buff[:, None] * (positive.to(softmax.dtype) - softmax))
+
+
+def _softmax_terms(softmax, target, weight):
+    label = target.clamp(min=0)
+    p = softmax.gather(1, label[:, None])[:, 0].to(torch.promote_types(softmax.dtype, torch.float32))
+    row_weight = weight.index_select(0, label) if weight.numel() else 1
+    return p, p.clamp(min=torch.finfo(p.dtype).tiny).log(), row_weight * (target >= 0)
