@@ -72,8 +72,8 @@ $(VENV)/.torch: $(LOCK) | $(VENV)/.python
 	@$(PIP) install $(QUIET) --constraint $(LOCK) torch
 	@touch $@
 
-# The lock file is complete, so nothing is left to resolve; without --no-deps mmengine would pull opencv-python, which
-# needs libGL, beside the headless build in the lock file.
+# The lock file is complete, so nothing is left to resolve. --no-deps also keeps out opencv-python, which mmengine asks for
+# and which needs libGL: the lock file has the headless build in its place.
 $(VENV)/.dependencies: $(LOCK) $(VENV)/.torch
 	@echo 'Installing the dependencies'
 	@$(PIP) install $(QUIET) --no-deps --requirement $(LOCK)
@@ -90,5 +90,5 @@ $(VENV)/.package: pyproject.toml setup.py $(VENV)/.dependencies
 lock: ## Renew requirements/lock.txt (needs uv)
 	@uv pip compile --universal --python-version 3.10 --no-annotate --no-header --quiet --upgrade \
 	    --all-extras pyproject.toml --constraint requirements/pins.txt \
-	    --no-emit-package opencv-python --no-emit-package pip --output-file $(LOCK)
-	@sed -i -e '/^nvidia-/d' -e '/^cuda-/d' -e '/^triton/d' $(LOCK)
+	    --no-emit-package pip --output-file $(LOCK)
+	@sed -i -e '/^nvidia-/d' -e '/^cuda-/d' -e '/^triton/d' -e 's/^opencv-python==/opencv-python-headless==/' $(LOCK)
