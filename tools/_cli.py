@@ -38,7 +38,7 @@ def load_config(args):
         sys.exit(f'{Path(sys.argv[0]).name}: {error}')
     cfg.launcher = args.launcher
     if args.cfg_options:
-        cfg.merge_from_dict(_parse_options(args.cfg_options))
+        cfg.merge_from_dict(parse_options(args.cfg_options))
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(args.config).stem))
     return cfg
 
@@ -51,7 +51,7 @@ def build_runner(cfg):
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 
-def _parse_options(pairs):
+def parse_options(pairs):
     """Return ['a.b=1', ...] as a dict of typed values, by mmengine's own rules."""
     from argparse import ArgumentParser
 

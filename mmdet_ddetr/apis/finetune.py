@@ -2,24 +2,33 @@
 
 import colorsys
 import copy
+import io
+import logging
 import math
 import statistics
+import sys
 import tempfile
+import time
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from ..datasets import CocoFolder, CocoSplit, DataError, Report, check_coco, check_splits, clean_coco
+from ..datasets import CocoFolder, CocoSplit, DataError, Report, check_coco, check_splits, clean_coco, read_coco
 
 EVALUATIONS = 10  # about how many there are while training, however long it lasts
 WARMUP_SHARE = 0.1  # of the iterations, at most
-PROBE_ITERS = 12  # timed, after as many again to warm up
+PROBE_ITERS = 12  # timed, after as many to warm up
 PROBE_IMAGES = 32
 
 
 def check_folder(
-    folder: CocoFolder, work_dir: str | Path, num_queries: int | None = None, drop_bad: bool = False, decode: bool = False
+    folder: CocoFolder,
+    work_dir: str | Path,
+    num_queries: int | None = None,
+    drop_bad: bool = False,
+    decode: bool = False,
 ) -> tuple[CocoFolder, dict[str, Report], str]:
     """Check all splits of a data set; fill harmless gaps and, if asked to, drop what is bad, in copies of its files.
 
@@ -41,7 +50,10 @@ def check_folder(
     disagreements = check_splits(reports)
     lines = [str(report) for report in reports.values()]
     for finding in disagreements:
-        lines += [f'{finding.level}: {finding.rule}, {len(finding.places)} x', *(f'    {p}' for p in finding.places[:3])]
+        lines += [
+            f'{finding.level}: {finding.rule}, {len(finding.places)} x',
+            *(f'    {p}' for p in finding.places[:3]),
+        ]
     text = '\n'.join(lines)
     fatal = [finding for finding in disagreements if finding.level == 'error']
     n_errors = sum(len(finding.places) for report in reports.values() for finding in report.errors)
@@ -86,7 +98,11 @@ def configure(
     """
     cfg = copy.deepcopy(cfg)
     metainfo = dict(classes=tuple(classes), palette=palette(len(classes)))
-    for split, loader in ((folder.train, 'train_dataloader'), (folder.val, 'val_dataloader'), (folder.test, 'test_dataloader')):
+    for split, loader in (
+        (folder.train, 'train_dataloader'),
+        (folder.val, 'val_dataloader'),
+        (folder.test, 'test_dataloader'),
+    ):
         dataset = innermost_dataset(cfg[loader])
         dataset.update(
             data_root='',
@@ -109,7 +125,7 @@ def configure(
         optimizer.lr = lr
     if length is not None:
         set_length(cfg, length)
-    _limit_warmup(cfg, folder)
+    _limit_warmup(cfg, len(read_coco(folder.train.ann_file)['images']))
     return cfg
 
 
@@ -143,7 +159,7 @@ def set_length(cfg: Config, length: int) -> None:
                 scheduler[key] = max(round(scheduler[key] * length / old), 1)
         if 'milestones' in scheduler:
             scheduler.milestones = [max(round(milestone * length / old), 1) for milestone in scheduler.milestones]
-    interval = max(round(length / EVALUATIONS), 1)
+    interval = _interval(length)
     cfg.train_cfg.val_interval = interval
     if 'checkpoint' in cfg.get('default_hooks', {}):
         cfg.default_hooks.checkpoint.interval = interval
@@ -152,35 +168,97 @@ def set_length(cfg: Config, length: int) -> None:
 def fit_minutes(cfg: Config, minutes: float) -> int:
     """The length, at most the config's own, that trains, evaluates and tests within ``minutes`` on this machine.
 
-    A few iterations and evaluated images are timed with an untrained model; what that takes counts, too.
+    A few iterations and evaluated images are timed with an untrained model; the time that takes counts, too.
 
     Returns:
         Epochs or iterations, as the config counts, for :func:`set_length`; at least 1.
     """
+    start = time.monotonic()
     planned, unit = length_of(cfg)
-    iteration, evaluation, test, iterations_per_epoch, spent = _probe(cfg)
-    step = iteration * (iterations_per_epoch if unit == 'epochs' else 1)
-    left = minutes * 60 - spent - test
+    n_train, n_val, n_test = (
+        len(read_coco(Path(innermost_dataset(cfg[f'{split}_dataloader']).ann_file))['images'])
+        for split in ('train', 'val', 'test')
+    )
+    iteration, image = _time_iteration_and_image(cfg)
+    step = iteration * (math.ceil(n_train / cfg.train_dataloader.batch_size) if unit == 'epochs' else 1)
+    left = minutes * 60 - n_test * image - (time.monotonic() - start)
     for length in range(planned, 1, -1):
-        interval = max(round(length / EVALUATIONS), 1)
-        if length * step + math.ceil(length / interval) * evaluation <= left:
+        evaluations = math.ceil(length / _interval(length))
+        if length * step + evaluations * n_val * image <= left:
             return length
     return 1
 
 
-def _probe(cfg: Config) -> tuple[float, float, float, int, float]:
-    """Seconds an iteration, an evaluation of val and of test; iterations an epoch; seconds that all this took."""
-    import time
-
-    start = time.monotonic()
+def _time_iteration_and_image(cfg: Config) -> tuple[float, float]:
+    """Seconds that a training iteration and the evaluation of one val image take."""
     cfg = copy.deepcopy(cfg)
-    with tempfile.TemporaryDirectory() as work_dir:
-        cfg.work_dir = work_dir
-        cfg.experiment_name = f'probe_{time.monotonic_ns()}'
-        cfg.custom_hooks = []
+    name = f'probe_{time.monotonic_ns()}'  # mmengine keeps loggers and visualizers by name: leave the real run its own
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as work_dir:
+        cfg.update(work_dir=work_dir, experiment_name=name, visualizer=dict(type='Visualizer', name=name))
+        cfg.update(custom_hooks=[], param_scheduler=None, load_from=None)
         cfg.default_hooks.checkpoint = None
-        cfg.param_scheduler = None
         cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=2 * PROBE_ITERS, val_interval=10**9)
         cfg.train_dataloader.sampler = dict(type='InfiniteSampler')
+        innermost_dataset(cfg.val_dataloader).indices = PROBE_IMAGES
+        runner = build_runner(cfg)
+        with silence():
+            runner.train()
+            iteration = statistics.median(runner.message_hub.get_scalar('train/time').data[0][-PROBE_ITERS:])
+            start = time.monotonic()
+            runner.val()
+            image = (time.monotonic() - start) / len(runner.val_dataloader.dataset)
+    return float(iteration), image
+
+
+def build_runner(cfg: Config) -> Runner:
+    """mmengine's Runner, whose log goes to its file; the console gets warnings only."""
+    with silence() as console:
         runner = Runner.from_cfg(cfg)
-    return start
+    for handler in runner.logger.handlers:
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            handler.setStream(console)
+            handler.setLevel(logging.WARNING)
+    return runner
+
+
+@contextmanager
+def silence():
+    """Swallow what is printed to stdout (pycocotools says much); gives the real stdout."""
+    console = sys.stdout
+    with redirect_stdout(io.StringIO()):
+        yield console
+
+
+def palette(n: int) -> list[tuple[int, int, int]]:
+    """``n`` colours that differ, RGB in 0..255: hues a golden section apart."""
+    hues = [(0.6 + i * 0.618034) % 1 for i in range(n)]
+    return [tuple(round(255 * v) for v in colorsys.hsv_to_rgb(hue, 0.85, 0.95)) for hue in hues]
+
+
+def _interval(length: int) -> int:
+    return max(round(length / EVALUATIONS), 1)
+
+
+def _as_list(value) -> list:
+    return value if isinstance(value, list | tuple) else [] if value is None else [value]
+
+
+def _set_num_classes(model: dict, num_classes: int) -> None:
+    """Set it in the heads: wherever it stands outside the backbone."""
+    if 'num_classes' in model:
+        model['num_classes'] = num_classes
+    for key, value in model.items():
+        if key != 'backbone':
+            for part in _as_list(value):
+                if isinstance(part, dict):
+                    _set_num_classes(part, num_classes)
+
+
+def _limit_warmup(cfg: Config, n_train: int) -> None:
+    """Keep a warm-up that counts iterations beside epochs from filling a short training."""
+    length, unit = length_of(cfg)
+    if unit == 'epochs':
+        iterations = length * math.ceil(n_train / cfg.train_dataloader.batch_size)
+        for scheduler in _as_list(cfg.get('param_scheduler')):
+            if not scheduler.get('by_epoch', True) and not scheduler.get('begin'):
+                scheduler.end = min(scheduler.end, max(round(WARMUP_SHARE * iterations), 1))

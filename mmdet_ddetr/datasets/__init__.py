@@ -1,6 +1,6 @@
 from .check import Report, check_coco, check_splits
 from .clean import clean_coco
-from .coco_folder import CocoFolder, CocoSplit, find_coco_folder, split_off_val
+from .coco_folder import CocoFolder, CocoSplit, find_coco_folder, read_coco, split_off_val
 from .errors import DataError
 from .loading import LoadImageFromFile
 
@@ -14,5 +14,6 @@ __all__ = [
     'check_splits',
     'clean_coco',
     'find_coco_folder',
+    'read_coco',
     'split_off_val',
 ]

@@ -1,0 +1,95 @@
+"""Annotated pictures: what is there beside what was found."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+MIN_SIDE = 480  # px of the longer side: smaller pictures are enlarged, so that labels can be read
+
+
+def draw_boxes(
+    image: np.ndarray,  # [H, W, 3], BGR
+    boxes: np.ndarray,  # [N, 4]
+    labels: Sequence[int],
+    classes: Sequence[str],
+    palette: Sequence[tuple[int, int, int]],
+    scores: Sequence[float] | None = None,
+) -> np.ndarray:  # [H * s, W * s, 3], BGR
+    """A copy of ``image``, enlarged by a whole number s where it is small, with boxes (x1, y1, x2, y2 in px) on it."""
+    scale = max(1, -(-MIN_SIDE // max(image.shape[:2])))
+    image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
+    order = np.argsort(-np.prod(np.diff(np.reshape(boxes, (-1, 2, 2)), axis=1), axis=-1).ravel())
+    for i in order:  # large ones first, so that they hide none
+        x1, y1, x2, y2 = (int(round(float(v) * scale)) for v in boxes[i])
+        colour = palette[labels[i]][::-1]
+        cv2.rectangle(image, (x1, y1), (x2 - 1, y2 - 1), colour, 2, cv2.LINE_AA)
+        text = classes[labels[i]] if scores is None else f'{classes[labels[i]]} {scores[i]:.2f}'
+        (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)
+        top = max(y1 - height - 4, 0)
+        cv2.rectangle(image, (x1, top), (x1 + width + 3, top + height + 4), colour, cv2.FILLED)
+        dark = np.dot(colour, (0.114, 0.587, 0.299)) < 140
+        ink = (255, 255, 255) if dark else (0, 0, 0)
+        cv2.putText(image, text, (x1 + 2, top + height + 1), cv2.FONT_HERSHEY_SIMPLEX, 0.4, ink, 1, cv2.LINE_AA)
+    return image
+
+
+def side_by_side(panes: dict[str, np.ndarray]) -> np.ndarray:
+    """Pictures [H, W, 3] of one height in a row, each under its name."""
+    framed = []
+    for name, pane in panes.items():
+        pane = cv2.copyMakeBorder(pane, 22, 4, 4, 4, cv2.BORDER_CONSTANT, value=(255, 255, 255))
+        framed.append(cv2.putText(pane, name, (6, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA))
+    return np.hstack(framed)
+
+
+def write_comparisons(
+    inferencer, coco: dict, image_dir: str | Path, out_dir: str | Path, n_images: int = 12, score_thr: float = 0.3
+) -> list[Path]:
+    """Detect objects in some images of an annotation file and write them beside the ground truth.
+
+    Args:
+        inferencer: a DetInferencer.
+        coco: the annotation file's content; of its images ``n_images`` are taken at even distances.
+        image_dir: folder that its file names are relative to.
+        out_dir: folder for the pictures, made if missing.
+        n_images: number of pictures.
+        score_thr: predictions below it are not drawn.
+
+    Returns:
+        The pictures' paths, JPEG.
+    """
+    images = coco['images'][:: max(len(coco['images']) // n_images, 1)][:n_images]
+    label_of = {category['id']: label for label, category in enumerate(coco['categories'])}
+    classes = [category['name'] for category in coco['categories']]
+    colours = inferencer.model.dataset_meta['palette']
+    paths = [Path(image_dir, image['file_name']) for image in images]
+    predictions = inferencer([str(path) for path in paths])['predictions']
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    written = []
+    for image, path, prediction in zip(images, paths, predictions):
+        pixels = cv2.imread(str(path))
+        truth = [a for a in coco['annotations'] if a['image_id'] == image['id'] and not a.get('iscrowd')]
+        corners = np.array([a['bbox'] for a in truth], float).reshape(-1, 4)
+        corners[:, 2:] += corners[:, :2]
+        kept = [i for i, score in enumerate(prediction['scores']) if score >= score_thr]
+        row = side_by_side(
+            {
+                'ground truth': draw_boxes(
+                    pixels, corners, [label_of[a['category_id']] for a in truth], classes, colours
+                ),
+                f'prediction, score >= {score_thr}': draw_boxes(
+                    pixels,
+                    np.array([prediction['bboxes'][i] for i in kept]).reshape(-1, 4),
+                    [prediction['labels'][i] for i in kept],
+                    classes,
+                    colours,
+                    [prediction['scores'][i] for i in kept],
+                ),
+            }
+        )
+        written.append(out_dir / f'{Path(image["file_name"]).stem}.jpg')
+        cv2.imwrite(str(written[-1]), row)
+    return written

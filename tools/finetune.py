@@ -1,0 +1,202 @@
+"""Train a detector on a folder in COCO format, evaluate it and write annotated pictures.
+
+python tools/finetune.py --data path/to/coco-folder
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description='Train a detector on a folder in COCO format, evaluate it and write annotated pictures',
+    )
+    parser.add_argument(
+        '--data', required=True, metavar='DIR', help='folder with annotations of train, val and, best, test'
+    )
+    parser.add_argument(
+        '--config',
+        default='deformable-detr-refine_lite0_finetune',
+        help='path of a config, or the name of one of this package (default: %(default)s); its data and classes are '
+        'replaced',
+    )
+    parser.add_argument(
+        '--work-dir',
+        default='work_dirs/finetune',
+        metavar='DIR',
+        help='where all that is written goes (default: %(default)s)',
+    )
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument(
+        '--epochs', type=positive(int), metavar='N', help="length of the training (default: the config's)"
+    )
+    length.add_argument('--iters', type=positive(int), metavar='N', help='the same, for configs that count iterations')
+    parser.add_argument(
+        '--minutes',
+        type=positive(float),
+        metavar='M',
+        help='shorten the training so that it ends, tested, in about this time (measured first)',
+    )
+    parser.add_argument('--batch-size', type=positive(int), metavar='N', help="images a step (default: the config's)")
+    parser.add_argument(
+        '--lr',
+        type=positive(float),
+        help="learning rate (default: the config's, times the root of the batch sizes' ratio)",
+    )
+    parser.add_argument(
+        '--load-from', metavar='CHECKPOINT', help='weights to start from; layers of other shapes are left'
+    )
+    parser.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto')
+    parser.add_argument('--seed', type=int, default=0, help='of all random generators (default: %(default)s)')
+    parser.add_argument('--check', action='store_true', help='check the data and stop')
+    parser.add_argument('--decode', action='store_true', help='decode every image while checking, not only its ends')
+    parser.add_argument('--drop-bad', action='store_true', help='train without the images and boxes that have errors')
+    parser.add_argument(
+        '--val-fraction', type=float, metavar='F', help='split this share of the train images off as the val split'
+    )
+    parser.add_argument(
+        '--pictures',
+        type=int,
+        default=12,
+        metavar='N',
+        help='how many annotated pictures to write (default: %(default)s)',
+    )
+    parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='override settings of the config')
+    return parser.parse_args(argv)
+
+
+def positive(number_type):
+    def parse(text):
+        value = number_type(text)
+        if value <= 0:
+            raise argparse.ArgumentTypeError(f'{text} is not positive')
+        return value
+
+    parse.__name__ = number_type.__name__  # argparse names it in its errors
+    return parse
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    start = time.monotonic()
+    if args.device == 'cpu':
+        os.environ['CUDA_VISIBLE_DEVICES'] = ''  # before torch looks
+
+    from mmdet_ddetr.datasets import DataError
+
+    try:
+        finetune(args, start)
+    except (DataError, FileNotFoundError) as error:
+        # one from a worker process of the data loader comes wrapped in its traceback
+        sys.exit(f'{Path(sys.argv[0]).name}: {str(error).rpartition("DataError: ")[2]}')
+
+
+def finetune(args, start):
+    import torch
+    from _cli import parse_options
+
+    from mmdet_ddetr import get_config
+    from mmdet_ddetr.apis import DDetrInferencer
+    from mmdet_ddetr.apis.finetune import (
+        build_runner,
+        check_folder,
+        configure,
+        fit_minutes,
+        length_of,
+        set_length,
+        silence,
+    )
+    from mmdet_ddetr.apis.pictures import write_comparisons
+    from mmdet_ddetr.datasets import find_coco_folder, read_coco, split_off_val
+
+    if args.device == 'cuda' and not torch.cuda.is_available():
+        sys.exit('--device cuda: this PyTorch sees no CUDA device')
+    work_dir = Path(args.work_dir)
+    cfg = get_config(args.config)
+    if args.cfg_options:
+        cfg.merge_from_dict(parse_options(args.cfg_options))
+    if args.val_fraction is None:
+        folder = find_coco_folder(args.data)
+    else:
+        folder = split_off_val(args.data, args.val_fraction, work_dir / 'annotations' / 'split', args.seed)
+    folder, reports, findings = check_folder(
+        folder, work_dir, cfg.model.get('num_queries'), drop_bad=args.drop_bad, decode=args.decode
+    )
+    print(findings)
+    if args.check:
+        return
+
+    planned, unit = length_of(cfg)
+    wanted = {'epochs': args.epochs, 'iters': args.iters}
+    if wanted.pop(unit) is None and any(wanted.values()):
+        sys.exit(f'{args.config} counts its {planned} {unit}: use --{unit}')
+    classes = reports['train'].classes
+    cfg = configure(cfg, folder, classes, length=args.epochs or args.iters, batch_size=args.batch_size, lr=args.lr)
+    cfg.work_dir = str(work_dir)
+    cfg.load_from = args.load_from
+    cfg.randomness = dict(seed=args.seed)
+    cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='mmdet_ddetr.ProgressBarHook')]
+    if args.minutes:
+        set_length(cfg, fit_minutes(cfg, args.minutes - (time.monotonic() - start) / 60))
+    length, unit = length_of(cfg)
+    n_train = len(reports['train'].coco['images'])
+    print(
+        f'Training for {length} {unit} of {n_train} images, {cfg.train_dataloader.batch_size} at a time, '
+        f'learning rate {cfg.optim_wrapper.optimizer.lr:.2g}, {len(classes)} classes: {", ".join(classes)}',
+        flush=True,
+    )
+
+    runner = build_runner(cfg)
+    with silence():
+        runner.train()
+        checkpoint = runner.message_hub.get_info('best_ckpt', runner.message_hub.get_info('last_ckpt', None))
+        runner.load_checkpoint(checkpoint)
+        metrics = runner.test()
+
+    split = folder.test.name
+    pictures = work_dir / 'pictures'
+    with silence():
+        inferencer = DDetrInferencer(weights=checkpoint, show_progress=False)
+        write_comparisons(inferencer, read_coco(folder.test.ann_file), folder.test.image_dir, pictures, args.pictures)
+    config = work_dir / 'config.py'
+    runner.cfg.dump(config)
+    results = work_dir / 'metrics.json'
+    minutes = (time.monotonic() - start) / 60
+    results.write_text(json.dumps(dict(split=split, minutes=minutes, checkpoint=str(checkpoint), **metrics), indent=1))
+
+    print(f'\n{table_of(metrics, classes)}')
+    print(f'measured on the {split} split, {minutes:.1f} minutes after the start')
+    for name, path in (
+        ('checkpoint', checkpoint),
+        ('config', config),
+        ('log', runner.logger.log_file),
+        ('pictures', pictures),
+        ('metrics', results),
+    ):
+        print(f'{name:>10}  {path}')
+
+
+def table_of(metrics, classes):
+    """The COCO metric: AP over all IoUs, at 0.50 and 0.75, of small, medium and large boxes, and of each class."""
+
+    def figure(key):
+        value = metrics.get(f'coco/{key}', float('nan'))
+        return f'{value:.3f}' if value >= 0 else '-'  # -1 and NaN: no such boxes
+
+    names = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')
+    keys = ('bbox_mAP', 'bbox_mAP_50', 'bbox_mAP_75', 'bbox_mAP_s', 'bbox_mAP_m', 'bbox_mAP_l')
+    lines = [
+        '  '.join(f'{name:>5}' for name in names),
+        '  '.join(f'{figure(key):>5}' for key in keys),
+        'AP of each class:',
+    ]
+    width = max(len(name) for name in classes)
+    return '\n'.join([*lines, *(f'  {name:{width}}  {figure(f"{name}_precision")}' for name in classes)])
+
+
+if __name__ == '__main__':
+    main()
