@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 
 
@@ -82,6 +83,8 @@ def positive(number_type):
 
 def main(argv=None):
     args = parse_args(argv)
+    warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
+    warnings.filterwarnings('ignore', message='Failed to add .*LocalVisBackend')  # the inferencer writes nothing
     start = time.monotonic()
     if args.device == 'cpu':
         os.environ['CUDA_VISIBLE_DEVICES'] = ''  # before torch looks
@@ -109,6 +112,7 @@ def finetune(args, start):
         length_of,
         set_length,
         silence,
+        unfit_weights,
     )
     from mmdet_ddetr.apis.pictures import write_comparisons
     from mmdet_ddetr.datasets import find_coco_folder, read_coco, split_off_val
@@ -151,6 +155,12 @@ def finetune(args, start):
     )
 
     runner = build_runner(cfg)
+    if args.load_from:
+        with silence():
+            n_loaded, unfit = unfit_weights(runner.model, args.load_from)
+        if not n_loaded:
+            sys.exit(f'--load-from {args.load_from}: no tensor in it fits the model')
+        print(f'{n_loaded} tensors from {args.load_from}; new: {", ".join(unfit) or "none"}')
     with silence():
         runner.train()
         checkpoint = runner.message_hub.get_info('best_ckpt', runner.message_hub.get_info('last_ckpt', None))

@@ -18,15 +18,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-CLASSES = ("circle", "square", "triangle", "star", "ring")
-SPLITS = ("train", "val", "test")
-MANIFEST = "make_shapes.json"
+CLASSES = ('circle', 'square', 'triangle', 'star', 'ring')
+SPLITS = ('train', 'val', 'test')
+MANIFEST = 'make_shapes.json'
 FORMAT = 1  # counts up when the pictures of one seed change
 
 SIDES = {
-    "small": (11, 31),
-    "medium": (34, 92),
-    "large": (102, 150),
+    'small': (11, 31),
+    'medium': (34, 92),
+    'large': (102, 150),
 }  # px, at any image size
 MAX_BOXES = 24
 MIN_VISIBLE = 0.5  # of a shape's pixels
@@ -38,15 +38,8 @@ def texture(rng, size):
     """Cloudy colours, often with stripes or a chequerboard: float32 [size, size, 3] in about 0..255."""
     clouds = rng.uniform(40, 215, (1, 1, 3)).astype(np.float32)
     for cells, strength in ((3, 45), (9, 22), (40, 12)):  # coarse to fine
-        noise = rng.standard_normal((cells, cells, 3), np.float32) * (
-            strength * rng.uniform(0.3, 1.0)
-        )
-        clouds = (
-            cv2.resize(clouds, (cells, cells), interpolation=cv2.INTER_CUBIC).reshape(
-                noise.shape
-            )
-            + noise
-        )
+        noise = rng.standard_normal((cells, cells, 3), np.float32) * (strength * rng.uniform(0.3, 1.0))
+        clouds = cv2.resize(clouds, (cells, cells), interpolation=cv2.INTER_CUBIC).reshape(noise.shape) + noise
     image = cv2.resize(clouds, (size, size), interpolation=cv2.INTER_CUBIC)
     kind = rng.random()
     if kind < 0.5:
@@ -55,9 +48,7 @@ def texture(rng, size):
         across = along[:, None]
         wave = np.sin(along * np.cos(angle) + across * np.sin(angle))
         if kind < 0.2:
-            wave = np.sign(
-                wave * np.sin(across * np.cos(angle) - along * np.sin(angle))
-            )
+            wave = np.sign(wave * np.sin(across * np.cos(angle) - along * np.sin(angle)))
         image += wave[..., None] * rng.normal(0, 14, 3).astype(np.float32)
     return image
 
@@ -70,9 +61,7 @@ def add_clutter(rng, image):
         width = int(rng.integers(1, 4))
         centre = rng.uniform(0, size, 2)
         if rng.random() < 0.5:  # a bent stroke
-            points = centre + np.cumsum(
-                rng.normal(0, size / 12, (int(rng.integers(3, 7)), 2)), 0
-            )
+            points = centre + np.cumsum(rng.normal(0, size / 12, (int(rng.integers(3, 7)), 2)), 0)
             cv2.polylines(image, [np.int32(points)], False, colour, width, cv2.LINE_AA)
         else:
             angle, reach = rng.uniform(0, np.pi), rng.uniform(4, 16)
@@ -90,26 +79,22 @@ def add_clutter(rng, image):
 
 def outline(rng, name, side):
     """Corners [N, 2] around (0, 0), turned at random, whose longer extent is ``side`` px."""
-    if name in ("circle", "ring"):
+    if name in ('circle', 'ring'):
         angles = np.linspace(0, 2 * np.pi, max(24, int(side)), endpoint=False)
         radii = np.ones_like(angles)
-    elif name == "star":
+    elif name == 'star':
         angles = np.linspace(0, 2 * np.pi, 10, endpoint=False)
         radii = np.where(np.arange(10) % 2, rng.uniform(0.38, 0.5), 1.0)
     else:
-        corners = {"square": 4, "triangle": 3}[name]
+        corners = {'square': 4, 'triangle': 3}[name]
         angles = np.linspace(0, 2 * np.pi, corners, endpoint=False)
         radii = np.ones(corners)
     corners = np.stack((np.cos(angles), np.sin(angles)), 1) * radii[:, None]
-    if name == "square":
-        corners = (
-            corners @ np.array(((1, 1), (-1, 1))) / 2
-        )  # sides along the axes before they are stretched
+    if name == 'square':
+        corners = corners @ np.array(((1, 1), (-1, 1))) / 2  # sides along the axes before they are stretched
     corners = corners * (1, rng.uniform(0.85, 1.0))  # nothing is quite regular
     angle = rng.uniform(0, 2 * np.pi)
-    corners = corners @ np.array(
-        ((np.cos(angle), np.sin(angle)), (-np.sin(angle), np.cos(angle)))
-    )
+    corners = corners @ np.array(((np.cos(angle), np.sin(angle)), (-np.sin(angle), np.cos(angle))))
     corners -= (corners.max(0) + corners.min(0)) / 2
     return corners * side / np.ptp(corners, axis=0).max()
 
@@ -118,9 +103,7 @@ def coverage(corners, hole, x0, y0, width, height):
     """Share of each pixel that the polygon covers, float32 [height, width], for the window at (x0, y0)."""
     window = np.zeros((height, width), np.uint8)
     # cv2 means the centre of a pixel by a whole number, hence the half
-    to_fixed = lambda points: np.int32(
-        np.round((points - (x0 + 0.5, y0 + 0.5)) * 2**SUBPIXEL_BITS)
-    )
+    to_fixed = lambda points: np.int32(np.round((points - (x0 + 0.5, y0 + 0.5)) * 2**SUBPIXEL_BITS))
     cv2.fillPoly(window, [to_fixed(corners)], 255, cv2.LINE_AA, SUBPIXEL_BITS)
     if hole is not None:
         cv2.fillPoly(window, [to_fixed(hole)], 0, cv2.LINE_AA, SUBPIXEL_BITS)
@@ -138,21 +121,13 @@ def contrasting_colour(rng, background):
 def paint(rng, image, alpha):
     """Blend one shape into ``image``, a window of the picture [h, w, 3], where ``alpha`` [h, w] covers it."""
     height, width = alpha.shape
-    colour = contrasting_colour(
-        rng, cv2.mean(image, (alpha > 0.5).astype(np.uint8))[:3]
-    )
+    colour = contrasting_colour(rng, cv2.mean(image, (alpha > 0.5).astype(np.uint8))[:3])
     shade = np.linspace(-1, 1, width, dtype=np.float32) * rng.normal(0, 14)
     if rng.random() < 0.3:  # stripes
-        shade += 16 * np.sin(
-            np.arange(width, dtype=np.float32) * (2 * np.pi / rng.uniform(4, 14))
-        )
-    shade = shade + np.linspace(-1, 1, height, dtype=np.float32)[:, None] * np.float32(
-        rng.normal(0, 14)
-    )
+        shade += 16 * np.sin(np.arange(width, dtype=np.float32) * (2 * np.pi / rng.uniform(4, 14)))
+    shade = shade + np.linspace(-1, 1, height, dtype=np.float32)[:, None] * np.float32(rng.normal(0, 14))
     if rng.random() < 0.35:  # a darker or lighter rim
-        inside = cv2.erode(
-            alpha, np.ones((3, 3), np.uint8), iterations=1 + min(height, width) // 40
-        )
+        inside = cv2.erode(alpha, np.ones((3, 3), np.uint8), iterations=1 + min(height, width) // 40)
         shade += (1 - inside) * rng.choice((-55, 55))
     fill = shade[..., None] + colour
     fill -= image
@@ -167,10 +142,10 @@ def choose_sides(rng, size):
         return []  # an empty image
     if kind < 0.20:  # a crowd
         count = rng.integers(9, MAX_BOXES + 1)
-        groups = rng.choice(("small", "medium"), count, p=(0.8, 0.2))
+        groups = rng.choice(('small', 'medium'), count, p=(0.8, 0.2))
     else:
         count = rng.integers(1, 8)
-        groups = rng.choice(("small", "medium", "large"), count, p=(0.36, 0.44, 0.20))
+        groups = rng.choice(('small', 'medium', 'large'), count, p=(0.36, 0.44, 0.20))
     sides = [np.exp(rng.uniform(*np.log(SIDES[group]))) for group in groups]
     return sorted((min(side, 0.85 * size) for side in sides), reverse=True)
 
@@ -185,20 +160,14 @@ def draw_image(rng, size):
     add_clutter(rng, image)
     owner = np.zeros((size, size), np.uint8)  # which shape is seen at a pixel, 0 = none
     labels = []
-    full = np.zeros(
-        1 + MAX_BOXES, int
-    )  # full[i]: the pixels that shape i would have if nothing hid it
+    full = np.zeros(1 + MAX_BOXES, int)  # full[i]: the pixels that shape i would have if nothing hid it
     visible = np.zeros(1 + MAX_BOXES, int)
     for side in choose_sides(rng, size):
         for _ in range(12):  # attempts to find a free place
             label = int(rng.integers(len(CLASSES)))
             corners = outline(rng, CLASSES[label], side)
-            hole = (
-                corners * rng.uniform(0.45, 0.68) if CLASSES[label] == "ring" else None
-            )
-            margin = side * (
-                0.3 if rng.random() < 0.15 else 0.5
-            )  # some are cut by the image's edge
+            hole = corners * rng.uniform(0.45, 0.68) if CLASSES[label] == 'ring' else None
+            margin = side * (0.3 if rng.random() < 0.15 else 0.5)  # some are cut by the image's edge
             centre = rng.uniform(margin, size - margin, 2)
             x0, y0 = np.maximum(np.floor(centre + corners.min(0)).astype(int) - 1, 0)
             x1, y1 = np.minimum(np.ceil(centre + corners.max(0)).astype(int) + 1, size)
@@ -246,59 +215,54 @@ def finish(rng, image):
 # ---------------------------------------------------------------------------------------------------------- one split
 def write_split(out_dir, split, count, size, seed):
     """Write ``count`` pictures and the annotation file of ``split``; returns the COCO dict."""
-    folder = out_dir / "images" / split
+    folder = out_dir / 'images' / split
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob(f"{split}_[0-9][0-9][0-9][0-9][0-9][0-9].jpg"):
+    for old in folder.glob(f'{split}_[0-9][0-9][0-9][0-9][0-9][0-9].jpg'):
         old.unlink()
 
     coco = {
-        "info": {
-            "description": f"Drawn shapes, {split}",
-            "version": str(FORMAT),
-            "seed": seed,
+        'info': {
+            'description': f'Drawn shapes, {split}',
+            'version': str(FORMAT),
+            'seed': seed,
         },
-        "licenses": [
+        'licenses': [
             {
-                "id": 1,
-                "name": "CC0 1.0",
-                "url": "https://creativecommons.org/publicdomain/zero/1.0/",
+                'id': 1,
+                'name': 'CC0 1.0',
+                'url': 'https://creativecommons.org/publicdomain/zero/1.0/',
             }
         ],
-        "images": [],
-        "annotations": [],
-        "categories": [
-            {"id": i, "name": name, "supercategory": "shape"}
-            for i, name in enumerate(CLASSES, 1)
-        ],
+        'images': [],
+        'annotations': [],
+        'categories': [{'id': i, 'name': name, 'supercategory': 'shape'} for i, name in enumerate(CLASSES, 1)],
     }
     for index in range(count):
-        image, boxes = draw_image(
-            np.random.default_rng((seed, SPLITS.index(split), index)), size
-        )
-        name = f"{split}_{index + 1:06d}.jpg"
+        image, boxes = draw_image(np.random.default_rng((seed, SPLITS.index(split), index)), size)
+        name = f'{split}_{index + 1:06d}.jpg'
         if not cv2.imwrite(str(folder / name), image, [cv2.IMWRITE_JPEG_QUALITY, 92]):
-            raise OSError(f"cannot write {folder / name}")
-        coco["images"].append(
+            raise OSError(f'cannot write {folder / name}')
+        coco['images'].append(
             {
-                "id": index + 1,
-                "file_name": name,
-                "width": size,
-                "height": size,
-                "license": 1,
+                'id': index + 1,
+                'file_name': name,
+                'width': size,
+                'height': size,
+                'license': 1,
             }
         )
         for label, box in boxes:
-            coco["annotations"].append(
+            coco['annotations'].append(
                 {
-                    "id": len(coco["annotations"]) + 1,
-                    "image_id": index + 1,
-                    "category_id": label + 1,
-                    "bbox": box,
-                    "area": box[2] * box[3],
-                    "iscrowd": 0,
+                    'id': len(coco['annotations']) + 1,
+                    'image_id': index + 1,
+                    'category_id': label + 1,
+                    'bbox': box,
+                    'area': box[2] * box[3],
+                    'iscrowd': 0,
                 }
             )
-    annotation_file = out_dir / "annotations" / f"{split}.json"
+    annotation_file = out_dir / 'annotations' / f'{split}.json'
     annotation_file.parent.mkdir(exist_ok=True)
     annotation_file.write_text(json.dumps(coco))
     return coco
@@ -307,83 +271,66 @@ def write_split(out_dir, split, count, size, seed):
 def describe(cocos):
     """A table with a line for each split: images, boxes, their sizes in COCO's sense and their classes."""
     head = [
-        "split",
-        "images",
-        "empty",
-        "boxes",
-        "most",
-        "small",
-        "medium",
-        "large",
+        'split',
+        'images',
+        'empty',
+        'boxes',
+        'most',
+        'small',
+        'medium',
+        'large',
         *CLASSES,
     ]
     lines = [head]
     for split, coco in cocos.items():
-        areas = np.array([annotation["area"] for annotation in coco["annotations"]])
-        image_ids = np.array(
-            [annotation["image_id"] for annotation in coco["annotations"]], int
-        )
-        category_ids = np.array(
-            [annotation["category_id"] for annotation in coco["annotations"]], int
-        )
-        a_image = np.bincount(image_ids, minlength=len(coco["images"]) + 1)[1:]
+        areas = np.array([annotation['area'] for annotation in coco['annotations']])
+        image_ids = np.array([annotation['image_id'] for annotation in coco['annotations']], int)
+        category_ids = np.array([annotation['category_id'] for annotation in coco['annotations']], int)
+        a_image = np.bincount(image_ids, minlength=len(coco['images']) + 1)[1:]
         sizes = np.histogram(areas, (0, 32**2, 96**2, np.inf))[0] / max(len(areas), 1)
         numbers = [
-            len(coco["images"]),
+            len(coco['images']),
             int((a_image == 0).sum()),
             len(areas),
             int(a_image.max(initial=0)),
         ]
         classes = np.bincount(category_ids, minlength=len(CLASSES) + 1)[1:]
-        lines.append([split, *numbers, *(f"{share:.0%}" for share in sizes), *classes])
+        lines.append([split, *numbers, *(f'{share:.0%}' for share in sizes), *classes])
     widths = [max(len(str(line[i])) for line in lines) for i in range(len(head))]
-    return "\n".join(
-        "  ".join(str(cell).rjust(width) for cell, width in zip(line, widths))
-        for line in lines
-    )
+    return '\n'.join('  '.join(str(cell).rjust(width) for cell, width in zip(line, widths)) for line in lines)
 
 
 # ------------------------------------------------------------------------------------------------------- command line
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n")[0],
+        description=__doc__.partition('\n')[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    parser.add_argument('out_dir', type=Path, help='folder to write annotations/ and images/ into')
+    parser.add_argument('--train', type=int, default=2400, metavar='N', help='images in the train split')
+    parser.add_argument('--val', type=int, default=300, metavar='N', help='images in the val split')
+    parser.add_argument('--test', type=int, default=100, metavar='N', help='images in the test split')
     parser.add_argument(
-        "out_dir", type=Path, help="folder to write annotations/ and images/ into"
-    )
-    parser.add_argument(
-        "--train", type=int, default=2400, metavar="N", help="images in the train split"
-    )
-    parser.add_argument(
-        "--val", type=int, default=300, metavar="N", help="images in the val split"
-    )
-    parser.add_argument(
-        "--test", type=int, default=100, metavar="N", help="images in the test split"
-    )
-    parser.add_argument(
-        "--size",
+        '--size',
         type=int,
         default=192,
-        metavar="PX",
-        help="width and height of the images",
+        metavar='PX',
+        help='width and height of the images',
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument('--seed', type=int, default=0)
     parser.add_argument(
-        "--force",
-        action="store_true",
-        help="write into a folder that this tool did not make",
+        '--force',
+        action='store_true',
+        help='write into a folder that this tool did not make',
     )
     args = parser.parse_args(argv)
     if args.size < 64:
-        parser.error(
-            f"--size is {args.size}, expected at least 64: nothing fits into less"
-        )
+        parser.error(f'--size is {args.size}, expected at least 64: nothing fits into less')
     if args.seed < 0:
-        parser.error(f"--seed is {args.seed}, expected 0 or more")
+        parser.error(f'--seed is {args.seed}, expected 0 or more')
     for split in SPLITS:
         if getattr(args, split) < 1:
-            parser.error(f"--{split} is {getattr(args, split)}, expected 1 or more")
+            parser.error(f'--{split} is {getattr(args, split)}, expected 1 or more')
     return args
 
 
@@ -397,38 +344,23 @@ def main(argv=None):
         seed=args.seed,
         **{split: getattr(args, split) for split in SPLITS},
     )
-    if manifest.is_file() and json.loads(manifest.read_text()) == dict(
-        request, finished=True
-    ):
-        cocos = {
-            split: json.loads((out_dir / "annotations" / f"{split}.json").read_text())
-            for split in SPLITS
-        }
+    if manifest.is_file() and json.loads(manifest.read_text()) == dict(request, finished=True):
+        cocos = {split: json.loads((out_dir / 'annotations' / f'{split}.json').read_text()) for split in SPLITS}
         print(describe(cocos))
-        print(f"{out_dir} is already complete")
+        print(f'{out_dir} is already complete')
         return
     if out_dir.exists() and not out_dir.is_dir():
-        sys.exit(f"{out_dir} is a file, expected a folder")
-    if (
-        out_dir.is_dir()
-        and any(out_dir.iterdir())
-        and not manifest.is_file()
-        and not args.force
-    ):
-        sys.exit(
-            f"{out_dir} holds files that this tool did not write; choose another folder or add --force"
-        )
+        sys.exit(f'{out_dir} is a file, expected a folder')
+    if out_dir.is_dir() and any(out_dir.iterdir()) and not manifest.is_file() and not args.force:
+        sys.exit(f'{out_dir} holds files that this tool did not write; choose another folder or add --force')
     out_dir.mkdir(parents=True, exist_ok=True)
     # an interrupted run leaves finished=False, so that the next one knows the folder as its own and starts again
     manifest.write_text(json.dumps(dict(request, finished=False)))
-    cocos = {
-        split: write_split(out_dir, split, request[split], args.size, args.seed)
-        for split in SPLITS
-    }
+    cocos = {split: write_split(out_dir, split, request[split], args.size, args.seed) for split in SPLITS}
     manifest.write_text(json.dumps(dict(request, finished=True)))
     print(describe(cocos))
-    print(f"wrote {out_dir}")
+    print(f'wrote {out_dir}')
 
 
-if __name__ == "__main__":
+if __name__ == '__main__':
     main()

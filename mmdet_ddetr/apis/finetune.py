@@ -12,8 +12,9 @@ import time
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
+import torch
 from mmengine.config import Config
-from mmengine.runner import Runner
+from mmengine.runner import CheckpointLoader, Runner
 
 from ..datasets import CocoFolder, CocoSplit, DataError, Report, check_coco, check_splits, clean_coco, read_coco
 
@@ -211,14 +212,27 @@ def _time_iteration_and_image(cfg: Config) -> tuple[float, float]:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """mmengine's Runner, whose log goes to its file; the console gets warnings only."""
+    """mmengine's Runner, whose log goes to its file; the console gets errors only."""
     with silence() as console:
         runner = Runner.from_cfg(cfg)
     for handler in runner.logger.handlers:
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
             handler.setStream(console)
-            handler.setLevel(logging.WARNING)
+            handler.setLevel(logging.ERROR)
     return runner
+
+
+def unfit_weights(model: torch.nn.Module, checkpoint: str | Path) -> tuple[int, list[str]]:
+    """How many tensors of the model a checkpoint fills, and the names of those that it lacks or has in another shape.
+
+    The latter keep their initialisation when training starts from it: as a rule the class branches, if the number of
+    classes differs.
+    """
+    state_dict = CheckpointLoader.load_checkpoint(str(checkpoint), map_location='cpu')
+    state_dict = state_dict.get('state_dict', state_dict)
+    own = model.state_dict()
+    unfit = [key for key, value in own.items() if key not in state_dict or state_dict[key].shape != value.shape]
+    return len(own) - len(unfit), unfit
 
 
 @contextmanager
