@@ -1,4 +1,4 @@
-"""What train.py and test.py share. Nothing heavy is imported before the arguments are parsed: ``-h`` answers at once."""
+"""What train.py and test.py share. Nothing heavy is imported before the arguments are parsed, for a fast ``-h``."""
 
 import os
 import sys

@@ -16,7 +16,9 @@ def parse_args():
     parser.add_argument('--show', action='store_true', help='show the predictions in a window')
     parser.add_argument('--show-dir', metavar='DIR', help='write pictures to <work dir>/<time>/DIR')
     parser.add_argument('--wait-time', type=float, default=2, metavar='SECONDS', help='how long --show shows a picture')
-    parser.add_argument('--tta', action='store_true', help='test-time augmentation: tta_model, tta_pipeline of the config')
+    parser.add_argument(
+        '--tta', action='store_true', help='test-time augmentation: tta_model, tta_pipeline of the config'
+    )
     add_common_arguments(parser)
     args = parser.parse_args()
     if args.out and not args.out.endswith(('.pkl', '.pickle')):

@@ -13,7 +13,9 @@ def parse_args():
     parser.add_argument('config', help='path of a config, or the name of one of this package')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     parser.add_argument(
-        '--auto-scale-lr', action='store_true', help='scale the learning rate by batch size / auto_scale_lr.base_batch_size'
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate by batch size / auto_scale_lr.base_batch_size',
     )
     parser.add_argument(
         '--resume',

@@ -1,7 +1,7 @@
 """The configs of this package by name.
 
-mmengine's ``mmdet::...`` and ``get_config`` know a fixed list of packages, which a third party cannot join; this file is
-the same for ours.
+mmengine's ``mmdet::...`` and ``get_config`` know a fixed list of packages, which no third party can join; this file
+does the same for ours.
 """
 
 from difflib import get_close_matches
@@ -39,7 +39,9 @@ def find_config(name):
     if stem in configs:
         return configs[stem]
     near = get_close_matches(Path(stem).name, configs, n=3, cutoff=0.5) or list(configs)
-    raise FileNotFoundError(f'no config {str(name)!r}: neither a file nor a name of mmdet_ddetr, like {", ".join(near)}')
+    raise FileNotFoundError(
+        f'no config {str(name)!r}: neither a file nor a name of mmdet_ddetr, like {", ".join(near)}'
+    )
 
 
 def get_config(name):

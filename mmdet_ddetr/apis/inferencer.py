@@ -41,8 +41,8 @@ class DDetrInferencer(DetInferencer):
             return name
         if weights is None:
             raise ValueError(
-                f'weights: {name} has no published checkpoint; give the path of one, or pass get_config({name!r}) to run '
-                'it with random weights'
+                f'weights: {name} has no published checkpoint; give the path of one, '
+                f'or pass get_config({name!r}) to run it with random weights'
             )
         return get_config(name)
 
@@ -64,7 +64,9 @@ class DDetrInferencer(DetInferencer):
             return [str(item) if isinstance(item, Path) else item for item in inputs]
         images = sorted(str(path) for path in Path(inputs).iterdir() if path.suffix.lower() in IMG_EXTENSIONS)
         if not images:
-            raise ValueError(f'inputs: no image in {str(inputs)!r}; expected files ending in {", ".join(IMG_EXTENSIONS)}')
+            raise ValueError(
+                f'inputs: no image in {str(inputs)!r}; expected files ending in {", ".join(IMG_EXTENSIONS)}'
+            )
         return images
 
     def __call__(self, inputs, batch_size=1, *, no_save_pred=False, **kwargs):
@@ -92,6 +94,7 @@ def _check_shapes(model, state_dict):
     if wrong:
         key = wrong[0]
         raise ValueError(
-            f'weights: {len(wrong)} tensors do not fit the model; {key} is {list(state_dict[key].shape)} in the checkpoint '
-            f'and {list(own[key].shape)} in the model. Pass the config the checkpoint was trained with, or no model at all'
+            f'weights: {len(wrong)} tensors do not fit the model; {key} is {list(state_dict[key].shape)} in the '
+            f'checkpoint and {list(own[key].shape)} in the model. Pass the config the checkpoint was trained with, '
+            'or no model at all'
         )
