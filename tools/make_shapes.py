@@ -3,8 +3,9 @@
     python tools/make_shapes.py data/shapes
 
 Circles, squares, triangles, stars and rings lie on textured backgrounds among strokes and crosses that belong to no
-class; they are turned, textured, blurred, noisy, cut by the image's edge and hidden by each other (at least half of each
-stays visible). Boxes are tight around the visible pixels, as in COCO; ``area`` is the box's, as in data without masks.
+class; they are turned, textured, blurred, noisy, cut by the image's edge and hidden by each other (at least half of
+each stays visible). Boxes are tight around the visible pixels, as in COCO; ``area`` is the box's, as in data without
+masks.
 
 Every image has its own random generator, seeded by (seed, split, index): the same seed gives the same bytes (with the
 same versions of numpy and OpenCV), whatever the number of images in this or any other split.
@@ -23,11 +24,7 @@ SPLITS = ('train', 'val', 'test')
 MANIFEST = 'make_shapes.json'
 FORMAT = 1  # counts up when the pictures of one seed change
 
-SIDES = {
-    'small': (11, 31),
-    'medium': (34, 92),
-    'large': (102, 150),
-}  # px, at any image size
+SIDES = {'small': (11, 31), 'medium': (34, 92), 'large': (102, 150)}  # px, at any image size
 MAX_BOXES = 24
 MIN_VISIBLE = 0.5  # of a shape's pixels
 SUBPIXEL_BITS = 4  # cv2 takes polygon corners in 1/16 px
@@ -67,14 +64,7 @@ def add_clutter(rng, image):
             angle, reach = rng.uniform(0, np.pi), rng.uniform(4, 16)
             for turn in (angle, angle + np.pi / 2):
                 arm = reach * np.array((np.cos(turn), np.sin(turn)))
-                cv2.line(
-                    image,
-                    np.int32(centre - arm),
-                    np.int32(centre + arm),
-                    colour,
-                    width + 1,
-                    cv2.LINE_AA,
-                )
+                cv2.line(image, np.int32(centre - arm), np.int32(centre + arm), colour, width + 1, cv2.LINE_AA)
 
 
 def outline(rng, name, side):
@@ -102,8 +92,10 @@ def outline(rng, name, side):
 def coverage(corners, hole, x0, y0, width, height):
     """Share of each pixel that the polygon covers, float32 [height, width], for the window at (x0, y0)."""
     window = np.zeros((height, width), np.uint8)
-    # cv2 means the centre of a pixel by a whole number, hence the half
-    to_fixed = lambda points: np.int32(np.round((points - (x0 + 0.5, y0 + 0.5)) * 2**SUBPIXEL_BITS))
+
+    def to_fixed(points):  # cv2 means the centre of a pixel by a whole number, hence the half
+        return np.int32(np.round((points - (x0 + 0.5, y0 + 0.5)) * 2**SUBPIXEL_BITS))
+
     cv2.fillPoly(window, [to_fixed(corners)], 255, cv2.LINE_AA, SUBPIXEL_BITS)
     if hole is not None:
         cv2.fillPoly(window, [to_fixed(hole)], 0, cv2.LINE_AA, SUBPIXEL_BITS)
@@ -171,14 +163,7 @@ def draw_image(rng, size):
             centre = rng.uniform(margin, size - margin, 2)
             x0, y0 = np.maximum(np.floor(centre + corners.min(0)).astype(int) - 1, 0)
             x1, y1 = np.minimum(np.ceil(centre + corners.max(0)).astype(int) + 1, size)
-            alpha = coverage(
-                corners + centre,
-                None if hole is None else hole + centre,
-                x0,
-                y0,
-                x1 - x0,
-                y1 - y0,
-            )
+            alpha = coverage(corners + centre, None if hole is None else hole + centre, x0, y0, x1 - x0, y1 - y0)
             covered = alpha > 0.5
             owner_here = owner[y0:y1, x0:x1]  # a view
             left = visible - np.bincount(owner_here[covered], minlength=len(visible))
@@ -221,18 +206,8 @@ def write_split(out_dir, split, count, size, seed):
         old.unlink()
 
     coco = {
-        'info': {
-            'description': f'Drawn shapes, {split}',
-            'version': str(FORMAT),
-            'seed': seed,
-        },
-        'licenses': [
-            {
-                'id': 1,
-                'name': 'CC0 1.0',
-                'url': 'https://creativecommons.org/publicdomain/zero/1.0/',
-            }
-        ],
+        'info': {'description': f'Drawn shapes, {split}', 'version': str(FORMAT), 'seed': seed},
+        'licenses': [{'id': 1, 'name': 'CC0 1.0', 'url': 'https://creativecommons.org/publicdomain/zero/1.0/'}],
         'images': [],
         'annotations': [],
         'categories': [{'id': i, 'name': name, 'supercategory': 'shape'} for i, name in enumerate(CLASSES, 1)],
@@ -242,15 +217,7 @@ def write_split(out_dir, split, count, size, seed):
         name = f'{split}_{index + 1:06d}.jpg'
         if not cv2.imwrite(str(folder / name), image, [cv2.IMWRITE_JPEG_QUALITY, 92]):
             raise OSError(f'cannot write {folder / name}')
-        coco['images'].append(
-            {
-                'id': index + 1,
-                'file_name': name,
-                'width': size,
-                'height': size,
-                'license': 1,
-            }
-        )
+        coco['images'].append({'id': index + 1, 'file_name': name, 'width': size, 'height': size, 'license': 1})
         for label, box in boxes:
             coco['annotations'].append(
                 {
@@ -270,17 +237,7 @@ def write_split(out_dir, split, count, size, seed):
 
 def describe(cocos):
     """A table with a line for each split: images, boxes, their sizes in COCO's sense and their classes."""
-    head = [
-        'split',
-        'images',
-        'empty',
-        'boxes',
-        'most',
-        'small',
-        'medium',
-        'large',
-        *CLASSES,
-    ]
+    head = ['split', 'images', 'empty', 'boxes', 'most', 'small', 'medium', 'large', *CLASSES]
     lines = [head]
     for split, coco in cocos.items():
         areas = np.array([annotation['area'] for annotation in coco['annotations']])
@@ -288,12 +245,7 @@ def describe(cocos):
         category_ids = np.array([annotation['category_id'] for annotation in coco['annotations']], int)
         a_image = np.bincount(image_ids, minlength=len(coco['images']) + 1)[1:]
         sizes = np.histogram(areas, (0, 32**2, 96**2, np.inf))[0] / max(len(areas), 1)
-        numbers = [
-            len(coco['images']),
-            int((a_image == 0).sum()),
-            len(areas),
-            int(a_image.max(initial=0)),
-        ]
+        numbers = [len(coco['images']), int((a_image == 0).sum()), len(areas), int(a_image.max(initial=0))]
         classes = np.bincount(category_ids, minlength=len(CLASSES) + 1)[1:]
         lines.append([split, *numbers, *(f'{share:.0%}' for share in sizes), *classes])
     widths = [max(len(str(line[i])) for line in lines) for i in range(len(head))]
@@ -303,26 +255,15 @@ def describe(cocos):
 # ------------------------------------------------------------------------------------------------------- command line
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
-        description=__doc__.partition('\n')[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description=__doc__.partition('\n')[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument('out_dir', type=Path, help='folder to write annotations/ and images/ into')
     parser.add_argument('--train', type=int, default=2400, metavar='N', help='images in the train split')
     parser.add_argument('--val', type=int, default=300, metavar='N', help='images in the val split')
     parser.add_argument('--test', type=int, default=100, metavar='N', help='images in the test split')
-    parser.add_argument(
-        '--size',
-        type=int,
-        default=192,
-        metavar='PX',
-        help='width and height of the images',
-    )
+    parser.add_argument('--size', type=int, default=192, metavar='PX', help='width and height of the images')
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument(
-        '--force',
-        action='store_true',
-        help='write into a folder that this tool did not make',
-    )
+    parser.add_argument('--force', action='store_true', help='write into a folder that this tool did not make')
     args = parser.parse_args(argv)
     if args.size < 64:
         parser.error(f'--size is {args.size}, expected at least 64: nothing fits into less')
@@ -338,12 +279,7 @@ def main(argv=None):
     args = parse_args(argv)
     out_dir = args.out_dir
     manifest = out_dir / MANIFEST
-    request = dict(
-        format=FORMAT,
-        size=args.size,
-        seed=args.seed,
-        **{split: getattr(args, split) for split in SPLITS},
-    )
+    request = dict(format=FORMAT, size=args.size, seed=args.seed, **{split: getattr(args, split) for split in SPLITS})
     if manifest.is_file() and json.loads(manifest.read_text()) == dict(request, finished=True):
         cocos = {split: json.loads((out_dir / 'annotations' / f'{split}.json').read_text()) for split in SPLITS}
         print(describe(cocos))
