@@ -1,0 +1,98 @@
+"""Inputs and models for tests and benchmarks."""
+
+from pathlib import Path
+
+import torch
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+
+def make_batch(
+    shapes: list[tuple[int, int]],
+    counts: list[int],
+    num_classes: int,
+    seed: int = 0,
+) -> tuple[Tensor, list[DetDataSample]]:
+    """A padded batch of random images with random boxes.
+
+    Args:
+        shapes: (h, w) of each image before padding to the largest.
+        counts: boxes of each image.
+        num_classes: labels are drawn from [0, num_classes).
+
+    Returns:
+        inputs [B, 3, H, W], zero in the padding, and the data samples as the data preprocessor leaves them.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    H, W = max(h for h, _ in shapes), max(w for _, w in shapes)
+    inputs = torch.zeros(len(shapes), 3, H, W)
+    samples = []
+    for i, ((h, w), count) in enumerate(zip(shapes, counts)):
+        inputs[i, :, :h, :w] = torch.randn(3, h, w, generator=rng)
+        corner = torch.rand(count, 2, generator=rng) * 0.6
+        size = torch.rand(count, 2, generator=rng) * 0.35 + 0.04
+        boxes = torch.cat([corner, corner + size], 1) * torch.tensor([w, h, w, h])
+        metainfo = dict(
+            img_id=i, img_shape=(h, w), ori_shape=(2 * h, 2 * w), scale_factor=(0.5, 0.5), batch_input_shape=(H, W)
+        )
+        sample = DetDataSample(metainfo=metainfo)
+        labels = torch.randint(0, num_classes, (count,), generator=rng)
+        sample.gt_instances = InstanceData(bboxes=boxes, labels=labels)
+        samples.append(sample)
+    return inputs, samples
+
+
+def randomise(model: nn.Module, std: float = 0.02, seed: int = 0) -> nn.Module:
+    """Add noise to every parameter: at their initial values, zero weights hide half of a model from a comparison."""
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += std * torch.randn(parameter.shape, generator=rng)
+    return model
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    """Set every dropout probability to zero, so that two models in train mode can be compared."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif isinstance(module, nn.MultiheadAttention):
+            module.dropout = 0.0
+    return model
+
+
+def without_download(model_cfg: dict) -> dict:
+    """Drop every pretrained weight from a model config, in place, so that it builds without network."""
+    for value in list(model_cfg.values()):
+        if isinstance(value, dict):
+            if (value.get('init_cfg') or {}).get('type') == 'Pretrained':
+                value.pop('init_cfg')
+            without_download(value)
+    return model_cfg
+
+
+def shrink(model_cfg: dict) -> dict:
+    """Make a model small enough for a unit test: R18 for other ResNets, few layers and queries. Changed in place."""
+    without_download(model_cfg)
+    if model_cfg['backbone'].get('type', '').endswith('ResNet'):
+        model_cfg['backbone']['depth'] = 18
+        wide = dict(zip((256, 512, 1024, 2048), (64, 128, 256, 512)))
+        model_cfg['neck']['in_channels'] = [wide[c] for c in model_cfg['neck']['in_channels']]
+    model_cfg['num_queries'] = 20
+    model_cfg['encoder']['num_layers'] = 2
+    model_cfg['decoder']['num_layers'] = 3
+    return model_cfg
+
+
+def config_files() -> list[Path]:
+    """Every config of the repository, or of the installed package, that is not a base."""
+    package = Path(__file__).parent
+    roots = (package.parent / 'configs', package / '.mim' / 'configs')
+    root = next(root for root in roots if root.is_dir())
+    return sorted(path for path in root.rglob('*.py') if '_base_' not in path.parts)
+
+
+def load_config(path: str | Path) -> Config:
+    return Config.fromfile(str(path))
