@@ -25,80 +25,133 @@ using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 constexpr int kBytesPerLoad = 16;
 
-// N neighbouring channels: 16 bytes at once from an aligned address, or a single one.
+// Blocks of kThreads that a multiprocessor must be able to hold: bounds the registers of a kernel. Without it ptxas picks
+// a bound by itself, and spills registers to keep to it.
+template <typename T>
+constexpr int kBlocks = std::is_same_v<T, double> ? 4 : 6;
+
+template <int Bytes>
+struct WordOf;
+template <>
+struct WordOf<2> {
+  using type = unsigned short;
+};
+template <>
+struct WordOf<4> {
+  using type = unsigned int;
+};
+template <>
+struct WordOf<8> {
+  using type = unsigned long long;
+};
+template <>
+struct WordOf<16> {
+  using type = uint4;
+};
+
+// N neighbouring channels, as they lie in memory: 16 bytes at an aligned address, or a single channel.
 template <typename T, int N>
-struct alignas(sizeof(T) * N) Channels {
+struct Channels {
   static_assert(N == 1 || N * sizeof(T) == kBytesPerLoad);
-  T channel[N];
+  typename WordOf<sizeof(T) * N>::type word;
+
+  __device__ Compute<T> operator[](int i) const {
+    if constexpr (std::is_same_v<T, c10::BFloat16> && N > 1) {  // one instruction a channel; through BFloat16 it is two
+      unsigned int pairs[N / 2];
+      memcpy(pairs, &word, sizeof(word));
+      const unsigned int bits = i % 2 ? pairs[i / 2] & 0xffff0000u : pairs[i / 2] << 16;
+      float x;
+      memcpy(&x, &bits, sizeof(x));
+      return x;
+    } else {
+      T channels[N];
+      memcpy(channels, &word, sizeof(word));
+      return static_cast<Compute<T>>(channels[i]);
+    }
+  }
 };
 
 template <typename T, int N>
 __device__ __forceinline__ Channels<T, N> load(const T* source) {
-  Channels<T, N> channels;
-  if constexpr (N == 1) {
-    channels.channel[0] = *source;
-  } else {
-    // One integer vector: member-wise, the compiler splits 16-bit types into several loads.
-    const uint4 bits = __ldg(reinterpret_cast<const uint4*>(source));
-    memcpy(&channels, &bits, kBytesPerLoad);
-  }
-  return channels;
+  return {__ldg(reinterpret_cast<const typename WordOf<sizeof(T) * N>::type*>(source))};
 }
 
 template <typename T, int N>
 __device__ __forceinline__ void store(T* target, const Compute<T> (&sums)[N]) {
-  Channels<T, N> channels;
+  T channels[N];
 #pragma unroll
-  for (int i = 0; i < N; ++i) channels.channel[i] = static_cast<T>(sums[i]);
-  if constexpr (N == 1) {
-    *target = channels.channel[0];
-  } else {
-    uint4 bits;
-    memcpy(&bits, &channels, kBytesPerLoad);
-    *reinterpret_cast<uint4*>(target) = bits;
-  }
+  for (int i = 0; i < N; ++i) channels[i] = static_cast<T>(sums[i]);
+  Channels<T, N> packed;
+  memcpy(&packed.word, channels, sizeof(channels));
+  *reinterpret_cast<typename WordOf<sizeof(T) * N>::type*>(target) = packed.word;
+}
+
+// The pointer, as if read from memory. Otherwise the compiler takes each address computed from it apart and adds it up
+// anew from the kernel's arguments, which costs several instructions a load instead of one.
+template <typename T>
+__device__ __forceinline__ T* settled(T* pointer) {
+#if defined(__CUDA_ARCH__)
+  asm("" : "+l"(pointer));
+  __builtin_assume(__isGlobal(pointer));
+#endif
+  return pointer;
 }
 
 // target[i] += factor * grad[i], atomically. From sm_90 on, four fp32 channels are one instruction.
 template <int N, typename A>
 __device__ __forceinline__ void atomic_axpy(A* target, A factor, const A (&grad)[N]) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  if constexpr (N % 4 == 0 && std::is_same_v<A, float>) {
+  constexpr int kStep = std::is_same_v<A, float> && N % 4 == 0 ? 4 : 1;
+#else
+  constexpr int kStep = 1;
+#endif
 #pragma unroll
-    for (int i = 0; i < N; i += 4) {
+  for (int i = 0; i < N; i += kStep) {
+    if constexpr (kStep == 1) {
+      atomicAdd(target + i, factor * grad[i]);
+    } else {
+#if defined(__CUDA_ARCH__)
       asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(target + i),
                    "f"(factor * grad[i]), "f"(factor * grad[i + 1]), "f"(factor * grad[i + 2]),
                    "f"(factor * grad[i + 3]));
-    }
-    return;
-  }
 #endif
-#pragma unroll
-  for (int i = 0; i < N; ++i) atomicAdd(target + i, factor * grad[i]);
+    }
+  }
 }
 
 // Neighbouring lanes of a warp, a power of two of them, that work on the same head of the same query.
 struct Group {
-  int lanes, rank;
+  int log2_lanes, lanes, rank;
 
-  __device__ explicit Group(int lanes) : lanes(lanes), rank(threadIdx.x & (lanes - 1)) {}
+  __device__ explicit Group(int log2_lanes)
+      : log2_lanes(log2_lanes), lanes(1 << log2_lanes), rank(threadIdx.x & (lanes - 1)) {}
 
+  // Among all groups of the launch.
   template <typename Index>
   __device__ Index index() const {
-    return static_cast<Index>(blockIdx.x) * (kThreads / lanes) + threadIdx.x / lanes;
+    return (static_cast<Index>(blockIdx.x) * kThreads + static_cast<Index>(threadIdx.x)) >> log2_lanes;
   }
 
-  // Every lane gets the result. The order of the additions is fixed: bitwise the same in every run.
+  // Every lane gets the sums. The order of the additions is fixed: bitwise the same in every run.
+  template <typename A, int N>
+  __device__ void sum(A (&x)[N]) const {
+    for (int distance = lanes >> 1; distance > 0; distance >>= 1) {
+#pragma unroll
+      for (int i = 0; i < N; ++i) x[i] += __shfl_xor_sync(kAllLanes, x[i], distance);
+    }
+  }
+
   template <typename A>
   __device__ A sum(A x) const {
-    for (int distance = lanes / 2; distance > 0; distance /= 2) x += __shfl_xor_sync(kAllLanes, x, distance);
-    return x;
+    A one[1] = {x};
+    sum(one);
+    return one[0];
   }
 
   // NaN wins, so that it is not lost.
   template <typename A>
   __device__ A max(A x) const {
-    for (int distance = lanes / 2; distance > 0; distance /= 2) x = larger(x, __shfl_xor_sync(kAllLanes, x, distance));
+    for (int distance = lanes >> 1; distance > 0; distance >>= 1) x = larger(x, __shfl_xor_sync(kAllLanes, x, distance));
     return x;
   }
 

@@ -1,0 +1,665 @@
+// Multi-scale deformable attention on CUDA.
+//
+// A group of lanes works on one head of one query; each lane has N neighbouring channels, 16 bytes of value where the
+// sizes allow. In turns the lanes of the group prepare one sample each (coordinates, corner cells, weights: what one
+// channel a thread would repeat D times), then all of them go through the samples prepared and gather their channels.
+#include "../ms_deform_attn.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <climits>
+#include <initializer_list>
+
+#include "fixed_point.h"
+#include "launch.h"
+#include "samples.h"
+
+namespace mmdet_ddetr::cuda {
+namespace {
+
+// --- kernels --------------------------------------------------------------------------------------------------------
+
+// One number for each corner of a sample, in the order of Corners; aligned, so that it is read at once.
+template <typename T>
+struct alignas(16) Quad {
+  T corner[4];
+};
+
+// Where a sample falls in its map, relative to the first cell of the image and head.
+template <typename Index, typename A>
+struct Footprint {
+  Quad<Index> cells;  // offsets of the corners' cells, in the unit asked for; -1: outside the map
+  Quad<A> weights;    // of the corners, times the attention weight
+  A fx = 0, fy = 0;
+  A outside = 0;  // NaN if a coordinate is not finite
+};
+
+template <typename Index, typename A>
+__device__ Footprint<Index, A> footprint_of(const Sample<A>& sample, LevelOf<Index> level, Index cell_stride) {
+  Footprint<Index, A> print = {{-1, -1, -1, -1}, {0, 0, 0, 0}};
+  if (!touches(sample.x, sample.y, static_cast<A>(level.W), static_cast<A>(level.H))) {
+    print.outside = outside_value(sample.x, sample.y);
+    return print;
+  }
+  const A floor_x = std::floor(sample.x), floor_y = std::floor(sample.y);
+  const Index x = static_cast<Index>(floor_x), y = static_cast<Index>(floor_y);
+  const bool left = x >= 0, right = x + 1 < level.W, top = y >= 0, bottom = y + 1 < level.H;
+  const Index first = (level.start + y * level.W + x) * cell_stride, below = first + level.W * cell_stride;
+  print.cells = {top && left ? first : -1, top && right ? first + cell_stride : -1, bottom && left ? below : -1,
+                 bottom && right ? below + cell_stride : -1};
+  print.fx = sample.x - floor_x;
+  print.fy = sample.y - floor_y;
+  const Corners<A> w = corner_weights(print.fx, print.fy);
+  print.weights = {w.c00 * sample.weight, w.c01 * sample.weight, w.c10 * sample.weight, w.c11 * sample.weight};
+  return print;
+}
+
+// What the lanes of a warp have prepared for their groups.
+template <typename Index, typename A>
+struct Stage {
+  Quad<Index> cells[kThreads];
+  Quad<A> weights[kThreads];
+
+  // Where a group keeps its j-th sample. Mixed by the group's place in the warp: all groups read their j-th at once, and
+  // plain indexing would put these into the same memory banks.
+  static __device__ int slot(Group group, int j) {
+    const int first_lane = (threadIdx.x & (kWarp - 1)) - group.rank;
+    return threadIdx.x - group.rank + (j ^ ((first_lane >> 3) & (group.lanes - 1)));
+  }
+};
+
+template <typename Index, typename A>
+struct Prepared {
+  Sample<A> sample;
+  Footprint<Index, A> print;
+};
+
+// Sample s by this lane, for the lane itself and, on the stage, for its group. All lanes of the warp come here together,
+// those without a sample too, and have to meet at a __syncwarp before the next round.
+template <typename T, typename Index, typename Points>
+__device__ Prepared<Index, Compute<T>> prepare(Stage<Index, Compute<T>>& stage, const Problem<Index>& n,
+                                               const Samples<T, Index, Points>& samples, Group group, Index s,
+                                               Index count, Index cell_stride) {
+  Prepared<Index, Compute<T>> lane = {{}, {{-1, -1, -1, -1}, {}}};
+  if (s < count) {
+    const Index l = s / n.K;
+    const LevelOf<Index> level = n.levels[l];
+    lane.sample = samples.get(s, l, level);
+    lane.print = footprint_of(lane.sample, level, cell_stride);
+  }
+  const int slot = stage.slot(group, group.rank);
+  stage.cells[slot] = lane.print.cells;
+  stage.weights[slot] = lane.print.weights;
+  __syncwarp();
+  return lane;
+}
+
+// Samples of a group in the round that begins at `first`; the rounds are the same for all groups of a launch.
+template <typename Index>
+__device__ int round_of(const Problem<Index>& n, Group group, Index first) {
+  const Index left = n.L * n.K - first;
+  return left < group.lanes ? static_cast<int>(left) : group.lanes;
+}
+
+// The row of D channels of a head in the first cell of its image.
+template <typename Index>
+__device__ int64_t first_row(const Problem<Index>& n, Index head) {
+  const Index query = head / n.M;
+  return query / n.Q * n.image_rows + (head - query * n.M);
+}
+
+// The channels at the four corners of a sample, zero outside the map. All four loads are under way before any is used.
+template <typename T, int N, typename Index>
+struct Gathered {
+  Channels<T, N> corner[4];
+
+  __device__ Gathered(const T* value, const Quad<Index>& cells) {
+    const bool inside = (cells.corner[0] | cells.corner[1] | cells.corner[2] | cells.corner[3]) >= 0;
+    if (inside) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) corner[i] = load<T, N>(value + cells.corner[i]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) corner[i] = cells.corner[i] >= 0 ? load<T, N>(value + cells.corner[i]) : Channels<T, N>{};
+    }
+  }
+};
+
+template <typename T, typename Index, typename Points>
+struct Forward {
+  Problem<Index> n;
+  Points points;
+  const T* value;  // [B, S, M, D]
+  T* output;       // [B, Q, M D]
+};
+
+template <typename T, int N, typename Index, typename Points>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>) forward_kernel(const __grid_constant__ Forward<T, Index, Points> args) {
+  using A = Compute<T>;
+  __shared__ Stage<Index, A> stage;
+  const Problem<Index>& n = args.n;
+  const Group group(n.log2_lanes);
+  const Index head = group.index<Index>(), count = head < n.heads ? n.L * n.K : 0;
+  const Samples<T, Index, Points> samples(args.points, n, group, head, count);
+
+  for (Index chunk = 0; chunk < n.D; chunk += group.lanes * N) {  // as a rule one turn: 32 lanes of 16 bytes
+    const Index c = chunk + group.rank * N;
+    const T* value = settled(args.value + first_row(n, head) * n.D + c);
+    A sums[N] = {};
+    A outside = 0;
+    for (Index first = 0; first < n.L * n.K; first += group.lanes) {
+      const auto lane = prepare(stage, n, samples, group, first + group.rank, count, n.M * n.D);
+      outside += lane.print.outside;
+      const int round = c < n.D ? round_of(n, group, first) : 0;
+      for (int j = 0; j < round; ++j) {
+        const Gathered<T, N, Index> gathered(value, stage.cells[stage.slot(group, j)]);
+        const Quad<A> weights = stage.weights[stage.slot(group, j)];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+#pragma unroll
+          for (int k = 0; k < N; ++k) {
+            sums[k] += weights.corner[i] * gathered.corner[i][k];
+          }
+        }
+      }
+      __syncwarp();
+    }
+    outside = group.sum(outside);
+    if (head < n.heads && c < n.D) {
+#pragma unroll
+      for (int k = 0; k < N; ++k) sums[k] += outside;
+      store(args.output + static_cast<int64_t>(head) * n.D + c, sums);
+    }
+  }
+}
+
+template <typename T, typename Index, typename Points>
+struct Backward {
+  Problem<Index> n;
+  Points points;
+  const T* value;          // [B, S, M, D]
+  const T* grad_output;    // [B, Q, M D]
+  Compute<T>* grad_value;  // [B, S, M, D], zero before; null: left to add_in_fixed_point
+};
+
+template <typename T, int N, typename Index, typename Points>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>) backward_kernel(const __grid_constant__ Backward<T, Index, Points> args) {
+  using A = Compute<T>;
+  __shared__ Stage<Index, A> stage;
+  const Problem<Index>& n = args.n;
+  const Group group(n.log2_lanes);
+  const Index head = group.index<Index>(), count = head < n.heads ? n.L * n.K : 0;
+  const Samples<T, Index, Points> samples(args.points, n, group, head, count);
+  const int64_t first_cell = first_row(n, head) * n.D;
+  const T* grad_output = args.grad_output + static_cast<int64_t>(head) * n.D;
+
+  A grad[N] = {};
+  const auto load_grad = [&](Index c) {
+    const Channels<T, N> channels = load<T, N>(grad_output + c);
+#pragma unroll
+    for (int k = 0; k < N; ++k) grad[k] = channels[k];
+  };
+  const Index first_channel = group.rank * N;
+  if (count > 0 && first_channel < n.D) load_grad(first_channel);
+
+  for (Index first = 0; first < n.L * n.K; first += group.lanes) {
+    const auto lane = prepare(stage, n, samples, group, first + group.rank, count, n.M * n.D);
+    Quad<A> own = {};  // products of the corners of this lane's sample with the gradient, over all channels
+    const int round = round_of(n, group, first);
+    for (int j = 0; j < round; ++j) {
+      const Quad<Index> cells = stage.cells[stage.slot(group, j)];
+      const Quad<A> weights = stage.weights[stage.slot(group, j)];
+      Quad<A> products = {};
+      for (Index c = first_channel; c < n.D; c += group.lanes * N) {  // as a rule one turn
+        if (n.D > group.lanes * N && count > 0) load_grad(c);
+        const Gathered<T, N, Index> gathered(settled(args.value + first_cell + c), cells);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+#pragma unroll
+          for (int k = 0; k < N; ++k) products.corner[i] += grad[k] * gathered.corner[i][k];
+        }
+        if (args.grad_value == nullptr) continue;
+        A* grad_value = settled(args.grad_value + first_cell + c);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          if (cells.corner[i] >= 0) atomic_axpy(grad_value + cells.corner[i], weights.corner[i], grad);
+        }
+      }
+      group.sum(products.corner);
+      if (j == group.rank) own = products;
+    }
+    const Index s = first + group.rank;
+    if (s < count) {
+      const Footprint<Index, A>& print = lane.print;
+      const Corners<A> corners = {own.corner[0], own.corner[1], own.corner[2], own.corner[3]};
+      const A weight = lane.sample.weight;
+      samples.put(s, lane.sample,
+                  {weight * interpolate_dx(print.fy, corners) + print.outside,
+                   weight * interpolate_dy(print.fx, corners) + print.outside,
+                   interpolate(print.fx, print.fy, corners) + print.outside});
+    }
+    __syncwarp();
+  }
+  samples.finish(group);
+}
+
+// Deterministic gradient of value, first pass: how large the terms of each row of D channels get.
+template <typename T, typename Points>
+struct RowExponents {
+  Problem<int64_t> n;
+  Points points;
+  const T* grad_output;  // [B, Q, M D]
+  int* exponents;        // [B, S, M], kNoTerm before
+};
+
+template <typename T, typename Points>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+    row_exponents_kernel(const __grid_constant__ RowExponents<T, Points> args) {
+  using A = Compute<T>;
+  using Index = int64_t;
+  const Problem<Index>& n = args.n;
+  const Group group(n.log2_lanes);
+  const Index head = group.index<Index>(), count = head < n.heads ? n.L * n.K : 0;
+  const Samples<T, Index, Points> samples(args.points, n, group, head, count);
+  A largest = 0;
+  if (count > 0) {
+    for (Index c = group.rank; c < n.D; c += group.lanes) {
+      largest = Group::larger(largest, std::fabs(static_cast<A>(args.grad_output[static_cast<int64_t>(head) * n.D + c])));
+    }
+  }
+  largest = group.max(largest);
+  for (Index s = group.rank; s < count; s += group.lanes) {
+    const Index l = s / n.K;
+    const LevelOf<Index> level = n.levels[l];
+    const Footprint<Index, A> print = footprint_of(samples.get(s, l, level), level, n.M);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (print.cells.corner[i] < 0) continue;
+      const int exponent = exponent_above(std::fabs(print.weights.corner[i]) * largest);
+      if (exponent != kNoTerm) {
+        atomicMax(args.exponents + first_row(n, head) + print.cells.corner[i], exponent);
+      }
+    }
+  }
+}
+
+// Second pass: the sums, as integers.
+template <typename T, typename Points>
+struct FixedPointSums {
+  Problem<int64_t> n;
+  Points points;
+  const T* grad_output;  // [B, Q, M D]
+  const int* exponents;  // [B, S, M]
+  int64_t* sums;         // [B, S, M, D], zero before
+  int fraction_bits;
+};
+
+template <typename T, typename Points>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+    fixed_point_sums_kernel(const __grid_constant__ FixedPointSums<T, Points> args) {
+  using A = Compute<T>;
+  using Index = int64_t;
+  __shared__ Stage<Index, A> stage;
+  const Problem<Index>& n = args.n;
+  const Group group(n.log2_lanes);
+  const Index head = group.index<Index>(), count = head < n.heads ? n.L * n.K : 0;
+  const Samples<T, Index, Points> samples(args.points, n, group, head, count);
+  const T* grad_output = args.grad_output + static_cast<int64_t>(head) * n.D;
+  for (Index first = 0; first < n.L * n.K; first += group.lanes) {
+    prepare(stage, n, samples, group, first + group.rank, count, n.M);
+    const int round = round_of(n, group, first);
+    for (int j = 0; j < round; ++j) {
+      const Quad<Index> cells = stage.cells[stage.slot(group, j)];
+      const Quad<A> weights = stage.weights[stage.slot(group, j)];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (cells.corner[i] < 0) continue;
+        const int64_t row = first_row(n, head) + cells.corner[i];
+        const int exponent = args.exponents[row];
+        if (exponent == kNoTerm || exponent == kNotFinite) continue;
+        for (Index c = group.rank; c < n.D; c += group.lanes) {
+          const int64_t term = to_fixed(weights.corner[i] * static_cast<A>(grad_output[c]), exponent, args.fraction_bits);
+          // Two's complement: unsigned addition is signed addition.
+          atomicAdd(reinterpret_cast<unsigned long long*>(args.sums + row * n.D + c), static_cast<unsigned long long>(term));
+        }
+      }
+    }
+    __syncwarp();
+  }
+}
+
+// Third pass: back to floating point.
+template <typename T>
+struct FromFixedPoint {
+  const int64_t* sums;   // [rows, D]
+  const int* exponents;  // [rows]
+  T* grad_value;         // [rows, D]
+  int64_t numel, D;
+  int fraction_bits;
+};
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>) from_fixed_point_kernel(const __grid_constant__ FromFixedPoint<T> args) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= args.numel) return;
+  const double sum = from_fixed(args.sums[i], args.exponents[i / args.D], args.fraction_bits);
+  args.grad_value[i] = static_cast<T>(static_cast<Compute<T>>(sum));
+}
+
+// Gradient of the reference points: sums over heads and points, a thread for each of x and y of a query in a level.
+template <typename T>
+struct ReferenceGradient {
+  Problem<int64_t> n;
+  FusedPoints points;
+  Compute<T>* grad_references;  // [B, Q, L, R]
+};
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+    reference_gradient_kernel(const __grid_constant__ ReferenceGradient<T> args) {
+  using A = Compute<T>;
+  const Problem<int64_t>& n = args.n;
+  const int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t axis = thread % 2, l = thread / 2 % n.L, query = thread / 2 / n.L;
+  if (query >= n.heads / n.M) return;
+  const LevelOf<int64_t> level = n.levels[l];
+  const A size = static_cast<A>(axis ? level.H : level.W);
+  A centre = 0, extent = 0;
+  for (int64_t m = 0; m < n.M; ++m) {
+    for (int64_t k = 0; k < n.K; ++k) {
+      const int64_t i = 2 * (((query * n.M + m) * n.L + l) * n.K + k) + axis;
+      const A grad = size * args.points.grad_cells.template get<A>(i);
+      centre += grad;
+      extent += grad * args.points.offsets.template get<T>(i) * (A(0.5) / n.K);
+    }
+  }
+  A* grad_reference = args.grad_references + (query * n.L + l) * args.points.R + axis;
+  grad_reference[0] = centre;
+  if (args.points.R == 4) grad_reference[2] = extent;
+}
+
+template <typename Index>
+struct WriteLevels {
+  LevelOf<Index> levels[kLevelsByValue];
+  LevelOf<Index>* target;
+  int count;
+};
+
+template <typename Index>
+__global__ void write_levels_kernel(const __grid_constant__ WriteLevels<Index> args) {
+  if (static_cast<int>(threadIdx.x) < args.count) args.target[threadIdx.x] = args.levels[threadIdx.x];
+}
+
+// --- launches -------------------------------------------------------------------------------------------------------
+
+using torch::stable::new_empty;
+using torch::stable::new_zeros;
+
+// Above this, sizes and offsets are 64-bit. The margin is for the last block's surplus threads. A test may lower it.
+#ifndef MMDET_DDETR_INT32_LIMIT
+#define MMDET_DDETR_INT32_LIMIT (INT32_MAX - 4096)
+#endif
+
+bool fits_int32(const Sizes& n) {
+  return std::max({n.B * n.Q * n.M, n.S * n.M * n.D, n.M * n.D, n.L * n.K, n.Q * n.M}) <= MMDET_DDETR_INT32_LIMIT;
+}
+
+// f(T(), width, Index()): the element type, the channels a lane takes at once and the type of offsets, as types.
+template <typename F>
+void dispatch_dtype(const Tensor& value, F f) {
+  switch (value.scalar_type()) {
+    case ScalarType::Double: return f(double());
+    case ScalarType::Float: return f(float());
+    case ScalarType::Half: return f(c10::Half());
+    default: return f(c10::BFloat16());
+  }
+}
+
+template <typename F>
+void dispatch(const Tensor& value, const Sizes& n, std::initializer_list<const Tensor*> rows, F f) {
+  const bool aligned = std::all_of(rows.begin(), rows.end(), [](const Tensor* tensor) {
+    return reinterpret_cast<uintptr_t>(tensor->data_ptr()) % kBytesPerLoad == 0;
+  });
+  dispatch_dtype(value, [&](auto zero) {
+    using T = decltype(zero);
+    constexpr int kWide = kBytesPerLoad / sizeof(T);
+    if (!fits_int32(n)) return f(zero, std::integral_constant<int, 1>(), int64_t());
+    if (aligned && n.D % kWide == 0) return f(zero, std::integral_constant<int, kWide>(), int32_t());
+    f(zero, std::integral_constant<int, 1>(), int32_t());
+  });
+}
+
+// What the launches of one call have in common.
+class Call {
+ public:
+  Call(const Tensor& value, const Sizes& n, const std::vector<int64_t>& spatial_shapes)
+      : launch(value), n(n), value_(value), levels_(levels_of(spatial_shapes)) {}
+
+  // The problem for lanes of `width` channels.
+  template <typename Index>
+  Problem<Index> problem(int width) {
+    Problem<Index> p = {};
+    p.heads = n.B * n.Q * n.M, p.Q = n.Q, p.M = n.M, p.D = n.D, p.L = n.L, p.K = n.K;
+    p.image_rows = n.S * n.M;
+    while ((1 << p.log2_lanes) < kWarp && (width << p.log2_lanes) < n.D) ++p.log2_lanes;
+    p.levels = levels<Index>();
+    return p;
+  }
+
+  Tensor scratch(std::initializer_list<int64_t> size, ScalarType dtype) const { return new_empty(value_, size, dtype); }
+  Tensor zeros(std::initializer_list<int64_t> size, ScalarType dtype) const { return new_zeros(value_, size, dtype); }
+
+  const Launcher launch;
+  const Sizes n;
+
+ private:
+  template <typename Index>
+  Levels<Index> levels() {
+    const auto level = [&](int64_t l) {
+      return LevelOf<Index>{static_cast<Index>(levels_[l].H), static_cast<Index>(levels_[l].W),
+                            static_cast<Index>(levels_[l].start)};
+    };
+    Levels<Index> levels = {};
+    for (int64_t l = 0; l < std::min<int64_t>(n.L, kLevelsByValue); ++l) levels.first[l] = level(l);
+    if (n.L <= kLevelsByValue) return levels;
+    const int64_t bytes = (n.L - kLevelsByValue) * sizeof(LevelOf<Index>);
+    // Freed with this object, after the launches: the allocator hands it out again in stream order only.
+    rest_.push_back(scratch({bytes}, ScalarType::Byte));
+    auto* target = static_cast<LevelOf<Index>*>(rest_.back().data_ptr());
+    levels.rest = target;
+    for (int64_t l = kLevelsByValue; l < n.L; l += kLevelsByValue) {
+      WriteLevels<Index> args = {};
+      args.target = target + (l - kLevelsByValue);
+      args.count = static_cast<int>(std::min<int64_t>(n.L - l, kLevelsByValue));
+      for (int i = 0; i < args.count; ++i) args.levels[i] = level(l + i);
+      launch(write_levels_kernel<Index>, 1, args);
+    }
+    return levels;
+  }
+
+  const Tensor& value_;
+  const std::vector<Level> levels_;
+  std::vector<Tensor> rest_;  // levels in device memory
+};
+
+Numbers numbers(const Tensor& tensor, const Tensor& value) {
+  return {tensor.data_ptr(), tensor.scalar_type() == compute_type(value.scalar_type())};
+}
+
+Tensor dense(const Tensor& tensor) { return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor); }
+
+template <typename Points>
+Tensor forward(Call& call, const Tensor& value, const Points& points) {
+  const Sizes& n = call.n;
+  Tensor output = call.scratch({n.B, n.Q, n.M * n.D}, value.scalar_type());
+  dispatch(value, n, {&value}, [&](auto zero, auto width, auto index) {
+    using T = decltype(zero);
+    using Index = decltype(index);
+    const Forward<T, Index, Points> args = {call.problem<Index>(width), points,
+                                            static_cast<const T*>(value.data_ptr()),
+                                            static_cast<T*>(output.data_ptr())};
+    call.launch(forward_kernel<T, width(), Index, Points>, (n.B * n.Q * n.M) << args.n.log2_lanes, args);
+  });
+  return output;
+}
+
+// The gradients of points, and into grad_value (compute type, zero before) that of value unless it is null.
+template <typename Points>
+void backward_by_atomics(Call& call, const Tensor& grad_output, const Tensor& value, const Points& points,
+                         void* grad_value) {
+  const Sizes& n = call.n;
+  dispatch(value, n, {&value, &grad_output}, [&](auto zero, auto width, auto index) {
+    using T = decltype(zero);
+    using Index = decltype(index);
+    const Backward<T, Index, Points> args = {call.problem<Index>(width), points,
+                                             static_cast<const T*>(value.data_ptr()),
+                                             static_cast<const T*>(grad_output.data_ptr()),
+                                             static_cast<Compute<T>*>(grad_value)};
+    call.launch(backward_kernel<T, width(), Index, Points>, (n.B * n.Q * n.M) << args.n.log2_lanes, args);
+  });
+}
+
+// The gradient of value, bitwise the same in every run. Needs 8 B S M D + 4 B S M bytes beside the result.
+template <typename Points>
+Tensor reproducible_grad_value(Call& call, const Tensor& grad_output, const Tensor& value, const Points& points) {
+  const Sizes& n = call.n;
+  Tensor grad_value = call.scratch({n.B, n.S, n.M, n.D}, value.scalar_type());
+  Tensor exponents = call.scratch({n.B, n.S, n.M}, ScalarType::Int);
+  torch::stable::fill_(exponents, kNoTerm);
+  const Tensor sums = call.zeros({n.B, n.S, n.M, n.D}, ScalarType::Long);
+  // A cell gets at most one term from each point of each query: no sample has two corners in one cell.
+  int fraction_bits = 62;
+  while (fraction_bits > 0 && int64_t{1} << (62 - fraction_bits) < n.Q * n.K) --fraction_bits;
+
+  dispatch_dtype(value, [&](auto zero) {
+    using T = decltype(zero);
+    const auto problem = call.problem<int64_t>(1);  // a lane a channel: neighbouring lanes add to neighbouring words
+    const int64_t threads = (n.B * n.Q * n.M) << problem.log2_lanes;
+    const T* grad = static_cast<const T*>(grad_output.data_ptr());
+    int* exponent = static_cast<int*>(exponents.data_ptr());
+    int64_t* sum = static_cast<int64_t*>(sums.data_ptr());
+    call.launch(row_exponents_kernel<T, Points>, threads, RowExponents<T, Points>{problem, points, grad, exponent});
+    call.launch(fixed_point_sums_kernel<T, Points>, threads,
+                FixedPointSums<T, Points>{problem, points, grad, exponent, sum, fraction_bits});
+    call.launch(from_fixed_point_kernel<T>, grad_value.numel(),
+                FromFixedPoint<T>{sum, exponent, static_cast<T*>(grad_value.data_ptr()), grad_value.numel(), n.D,
+                                  fraction_bits});
+  });
+  return grad_value;
+}
+
+template <typename Points>
+Tensor backward(Call& call, const Tensor& grad_output, const Tensor& value, const Points& points, bool deterministic) {
+  const Sizes& n = call.n;
+  if (deterministic) {
+    backward_by_atomics(call, grad_output, value, points, nullptr);
+    return reproducible_grad_value(call, grad_output, value, points);
+  }
+  // In the compute type also for 16-bit values: a row of a coarse level sums up thousands of terms, and a 16-bit sum
+  // stands still as soon as it is a few hundred times larger than what is added.
+  const Tensor sums = call.zeros({n.B, n.S, n.M, n.D}, compute_type(value.scalar_type()));
+  backward_by_atomics(call, grad_output, value, points, sums.data_ptr());
+  return sums.scalar_type() == value.scalar_type() ? sums : torch::stable::to(sums, value.scalar_type());
+}
+
+Tensor grad_references(Call& call, const Tensor& value, const FusedPoints& points) {
+  const Sizes& n = call.n;
+  Tensor grad = call.scratch({n.B, n.Q, n.L, n.R}, compute_type(value.scalar_type()));
+  dispatch_dtype(value, [&](auto zero) {
+    using T = decltype(zero);
+    call.launch(reference_gradient_kernel<T>, n.B * n.Q * n.L * 2,
+                ReferenceGradient<T>{call.problem<int64_t>(1), points, static_cast<Compute<T>*>(grad.data_ptr())});
+  });
+  return grad;
+}
+
+// --- operators ------------------------------------------------------------------------------------------------------
+
+Tensor ms_deform_attn(const Tensor& value_, const std::vector<int64_t>& spatial_shapes, const Tensor& locations_,
+                      const Tensor& weights_) {
+  const Sizes n = check_ms_deform_attn(value_, spatial_shapes, locations_, weights_);
+  const Tensor value = dense(value_), locations = dense(locations_), weights = dense(weights_);
+  Call call(value, n, spatial_shapes);
+  PlainPoints points;
+  points.locations = numbers(locations, value);
+  points.weights = numbers(weights, value);
+  return forward(call, value, points);
+}
+
+std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(const Tensor& grad_output_, const Tensor& value_,
+                                                           const std::vector<int64_t>& spatial_shapes,
+                                                           const Tensor& locations_, const Tensor& weights_,
+                                                           bool deterministic) {
+  const Sizes n = check_ms_deform_attn(value_, spatial_shapes, locations_, weights_);
+  check_grad_output(grad_output_, value_, n);
+  const Tensor grad_output = dense(grad_output_), value = dense(value_), locations = dense(locations_),
+               weights = dense(weights_);
+  Call call(value, n, spatial_shapes);
+  const Tensor grad_locations = call.scratch({n.B, n.Q, n.M, n.L, n.K, 2}, locations.scalar_type());
+  const Tensor grad_weights = call.scratch({n.B, n.Q, n.M, n.L, n.K}, weights.scalar_type());
+  PlainPoints points;
+  points.locations = numbers(locations, value);
+  points.weights = numbers(weights, value);
+  points.grad_locations = numbers(grad_locations, value);
+  points.grad_weights = numbers(grad_weights, value);
+  const Tensor grad_value = backward(call, grad_output, value, points, deterministic);
+  return {grad_value, grad_locations, grad_weights};
+}
+
+Tensor ms_deform_attn_fused(const Tensor& value_, const std::vector<int64_t>& spatial_shapes,
+                            const Tensor& references_, const Tensor& offsets_, const Tensor& logits_) {
+  const Sizes n = check_ms_deform_attn_fused(value_, spatial_shapes, references_, offsets_, logits_);
+  const Tensor value = dense(value_), references = dense(references_), offsets = dense(offsets_),
+               logits = dense(logits_);
+  Call call(value, n, spatial_shapes);
+  FusedPoints points;
+  points.references = numbers(references, value);
+  points.offsets = numbers(offsets, value);
+  points.logits = numbers(logits, value);
+  points.R = static_cast<int>(n.R);
+  return forward(call, value, points);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> ms_deform_attn_fused_backward(
+    const Tensor& grad_output_, const Tensor& value_, const std::vector<int64_t>& spatial_shapes,
+    const Tensor& references_, const Tensor& offsets_, const Tensor& logits_, bool needs_grad_reference,
+    bool deterministic) {
+  const Sizes n = check_ms_deform_attn_fused(value_, spatial_shapes, references_, offsets_, logits_);
+  check_grad_output(grad_output_, value_, n);
+  const Tensor grad_output = dense(grad_output_), value = dense(value_), references = dense(references_),
+               offsets = dense(offsets_), logits = dense(logits_);
+  Call call(value, n, spatial_shapes);
+  const ScalarType compute = compute_type(value.scalar_type());
+  const Tensor grad_offsets = call.scratch({n.B, n.Q, n.M, n.L, n.K, 2}, offsets.scalar_type());
+  const Tensor grad_logits = call.scratch({n.B, n.Q, n.M, n.L * n.K}, logits.scalar_type());
+  const Tensor grad_weights =
+      logits.scalar_type() == compute ? grad_logits : call.scratch({n.B, n.Q, n.M, n.L * n.K}, compute);
+  FusedPoints points;
+  points.references = numbers(references, value);
+  points.offsets = numbers(offsets, value);
+  points.logits = numbers(logits, value);
+  points.R = static_cast<int>(n.R);
+  points.grad_offsets = numbers(grad_offsets, value);
+  points.grad_logits = numbers(grad_logits, value);
+  points.grad_weights = numbers(grad_weights, value);
+  Tensor grad_cells;
+  if (needs_grad_reference) {
+    grad_cells = call.scratch({n.B, n.Q, n.M, n.L, n.K, 2}, compute);
+    points.grad_cells = numbers(grad_cells, value);
+  }
+  const Tensor grad_value = backward(call, grad_output, value, points, deterministic);
+  const Tensor grad_reference =
+      needs_grad_reference ? grad_references(call, value, points) : call.scratch({0}, compute);
+  return {grad_value, grad_reference, grad_offsets, grad_logits};
+}
+
+}  // namespace
+}  // namespace mmdet_ddetr::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(mmdet_ddetr, CUDA, m) {
+  m.impl("ms_deform_attn", TORCH_BOX(&mmdet_ddetr::cuda::ms_deform_attn));
+  m.impl("ms_deform_attn_backward", TORCH_BOX(&mmdet_ddetr::cuda::ms_deform_attn_backward));
+  m.impl("ms_deform_attn_fused", TORCH_BOX(&mmdet_ddetr::cuda::ms_deform_attn_fused));
+  m.impl("ms_deform_attn_fused_backward", TORCH_BOX(&mmdet_ddetr::cuda::ms_deform_attn_fused_backward));
+}
