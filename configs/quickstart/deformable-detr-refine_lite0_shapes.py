@@ -16,6 +16,24 @@ test_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
-train_dataloader = dict(batch_size=8, dataset=dict(pipeline=train_pipeline))
-val_dataloader = dict(batch_size=8, dataset=dict(pipeline=test_pipeline))
+data_root = 'data/shapes/'
+val_file = 'annotations/val.json'
+train_dataloader = dict(
+    batch_size=8,
+    dataset=dict(
+        data_root=data_root,
+        ann_file='annotations/train.json',
+        data_prefix=dict(img='images/train/'),
+        metainfo=dict(classes=classes),
+        pipeline=train_pipeline))
+val_dataloader = dict(
+    batch_size=8,
+    dataset=dict(
+        data_root=data_root,
+        ann_file=val_file,
+        data_prefix=dict(img='images/val/'),
+        metainfo=dict(classes=classes),
+        pipeline=test_pipeline))
 test_dataloader = val_dataloader
+val_evaluator = dict(ann_file=data_root + val_file)
+test_evaluator = val_evaluator
