@@ -13,8 +13,8 @@ __all__ = ['install']
 class _StandInFinder(MetaPathFinder):
     """Finds ``mmcv_ext.py`` under the name ``mmcv._ext``.
 
-    It stands last in ``sys.meta_path`` and so is asked only where mmcv itself has no ``_ext``. mmcv imports its operators
-    through this name; the module gets an ordinary spec, which mmcv and mmengine ask for.
+    It stands last in ``sys.meta_path`` and so is asked only where mmcv itself has no ``_ext``. The module gets an
+    ordinary spec: mmcv and mmengine look for one to tell whether the operators are there.
     """
 
     def find_spec(self, fullname, path=None, target=None):

@@ -22,8 +22,8 @@ def __getattr__(name):
 
     def missing(*args, **kwargs):
         raise NotImplementedError(
-            f'{name} is a compiled operator of mmcv that mmdet_ddetr does not stand in for. A compiled mmcv has it; this '
-            f'builds one for torch {torch.__version__} (it takes a compiler and about 20 minutes): {_INSTALL}'
+            f'{name} is a compiled operator of mmcv, for which mmdet_ddetr does not stand in. A compiled mmcv has it; '
+            f'this builds one for torch {torch.__version__}, given a compiler and about 20 minutes: {_INSTALL}'
         )
 
     missing.__name__ = missing.__qualname__ = name

@@ -1,4 +1,4 @@
-"""RoIAlign for ``mmcv._ext``: every output bin is a weighted sum over cells of the map, so an embedding bag computes it.
+"""RoIAlign for ``mmcv._ext``: an output bin is a weighted sum over cells of the map, so an embedding bag computes it.
 
 Names of the dimensions: R RoIs, P bins of all RoIs (R * height * width), T samples of all bins, C channels.
 """
@@ -115,14 +115,15 @@ def _samples(rois, shape, bins, spatial_scale, sampling_ratio, aligned):
     roi = bin_of // per_roi
     place = torch.stack((bin_of % per_roi // bins[1], bin_of % bins[1]), 1)  # [T, 2], row and column of the bin
     step = torch.stack((number // grid[roi, 1], number % grid[roi, 1]), 1)  # [T, 2], row and column in the bin
-    points = start[roi] + (place + (step + 0.5) / grid[roi]) * bin_size[roi]
+    points = start[roi] + (place + (step.to(size.dtype) + 0.5) / grid[roi]) * bin_size[roi]
     return _Samples(points, images[roi], bin_of, first, counts)
 
 
 def _bilinear(points, size):
     """Cells ``[T, 4]`` of a map of ``size`` (H, W) around each point ``[T, 2]``, and their weights.
 
-    A point up to one cell outside counts as on the border (``grid_sample`` fades out there); farther out it has no weight.
+    A point up to one cell outside counts as on the border, where ``grid_sample`` would fade out; farther out it has no
+    weight.
     """
     size = torch.tensor(size, device=points.device)
     inside = ((points >= -1) & (points <= size)).all(1)
