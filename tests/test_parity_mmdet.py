@@ -116,7 +116,8 @@ def test_a_changed_weight_is_seen(pair):
 def test_full_size_state_dict(variant):
     """mmdet's own config, nothing made smaller: same keys, same shapes, same parameter count."""
     init_default_scope('mmdet')
-    cfg = Config.fromfile(osp.join(osp.dirname(mmdet.__file__), '.mim/configs/deformable_detr', VARIANTS[variant])).model
+    path = osp.join(osp.dirname(mmdet.__file__), '.mim/configs/deformable_detr', VARIANTS[variant])
+    cfg = Config.fromfile(path).model
     ours_cfg = copy.deepcopy(cfg)
     ours_cfg.type, ours_cfg.bbox_head.type = 'mmdet_ddetr.DeformableDETR', 'mmdet_ddetr.SetHead'
     theirs, ours = MODELS.build(cfg), MODELS.build(ours_cfg)

@@ -15,13 +15,15 @@ model = dict(
     num_queries=100,
     with_box_refine=True,
     data_preprocessor=dict(
-        type='DetDataPreprocessor', mean=[127.0] * 3, std=[128.0] * 3, bgr_to_rgb=True, pad_size_divisor=1),
+        type='DetDataPreprocessor', mean=[127.0] * 3, std=[128.0] * 3, bgr_to_rgb=True, pad_size_divisor=1
+    ),
     backbone=dict(
         type='mmdet_ddetr.EfficientNetLite',
         arch='lite0',
         out_indices=(2, 3, 4),
         norm_eval=True,
-        init_cfg=dict(type='Pretrained', checkpoint='efficientnet-lite://lite0')),
+        init_cfg=dict(type='Pretrained', checkpoint='efficientnet-lite://lite0'),
+    ),
     neck=dict(
         type='ChannelMapper',
         in_channels=[40, 112, 320],
@@ -30,12 +32,14 @@ model = dict(
         bias=True,
         act_cfg=None,
         norm_cfg=dict(type='GN', num_groups=16),
-        num_outs=4),
+        num_outs=4,
+    ),
     encoder=dict(num_layers=2, layer_cfg=dict(self_attn_cfg=deform_attn, ffn_cfg=ffn)),
     decoder=dict(num_layers=3, layer_cfg=dict(self_attn_cfg=self_attn, cross_attn_cfg=deform_attn, ffn_cfg=ffn)),
     positional_encoding=dict(num_feats=embed_dims // 2, normalize=True, offset=-0.5),
     bbox_head=dict(type='mmdet_ddetr.SetHead', num_classes=80),
-    test_cfg=dict(max_per_img=100))
+    test_cfg=dict(max_per_img=100),
+)
 
 scale = (384, 288)
 train_pipeline = [
@@ -50,7 +54,8 @@ train_pipeline = [
                 dict(type='RandomCrop', crop_type='relative_range', crop_size=(0.5, 0.5), allow_negative_crop=True),
                 dict(type='Resize', scale=scale, keep_ratio=True),
             ],
-        ]),
+        ],
+    ),
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
@@ -63,7 +68,5 @@ train_dataloader = dict(batch_size=4, num_workers=1, dataset=dict(pipeline=train
 val_dataloader = dict(batch_size=4, num_workers=1, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-optim_wrapper = dict(
-    optimizer=dict(lr=1e-3),
-    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0))
+optim_wrapper = dict(optimizer=dict(lr=1e-3), paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0))
 auto_scale_lr = dict(base_batch_size=4)

@@ -25,7 +25,9 @@ train_dataloader = dict(
         ann_file='annotations/train.json',
         data_prefix=dict(img='images/train/'),
         metainfo=dict(classes=classes),
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    ),
+)
 val_dataloader = dict(
     batch_size=8,
     dataset=dict(
@@ -33,7 +35,9 @@ val_dataloader = dict(
         ann_file=val_file,
         data_prefix=dict(img='images/val/'),
         metainfo=dict(classes=classes),
-        pipeline=test_pipeline))
+        pipeline=test_pipeline,
+    ),
+)
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + val_file)
 test_evaluator = val_evaluator

@@ -126,8 +126,8 @@ class DeformableDETR(DetectionTransformer):
             flat_masks.append(mask if mask is None else mask.flatten(1))
         feat_mask = None if masks[0] is None else torch.cat(flat_masks, 1)  # [B, S]
         geometry = dict(spatial_shapes=spatial_shapes, valid_ratios=self._valid_ratios(masks, mlvl_feats))
-        encoder_inputs = dict(feat=torch.cat(feats, 1), feat_mask=feat_mask, feat_pos=torch.cat(positions, 1), **geometry)
-        return encoder_inputs, dict(memory_mask=feat_mask, **geometry)
+        encoder_inputs = dict(feat=torch.cat(feats, 1), feat_mask=feat_mask, feat_pos=torch.cat(positions, 1))
+        return dict(encoder_inputs, **geometry), dict(memory_mask=feat_mask, **geometry)
 
     @staticmethod
     def _padding_masks(

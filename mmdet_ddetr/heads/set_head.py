@@ -1,6 +1,7 @@
 """Class and box branches, set loss and predict: the one head of the family."""
 
 import copy
+from dataclasses import replace
 
 import torch
 from mmdet.structures import SampleList
@@ -132,7 +133,10 @@ class SetHead(BaseModule):
         first = self.num_pred_layer - self.as_two_stage - len(hidden)
         logits = torch.stack([self.cls_branches[first + i](state) for i, state in enumerate(hidden)])
         boxes = torch.stack(
-            [self.refine(first + i, state, None if reference is None else reference[i]) for i, state in enumerate(hidden)]
+            [
+                self.refine(first + i, state, None if reference is None else reference[i])
+                for i, state in enumerate(hidden)
+            ]
         )
         return logits, boxes
 
@@ -169,17 +173,16 @@ class SetHead(BaseModule):
         """Match and compute the losses, in fp32 whatever autocast is doing.
 
         Returns:
-            ``loss_cls``, ``loss_bbox``, ``loss_iou`` of the last layer, ``d{i}.*`` of layer i, ``enc_*`` of the encoder.
+            ``loss_cls``, ``loss_bbox``, ``loss_iou`` of the last layer, ``d{i}.*`` of layer i, ``enc_*`` of the
+            encoder.
         """
         with torch.autocast(all_layers_cls_scores.device.type, enabled=False):
             targets = self.collect_targets(batch_gt_instances, batch_img_metas)
             predictions = [(all_layers_cls_scores.float(), all_layers_bbox_preds.float())]
             target_sets = [targets]
             if enc_cls_scores is not None:
-                # The encoder tells object from background only: every target is class 0 (official ``deformable_detr.py``)
-                objects = Targets(
-                    targets.boxes, torch.zeros_like(targets.labels), targets.image, targets.counts, targets.sizes
-                )
+                # The encoder tells object from background only: every target is of class 0 (official code).
+                objects = replace(targets, labels=torch.zeros_like(targets.labels))
                 predictions.append((enc_cls_scores.float()[None], enc_bbox_preds.float()[None]))
                 target_sets.append(objects)
             matches = self.assigner.match([(c.detach(), b.detach()) for c, b in predictions], target_sets)
@@ -194,9 +197,10 @@ class SetHead(BaseModule):
 
     @staticmethod
     def collect_targets(batch_gt_instances: InstanceList, batch_img_metas: list[dict]) -> Targets:
-        """Concatenate the ground truth of the batch; boxes from (x1, y1, x2, y2) in pixels to normalised (cx, cy, w, h)."""
+        """Concatenate the batch's ground truth; boxes in pixel corners become normalised (cx, cy, w, h)."""
         counts = [len(gt) for gt in batch_gt_instances]
-        boxes = torch.cat([getattr(gt.bboxes, 'tensor', gt.bboxes).float() for gt in batch_gt_instances])  # box type or plain
+        # a box type of mmdet's, or a plain tensor
+        boxes = torch.cat([getattr(gt.bboxes, 'tensor', gt.bboxes).float() for gt in batch_gt_instances])
         labels = torch.cat([gt.labels for gt in batch_gt_instances])
         image = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(boxes.device)
         sizes = boxes.new_tensor([meta['img_shape'][1::-1] * 2 for meta in batch_img_metas])

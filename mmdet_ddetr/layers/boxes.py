@@ -7,7 +7,7 @@ from torch import Tensor
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     """log(x / (1 - x)) of values in [0, 1], in fp32 at least.
 
-    ``eps`` bounds numerator and denominator, as the official code and mmdet have it (1e-5: 16-bit types cannot hold it).
+    ``eps`` bounds numerator and denominator, as in the official code and mmdet; 16-bit types cannot hold 1e-5.
     """
     x = x.to(torch.promote_types(x.dtype, torch.float32)).clamp(0, 1)
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
@@ -18,8 +18,8 @@ def refine_box(delta: Tensor, reference: Tensor | None) -> Tensor:
 
     Args:
         delta: regression output [..., 4] in (cx, cy, w, h), before the sigmoid.
-        reference: [..., 2] (cx, cy) or [..., 4] (cx, cy, w, h), normalised by the unpadded image, in [0, 1]; a 2-dim one
-            touches cx and cy only; None leaves all four free (DETR).
+        reference: [..., 2] (cx, cy) or [..., 4] (cx, cy, w, h), normalised by the unpadded image, in [0, 1]; a 2-dim
+            one touches cx and cy only; None leaves all four free (DETR).
 
     Returns:
         Boxes [..., 4], (cx, cy, w, h) in [0, 1].

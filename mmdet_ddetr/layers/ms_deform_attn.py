@@ -112,7 +112,9 @@ class MSDeformAttn(BaseModule):
         M, L, K = self.num_heads, self.num_levels, self.num_points
         shapes = host_shapes(spatial_shapes)
         if len(shapes) != L or sum(H * W for H, W in shapes) != S:
-            raise ValueError(f'spatial_shapes must name num_levels={L} maps with {S} cells in all (value), got {shapes}')
+            raise ValueError(
+                f'spatial_shapes must name num_levels={L} maps with {S} cells in all (value), got {shapes}'
+            )
 
         value = self.value_proj(value)
         if key_padding_mask is not None:

@@ -41,9 +41,7 @@ class MultiheadAttention(MMCVMultiheadAttention):
         k = key if key_pos is None else key + key_pos
         if self.batch_first:  # mmcv builds nn.MultiheadAttention sequence-first
             q, k, value = (x.transpose(0, 1) for x in (q, k, value))
-        output, _ = self.attn(
-            q, k, value, attn_mask=attn_mask, key_padding_mask=key_padding_mask, need_weights=False
-        )
+        output, _ = self.attn(q, k, value, attn_mask=attn_mask, key_padding_mask=key_padding_mask, need_weights=False)
         if self.batch_first:
             output = output.transpose(0, 1)
         return identity + self.dropout_layer(self.proj_drop(output))

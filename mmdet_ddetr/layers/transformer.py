@@ -168,8 +168,7 @@ class DeformableDecoder(TransformerStack):
         if not self.return_intermediate:
             return hidden[-1][None], references[-1][None]
         if references[0].shape != references[-1].shape:  # 2-dim at the start, boxes once refined
-            width = references[-1].shape[-1] - references[0].shape[-1]
-            references[0] = torch.nn.functional.pad(references[0], (0, width), value=0.5)  # logit(0.5) = 0 shifts nothing
+            references[0] = torch.nn.functional.pad(references[0], (0, 2), value=0.5)  # logit(0.5) = 0 shifts nothing
         return torch.stack(hidden), torch.stack(references)
 
 

@@ -1,8 +1,19 @@
 # COCO 2017 with the augmentation that every DETR-like model is trained with (facebookresearch/detr, datasets/coco.py).
 _base_ = 'mmdet::_base_/datasets/coco_detection.py'
 
-scales = [(480, 1333), (512, 1333), (544, 1333), (576, 1333), (608, 1333), (640, 1333), (672, 1333), (704, 1333),
-          (736, 1333), (768, 1333), (800, 1333)]
+scales = [
+    (480, 1333),
+    (512, 1333),
+    (544, 1333),
+    (576, 1333),
+    (608, 1333),
+    (640, 1333),
+    (672, 1333),
+    (704, 1333),
+    (736, 1333),
+    (768, 1333),
+    (800, 1333),
+]
 resize = dict(type='RandomChoiceResize', scales=scales, keep_ratio=True)
 
 train_pipeline = [
@@ -19,7 +30,8 @@ train_pipeline = [
                 dict(type='RandomCrop', crop_type='absolute_range', crop_size=(384, 600), allow_negative_crop=True),
                 resize,
             ],
-        ]),
+        ],
+    ),
     dict(type='PackDetInputs'),
 ]
 # Images without boxes stay in: the official code trains on them, mmdet drops them by default.

@@ -17,7 +17,9 @@ optim_wrapper = dict(
             'backbone': dict(lr_mult=0.1),
             'sampling_offsets': dict(lr_mult=0.1),
             'reference_points': dict(lr_mult=0.1),
-        }))
+        }
+    ),
+)
 
 # The lr above belongs to 16 GPUs x 2 images.
 auto_scale_lr = dict(base_batch_size=32)

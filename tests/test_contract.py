@@ -1,0 +1,96 @@
+"""Every config keeps one contract: it builds twice, computes losses with 0 and 1 box, predicts, and runs raw."""
+
+import copy
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.registry import init_default_scope
+
+from mmdet_ddetr.testing import config_files, load_config, make_batch, without_download
+
+CONFIGS = config_files()
+
+
+def test_names():
+    names = [path.name for path in CONFIGS]
+    assert len(names) >= 5
+    assert len(set(names)) == len(names), 'mim finds a config by its basename: it must be unique'
+
+
+@pytest.fixture(scope='module', params=CONFIGS, ids=lambda path: path.stem)
+def config(request):
+    return load_config(request.param)
+
+
+@pytest.fixture(scope='module')
+def model(config):
+    init_default_scope(config.get('default_scope', 'mmdet'))
+    model_cfg = without_download(copy.deepcopy(config.model))
+    before = copy.deepcopy(model_cfg)
+    MODELS.build(model_cfg)
+    model = MODELS.build(model_cfg)
+    assert model_cfg == before, 'building changed the config'
+    torch.manual_seed(0)
+    model.init_weights()
+    return model
+
+
+def num_classes(config):
+    return config.model.bbox_head.num_classes
+
+
+def test_runner_sections(config):
+    """What mmengine's Runner and mim need is there."""
+    for section in ('train', 'val', 'test'):
+        assert config[f'{section}_dataloader']['dataset']['pipeline'][-1]['type'].endswith('PackDetInputs')
+        assert config[f'{section}_cfg']
+    assert config.val_evaluator.type == 'CocoMetric'
+    assert config.default_scope == 'mmdet'
+    hooks = config.default_hooks
+    assert {'logger', 'checkpoint', 'visualization', 'param_scheduler', 'timer', 'sampler_seed'} <= set(hooks)
+    assert config.auto_scale_lr.base_batch_size >= 1
+
+
+@pytest.mark.parametrize('counts', [[0, 0], [1, 0]], ids=['no box', 'one box'])
+def test_loss(model, config, counts):
+    inputs, samples = make_batch([(64, 96), (57, 64)], counts, num_classes(config))
+    model.train()
+    model.zero_grad()
+    losses = model(inputs, samples, mode='loss')
+    total, log = model.parse_losses(losses)
+    assert torch.isfinite(total)
+    assert {'loss', 'loss_cls', 'loss_bbox', 'loss_iou'} <= set(log)
+    if sum(counts) == 0:
+        assert losses['loss_bbox'] == losses['loss_iou'] == 0 < losses['loss_cls']
+    else:
+        assert min(losses['loss_bbox'], losses['loss_iou'], losses['loss_cls']) > 0
+    total.backward()
+    missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not missing, 'DistributedDataParallel needs a gradient for every parameter, in every batch'
+
+
+def test_predict(model, config):
+    inputs, samples = make_batch([(64, 96), (57, 64)], [1, 2], num_classes(config))
+    with torch.no_grad():
+        results = model.eval()(inputs, samples, mode='predict')
+    for result, (h, w) in zip(results, [(64, 96), (57, 64)]):
+        assert isinstance(result, DetDataSample)
+        detections = result.pred_instances
+        assert 0 < len(detections) <= model.test_cfg['max_per_img']
+        assert (detections.scores.diff() <= 0).all() and detections.scores.max() <= 1
+        assert detections.labels.min() >= 0 and detections.labels.max() < num_classes(config)
+        # boxes in pixels of the original image, twice as large as the input here
+        assert (detections.bboxes >= 0).all()
+        assert (detections.bboxes <= torch.tensor([2 * w, 2 * h, 2 * w, 2 * h]) + 1e-3).all()
+
+
+def test_tensor_mode(model, config):
+    inputs, samples = make_batch([(64, 96), (64, 96)], [1, 1], num_classes(config))
+    with torch.no_grad():
+        with_samples = model.eval()(inputs, samples, mode='tensor')
+        alone = model(inputs, mode='tensor')
+    for a, b in zip(with_samples, alone, strict=True):
+        assert torch.isfinite(a).all()
+        torch.testing.assert_close(a, b)
