@@ -27,7 +27,8 @@ FORMAT = 1  # counts up when the pictures of one seed change
 SIDES = {'small': (11, 31), 'medium': (34, 92), 'large': (102, 150)}  # px, at any image size
 MAX_BOXES = 24
 MIN_VISIBLE = 0.5  # of a shape's pixels
-SUBPIXEL_BITS = 4  # cv2 takes polygon corners in 1/16 px
+SUBPIXEL_BITS = 4  # polygon corners are given to OpenCV in 1/16 px
+SUPERSAMPLING = 4
 
 
 # ---------------------------------------------------------------------------------------------------------- one image
@@ -90,16 +91,17 @@ def outline(rng, name, side):
 
 
 def coverage(corners, hole, x0, y0, width, height):
-    """Share of each pixel that the polygon covers, float32 [height, width], for the window at (x0, y0)."""
-    window = np.zeros((height, width), np.uint8)
+    """Share of each pixel that the polygon covers, float32 [height, width], for the window at (x0, y0).
 
-    def to_fixed(points):  # cv2 means the centre of a pixel by a whole number, hence the half
-        return np.int32(np.round((points - (x0 + 0.5, y0 + 0.5)) * 2**SUBPIXEL_BITS))
-
-    cv2.fillPoly(window, [to_fixed(corners)], 255, cv2.LINE_AA, SUBPIXEL_BITS)
-    if hole is not None:
-        cv2.fillPoly(window, [to_fixed(hole)], 0, cv2.LINE_AA, SUBPIXEL_BITS)
-    return window.astype(np.float32) / 255
+    Drawn larger and averaged: OpenCV's own anti-aliasing makes a polygon half a pixel wider on all sides.
+    """
+    window = np.zeros((height * SUPERSAMPLING, width * SUPERSAMPLING), np.uint8)
+    for points, value in ((corners, 255), (hole, 0)):
+        if points is not None:
+            # OpenCV means the centre of a pixel by a whole number, hence the half
+            points = (points - (x0, y0)) * SUPERSAMPLING - 0.5
+            cv2.fillPoly(window, [np.int32(np.round(points * 2**SUBPIXEL_BITS))], value, cv2.LINE_8, SUBPIXEL_BITS)
+    return cv2.resize(window, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
 
 
 def contrasting_colour(rng, background):
