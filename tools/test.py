@@ -32,7 +32,7 @@ def use_tta(cfg):
 
     dataset = cfg.test_dataloader.dataset
     tta_model = cfg.get('tta_model') or dict(
-        type='mmdet.DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
+        type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
     )
     meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
     tta_pipeline = cfg.get('tta_pipeline') or [
