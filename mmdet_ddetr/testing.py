@@ -1,10 +1,7 @@
 """Inputs and models for tests and benchmarks."""
 
-from pathlib import Path
-
 import torch
 from mmdet.structures import DetDataSample
-from mmengine.config import Config
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
@@ -84,15 +81,3 @@ def shrink(model_cfg: dict) -> dict:
     model_cfg['encoder']['num_layers'] = 2
     model_cfg['decoder']['num_layers'] = 3
     return model_cfg
-
-
-def config_files() -> list[Path]:
-    """Every config of the repository, or of the installed package, that is not a base."""
-    package = Path(__file__).parent
-    roots = (package.parent / 'configs', package / '.mim' / 'configs')
-    root = next(root for root in roots if root.is_dir())
-    return sorted(path for path in root.rglob('*.py') if '_base_' not in path.parts)
-
-
-def load_config(path: str | Path) -> Config:
-    return Config.fromfile(str(path))

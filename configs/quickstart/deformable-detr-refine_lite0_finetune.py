@@ -21,6 +21,7 @@ model = dict(
         type='mmdet_ddetr.EfficientNetLite',
         arch='lite0',
         out_indices=(2, 3, 4),
+        frozen_stages=2,  # up to stride 4: edges and colours serve as they are, and half of the backward pass is saved
         norm_eval=True,
         init_cfg=dict(type='Pretrained', checkpoint='efficientnet-lite://lite0'),
     ),
@@ -70,3 +71,12 @@ test_dataloader = val_dataloader
 
 optim_wrapper = dict(optimizer=dict(lr=1e-3), paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0))
 auto_scale_lr = dict(base_batch_size=4)
+
+max_epochs = 30
+train_cfg = dict(max_epochs=max_epochs, val_interval=3)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
+    dict(
+        type='CosineAnnealingLR', eta_min_ratio=0.01, by_epoch=True, begin=0, end=max_epochs, convert_to_iter_based=True
+    ),
+]
