@@ -83,7 +83,7 @@ __device__ Prepared<Index, Compute<T>> prepare(Stage<Index, Compute<T>>& stage, 
                                                Index count, Index cell_stride) {
   Prepared<Index, Compute<T>> lane = {{}, {{-1, -1, -1, -1}, {}}};
   if (s < count) {
-    const Index l = s / n.K;
+    const Index l = n.by_K.quotient(s);
     const LevelOf<Index> level = n.levels[l];
     lane.sample = samples.get(s, l, level);
     lane.print = footprint_of(lane.sample, level, cell_stride);
@@ -105,26 +105,45 @@ __device__ int round_of(const Problem<Index>& n, Group group, Index first) {
 // The row of D channels of a head in the first cell of its image.
 template <typename Index>
 __device__ int64_t first_row(const Problem<Index>& n, Index head) {
-  const Index query = head / n.M;
-  return query / n.Q * n.image_rows + (head - query * n.M);
+  const Index query = n.by_M.quotient(head);
+  return n.by_Q.quotient(query) * n.image_rows + (head - query * n.M);
 }
 
-// The channels at the four corners of a sample, zero outside the map. All four loads are under way before any is used.
-template <typename T, int N, typename Index>
+// The channels at the four corners of some samples, zero outside the map. All loads are under way before any is used.
+template <typename T, int N, int kSamples>
 struct Gathered {
-  Channels<T, N> corner[4];
+  Channels<T, N> corners[kSamples][4];
 
-  __device__ Gathered(const T* value, const Quad<Index>& cells) {
-    const bool inside = (cells.corner[0] | cells.corner[1] | cells.corner[2] | cells.corner[3]) >= 0;
-    if (inside) {
+  template <typename Index>
+  __device__ Gathered(const T* value, const Quad<Index> (&cells)[kSamples]) {
+    Index signs = 0;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) corner[i] = load<T, N>(value + cells.corner[i]);
+    for (int j = 0; j < kSamples; ++j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) signs |= cells[j].corner[i];
+    }
+    if (signs >= 0) {  // all inside: the rule, and worth a branch
+#pragma unroll
+      for (int j = 0; j < kSamples; ++j) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) corners[j][i] = load<T, N>(value + cells[j].corner[i]);
+      }
     } else {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) corner[i] = cells.corner[i] >= 0 ? load<T, N>(value + cells.corner[i]) : Channels<T, N>{};
+      for (int j = 0; j < kSamples; ++j) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          corners[j][i] = {};
+          if (cells[j].corner[i] >= 0) corners[j][i] = load<T, N>(value + cells[j].corner[i]);
+        }
+      }
     }
   }
 };
+
+// Samples whose loads a lane has under way at the same time in the forward pass. A decoder's few heads do not fill the
+// machine with warps, so that the loads of a warp have to overlap.
+constexpr int kTogether = 2;  // divides the lanes of every group
 
 template <typename T, typename Index, typename Points>
 struct Forward {
@@ -152,14 +171,21 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>) forward_kernel(const __g
       const auto lane = prepare(stage, n, samples, group, first + group.rank, count, n.M * n.D);
       outside += lane.print.outside;
       const int round = c < n.D ? round_of(n, group, first) : 0;
-      for (int j = 0; j < round; ++j) {
-        const Gathered<T, N, Index> gathered(value, stage.cells[stage.slot(group, j)]);
-        const Quad<A> weights = stage.weights[stage.slot(group, j)];
+      for (int j = 0; j < round; j += kTogether) {
+        Quad<Index> cells[kTogether];
+        Quad<A> weights[kTogether];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
+        for (int t = 0; t < kTogether; ++t) {  // behind the last sample of a round lies an empty one
+          cells[t] = stage.cells[stage.slot(group, j + t)];
+          weights[t] = stage.weights[stage.slot(group, j + t)];
+        }
+        const Gathered<T, N, kTogether> gathered(value, cells);
 #pragma unroll
-          for (int k = 0; k < N; ++k) {
-            sums[k] += weights.corner[i] * gathered.corner[i][k];
+        for (int t = 0; t < kTogether; ++t) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+#pragma unroll
+            for (int k = 0; k < N; ++k) sums[k] += weights[t].corner[i] * gathered.corners[t][i][k];
           }
         }
       }
@@ -208,22 +234,22 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>) backward_kernel(const __
     Quad<A> own = {};  // products of the corners of this lane's sample with the gradient, over all channels
     const int round = round_of(n, group, first);
     for (int j = 0; j < round; ++j) {
-      const Quad<Index> cells = stage.cells[stage.slot(group, j)];
+      const Quad<Index> cells[1] = {stage.cells[stage.slot(group, j)]};
       const Quad<A> weights = stage.weights[stage.slot(group, j)];
       Quad<A> products = {};
       for (Index c = first_channel; c < n.D; c += group.lanes * N) {  // as a rule one turn
         if (n.D > group.lanes * N && count > 0) load_grad(c);
-        const Gathered<T, N, Index> gathered(settled(args.value + first_cell + c), cells);
+        const Gathered<T, N, 1> gathered(settled(args.value + first_cell + c), cells);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
 #pragma unroll
-          for (int k = 0; k < N; ++k) products.corner[i] += grad[k] * gathered.corner[i][k];
+          for (int k = 0; k < N; ++k) products.corner[i] += grad[k] * gathered.corners[0][i][k];
         }
         if (args.grad_value == nullptr) continue;
         A* grad_value = settled(args.grad_value + first_cell + c);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          if (cells.corner[i] >= 0) atomic_axpy(grad_value + cells.corner[i], weights.corner[i], grad);
+          if (cells[0].corner[i] >= 0) atomic_axpy(grad_value + cells[0].corner[i], weights.corner[i], grad);
         }
       }
       group.sum(products.corner);
@@ -270,7 +296,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   }
   largest = group.max(largest);
   for (Index s = group.rank; s < count; s += group.lanes) {
-    const Index l = s / n.K;
+    const Index l = n.by_K.quotient(s);
     const LevelOf<Index> level = n.levels[l];
     const Footprint<Index, A> print = footprint_of(samples.get(s, l, level), level, n.M);
 #pragma unroll
@@ -353,6 +379,7 @@ struct ReferenceGradient {
   Problem<int64_t> n;
   FusedPoints points;
   Compute<T>* grad_references;  // [B, Q, L, R]
+  int64_t queries;              // B Q
 };
 
 template <typename T>
@@ -362,7 +389,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   const Problem<int64_t>& n = args.n;
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t axis = thread % 2, l = thread / 2 % n.L, query = thread / 2 / n.L;
-  if (query >= n.heads / n.M) return;
+  if (query >= args.queries) return;
   const LevelOf<int64_t> level = n.levels[l];
   const A size = static_cast<A>(axis ? level.H : level.W);
   A centre = 0, extent = 0;
@@ -440,8 +467,10 @@ class Call {
   template <typename Index>
   Problem<Index> problem(int width) {
     Problem<Index> p = {};
-    p.heads = n.B * n.Q * n.M, p.Q = n.Q, p.M = n.M, p.D = n.D, p.L = n.L, p.K = n.K;
+    p.heads = n.B * n.Q * n.M, p.M = n.M, p.D = n.D, p.L = n.L, p.K = n.K;
+    p.by_Q = Divisor<Index>(n.Q), p.by_M = Divisor<Index>(n.M), p.by_K = Divisor<Index>(n.K);
     p.image_rows = n.S * n.M;
+    p.log2_lanes = 1;  // at least kTogether lanes
     while ((1 << p.log2_lanes) < kWarp && (width << p.log2_lanes) < n.D) ++p.log2_lanes;
     p.levels = levels<Index>();
     return p;
@@ -569,7 +598,8 @@ Tensor grad_references(Call& call, const Tensor& value, const FusedPoints& point
   dispatch_dtype(value, [&](auto zero) {
     using T = decltype(zero);
     call.launch(reference_gradient_kernel<T>, n.B * n.Q * n.L * 2,
-                ReferenceGradient<T>{call.problem<int64_t>(1), points, static_cast<Compute<T>*>(grad.data_ptr())});
+                ReferenceGradient<T>{call.problem<int64_t>(1), points, static_cast<Compute<T>*>(grad.data_ptr()),
+                                     n.B * n.Q});
   });
   return grad;
 }

@@ -50,7 +50,8 @@ template <typename Index>
 struct Problem {
   Levels<Index> levels;
   Index heads;  // B Q M: the heads of all queries
-  Index Q, M, D, L, K;
+  Index M, D, L, K;
+  Divisor<Index> by_Q, by_M, by_K;
   int64_t image_rows;  // S M: rows of D channels in an image of value
   int log2_lanes;      // of a group
 };
@@ -124,7 +125,7 @@ class Samples<T, Index, FusedPoints> {
  public:
   __device__ Samples(const FusedPoints& points, const Problem<Index>& n, Group group, Index head, Index count)
       : points_(points), K_(n.K), count_(count), first_(static_cast<int64_t>(head) * n.L * n.K),
-        reference_(static_cast<int64_t>(head / n.M) * n.L * points.R) {
+        reference_(static_cast<int64_t>(n.by_M.quotient(head)) * n.L * points.R) {
     A top = -INFINITY;
     for (Index s = group.rank; s < count; s += group.lanes) top = Group::larger(top, logit(s));
     top_ = group.max(top);

@@ -28,7 +28,7 @@ constexpr int kBytesPerLoad = 16;
 // Blocks of kThreads that a multiprocessor must be able to hold: bounds the registers of a kernel. Without it ptxas picks
 // a bound by itself, and spills registers to keep to it.
 template <typename T>
-constexpr int kBlocks = std::is_same_v<T, double> ? 4 : 6;
+constexpr int kBlocks = std::is_same_v<T, double> ? 4 : 5;
 
 template <int Bytes>
 struct WordOf;
@@ -118,6 +118,35 @@ __device__ __forceinline__ void atomic_axpy(A* target, A factor, const A (&grad)
     }
   }
 }
+
+// A divisor known before the launch: for 32-bit numbers below 2^31, a multiplication and a shift instead of a division.
+template <typename Index>
+struct Divisor {
+  Index divisor;
+
+  Divisor() = default;
+  explicit Divisor(int64_t d) : divisor(static_cast<Index>(d)) {}
+
+  __device__ Index quotient(Index x) const { return x / divisor; }
+};
+
+template <>
+struct Divisor<int32_t> {
+  uint32_t multiplier;
+  int shift;
+
+  Divisor() = default;
+  explicit Divisor(int64_t d) {  // Granlund and Montgomery, 1994: multiplier = ceil(2^(31 + s) / d) with 2^s >= d
+    int s = 0;
+    while ((int64_t{1} << s) < d) ++s;
+    shift = 31 + s;
+    multiplier = d == 0 ? 0 : static_cast<uint32_t>(((uint64_t{1} << shift) + d - 1) / d);
+  }
+
+  __device__ int32_t quotient(int32_t x) const {
+    return static_cast<int32_t>(static_cast<uint64_t>(x) * multiplier >> shift);
+  }
+};
 
 // Neighbouring lanes of a warp, a power of two of them, that work on the same head of the same query.
 struct Group {

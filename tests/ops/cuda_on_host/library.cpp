@@ -38,5 +38,6 @@ void torch_c10_cuda_free_error_msg(char* message) { free(message); }
 void set_seed(unsigned seed) { on_host::seed = seed; }
 void set_int32_limit(int64_t limit) { on_host::int32_limit = limit; }
 int launches() { return on_host::launches; }
+int32_t quotient(int32_t x, int64_t divisor) { return mmdet_ddetr::cuda::Divisor<int32_t>(divisor).quotient(x); }
 #pragma GCC visibility pop
 }

@@ -1,0 +1,395 @@
+"""The CUDA kernels of csrc/cuda against the reference, on a GPU where there is one and in any case on the CPU.
+
+For the CPU the kernels' unmodified source is compiled with a header (``cuda_on_host/cuda_runtime.h``) that runs every
+CUDA thread as a fiber. It takes any order of threads between two synchronisations, drawn from a seed.
+"""
+
+import ctypes
+import fcntl
+import itertools
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmdet_ddetr.ops import reference
+
+HERE = Path(__file__).parent
+MAPS = [(6, 4), (3, 2), (1, 1)]
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+
+
+def build(target: Path) -> None:
+    torch_dir = Path(torch.__file__).parent
+    command = ['g++', '-std=c++20', '-O1', '-shared', '-fPIC', '-fvisibility=hidden', '-Wl,-Bsymbolic']
+    command += ['-DUSE_CUDA', '-DTORCH_TARGET_VERSION=0x020a000000000000']
+    command += [f'-I{HERE / "cuda_on_host"}', f'-I{torch_dir / "include"}', str(HERE / 'cuda_on_host' / 'library.cpp')]
+    command += [f'-L{torch_dir / "lib"}', '-ltorch', '-ltorch_cpu', '-lc10', f'-Wl,-rpath,{torch_dir / "lib"}']
+    result = subprocess.run([*command, '-o', str(target)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.fixture(scope='session')
+def host_library(tmp_path_factory):
+    if shutil.which('g++') is None:
+        pytest.skip('needs g++ to compile the CUDA kernels for the CPU')
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if folder.name.startswith('popen-') else folder  # one build for all workers of xdist
+    target = folder / 'mmdet_ddetr_cuda_on_host.so'
+    with open(folder / 'build.lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            build(target)
+    torch.ops.load_library(str(target))
+    library = ctypes.CDLL(str(target))
+    library.set_int32_limit.argtypes = [ctypes.c_int64]
+    return library
+
+
+@pytest.fixture
+def host(host_library):
+    """Switches of the kernels on the CPU: set_seed, set_int32_limit, launches."""
+    yield host_library
+    host_library.set_seed(0)
+    host_library.set_int32_limit(2**31 - 4096)
+
+
+class Kernels:
+    """The four operators with spatial_shapes as pairs, on the device that they run on."""
+
+    def __init__(self, ops, device):
+        self.ops, self.device = ops, device
+
+    def __call__(self, name, *tensors_and_flags):
+        def argument(x):
+            if isinstance(x, torch.Tensor):
+                return x.to(self.device)
+            return [n for pair in x for n in pair] if isinstance(x, list) else x
+
+        return getattr(self.ops, name)(*map(argument, tensors_and_flags))
+
+
+@pytest.fixture(params=['cpu', 'cuda'])
+def kernels(request):
+    if request.param == 'cpu':
+        request.getfixturevalue('host')
+        return Kernels(torch.ops.mmdet_ddetr_cuda_on_host, 'cpu')
+    if not torch.cuda.is_available():
+        pytest.skip('no GPU')
+    if not torch._C._dispatch_has_kernel_for_dispatch_key('mmdet_ddetr::ms_deform_attn', 'CUDA'):
+        pytest.skip('mmdet_ddetr is built without CUDA')
+    return Kernels(torch.ops.mmdet_ddetr, 'cuda')
+
+
+class Plain:
+    """Random arguments of ms_deform_attn; a part of the locations lies outside the map."""
+
+    name = 'ms_deform_attn'
+    flags = ()
+
+    def __init__(self, B=2, Q=7, M=3, D=8, shapes=MAPS, K=3, dtype=torch.float32, points_dtype=None, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        compute = torch.promote_types(dtype, torch.float32)
+        points_dtype = points_dtype or compute
+        S, L = sum(H * W for H, W in shapes), len(shapes)
+        self.shapes, self.dtype = shapes, dtype
+        self.value = torch.randn(B, S, M, D, generator=generator, dtype=torch.float64).to(dtype)
+        self.grad_output = torch.randn(B, Q, M * D, generator=generator, dtype=torch.float64).to(dtype)
+        self.points = self.make_points(B, Q, M, L, K, compute, points_dtype, generator)
+
+    def make_points(self, B, Q, M, L, K, compute, points_dtype, generator):
+        locations = torch.rand(B, Q, M, L, K, 2, generator=generator, dtype=torch.float64) * 1.4 - 0.2
+        weights = torch.rand(B, Q, M, L, K, generator=generator, dtype=torch.float64)
+        return [locations.to(points_dtype), weights.to(points_dtype)]
+
+    def forward(self, kernels):
+        return kernels(self.name, self.value, self.shapes, *self.points).cpu()
+
+    def backward(self, kernels, deterministic=False):
+        arguments = self.grad_output, self.value, self.shapes, *self.points, *self.flags, deterministic
+        return [grad.cpu() for grad in kernels(f'{self.name}_backward', *arguments)]
+
+    def expected(self):
+        """Output and gradients from the reference in fp64."""
+        leaves = [x.double().requires_grad_() for x in (self.value, *self.points)]
+        output = getattr(reference, self.name)(leaves[0], self.shapes, *leaves[1:])
+        grads = torch.autograd.grad(output, leaves, self.grad_output.double(), allow_unused=True)
+        return output.detach(), [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, grads)]
+
+
+class Fused(Plain):
+    """Random arguments of ms_deform_attn_fused."""
+
+    name = 'ms_deform_attn_fused'
+    flags = (True,)  # needs_grad_reference
+
+    def __init__(self, R=2, **kwargs):
+        self.R = R
+        super().__init__(**kwargs)
+
+    def make_points(self, B, Q, M, L, K, compute, points_dtype, generator):
+        references = torch.rand(B, Q, L, self.R, generator=generator, dtype=torch.float64)
+        offsets = torch.randn(B, Q, M, L, K, 2, generator=generator, dtype=torch.float64)
+        logits = 2 * torch.randn(B, Q, M, L * K, generator=generator, dtype=torch.float64)
+        return [references.to(compute), offsets.to(points_dtype), logits.to(points_dtype)]
+
+
+def assert_close(got, expected, dtype, cells=8):
+    """``got`` comes from coordinates in ``cells`` cells and sums in the compute type, rounded once to ``dtype``."""
+    assert got.dtype == dtype
+    assert got.shape == expected.shape
+    if got.numel() == 0:
+        return
+    scale = expected.abs().max().item()
+    compute = torch.promote_types(dtype, torch.float32)
+    rounding = 0.51 * torch.finfo(dtype).eps if dtype != compute else 0
+    noise = (20 + cells) * torch.finfo(compute).eps if compute == torch.float32 else 1e-12
+    torch.testing.assert_close(got.double(), expected, rtol=rounding, atol=noise * max(scale, 1e-3))
+
+
+def check(case, kernels, deterministic=False):
+    output, grads = case.expected()
+    cells = max((side for shape in case.shapes for side in shape), default=0)
+    assert_close(case.forward(kernels), output, case.dtype, cells)
+    got = case.backward(kernels, deterministic)
+    assert len(got) == len(grads)
+    for tensor, grad, expected in zip((case.value, *case.points), got, grads):
+        assert_close(grad, expected, tensor.dtype, cells)
+
+
+@pytest.mark.parametrize('deterministic', [False, True])
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize('D', [1, 2, 7, 8, 30, 33, 71, 260])
+def test_channels(kernels, D, dtype, deterministic):
+    check(Plain(B=1, Q=5, M=2, D=D, dtype=dtype), kernels, deterministic)
+
+
+@pytest.mark.parametrize('deterministic', [False, True])
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize('R', [2, 4])
+def test_fused(kernels, R, dtype, deterministic):
+    check(Fused(R=R, D=16, dtype=dtype), kernels, deterministic)
+    check(Fused(R=R, D=5, B=1, dtype=dtype), kernels, deterministic)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_sixteen_bit_points(kernels, dtype):
+    check(Plain(D=16, dtype=dtype, points_dtype=dtype), kernels)
+    check(Fused(D=16, dtype=dtype, points_dtype=dtype), kernels)
+
+
+@pytest.mark.parametrize('Q, M, D', [(71, 1, 32), (313, 3, 4), (1, 1, 1), (29, 8, 12)])
+def test_an_image_of_a_batch_is_computed_as_if_alone(kernels, Q, M, D):
+    """Q M is prime to the number of heads in a block: blocks lie across the border between images."""
+    case = Plain(B=3, Q=Q, M=M, D=D)
+    output, (grad_value, *grad_points) = case.forward(kernels), case.backward(kernels, deterministic=True)
+    for b in range(3):
+        alone = Plain(B=3, Q=Q, M=M, D=D)
+        alone.value, alone.grad_output = case.value[b : b + 1], case.grad_output[b : b + 1]
+        alone.points = [x[b : b + 1] for x in case.points]
+        assert torch.equal(alone.forward(kernels)[0], output[b])
+        grads = alone.backward(kernels, deterministic=True)
+        for got, expected in zip(grads, (grad_value, *grad_points)):
+            assert torch.equal(got[0], expected[b])
+    check(case, kernels)
+
+
+@pytest.mark.parametrize('shapes, K', [([(5, 7)], 1), ([(2, 3)] * 40, 1), (MAPS, 37)])
+@pytest.mark.parametrize('kind', [Plain, Fused])
+def test_levels_and_points(kernels, kind, shapes, K):
+    """More levels than travel as a kernel argument, more samples than lanes."""
+    check(kind(B=1, Q=5, M=2, D=8, shapes=shapes, K=K), kernels)
+    check(kind(B=1, Q=5, M=2, D=8, shapes=shapes, K=K), kernels, deterministic=True)
+
+
+def test_maps_without_a_cell(kernels):
+    shapes = [(0, 3), (4, 4), (2, 0)]
+    check(Plain(shapes=shapes), kernels)
+    fused = Fused(shapes=shapes)
+    assert_close(fused.forward(kernels), fused.expected()[0], fused.dtype)
+    assert all(grad.isfinite().all() for grad in fused.backward(kernels))
+
+
+def test_one_row_map_wider_than_bf16_can_count(kernels):
+    check(Plain(B=1, Q=40, M=1, D=8, shapes=[(1, 333), (2, 257)], dtype=torch.bfloat16), kernels)
+
+
+@pytest.mark.parametrize('empty', ['B', 'Q', 'M', 'D', 'K', 'L'])
+@pytest.mark.parametrize('kind', [Plain, Fused])
+@pytest.mark.parametrize('deterministic', [False, True])
+def test_empty(kernels, kind, empty, deterministic):
+    sizes = {'shapes': []} if empty == 'L' else {empty: 0}
+    case = kind(**sizes)
+    output = case.forward(kernels)
+    assert output.shape == case.grad_output.shape
+    assert not output.any()
+    for grad, tensor in zip(case.backward(kernels, deterministic), (case.value, *case.points)):
+        assert grad.shape == tensor.shape
+        assert not grad.any()
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_layouts(kernels, dtype):
+    """Transposed tensors, and contiguous ones that begin at an address fit for no vector load."""
+    case = Plain(D=16, dtype=dtype)
+    output, grads = case.forward(kernels), case.backward(kernels, deterministic=True)
+    for layout in (
+        lambda x: x.mT.contiguous().mT,
+        lambda x: torch.cat([x.flatten()[:1], x.flatten()])[1:].view(x.shape),
+    ):
+        other = Plain(D=16, dtype=dtype)
+        other.value, other.grad_output = layout(case.value), layout(case.grad_output)
+        other.points = [layout(x) for x in case.points]
+        assert_close(other.forward(kernels), output.double(), dtype)
+        for got, expected in zip(other.backward(kernels, deterministic=True), grads):
+            assert_close(got, expected.double(), expected.dtype)
+
+
+def test_hand_computed(kernels):
+    """A 2 x 2 map of 1, 2, 3, 4: centre, a cell's centre, the map's near corner, outside."""
+    value = torch.tensor([1.0, 2, 3, 4]).view(1, 4, 1, 1)
+    locations = torch.tensor([[0.5, 0.5], [0.75, 0.25], [0, 0], [-0.5, 0.5]]).view(1, 4, 1, 1, 1, 2)
+    output = kernels('ms_deform_attn', value, [(2, 2)], locations, torch.ones(1, 4, 1, 1, 1))
+    assert output.flatten().tolist() == [2.5, 2, 0.25, 0]
+
+
+def test_a_value_that_is_not_sampled_does_not_matter(kernels):
+    case = Plain(B=1, Q=4, M=1, D=4, shapes=[(3, 3)], K=1)
+    case.points[0].fill_(0.0)  # the near corner: three of the four cells lie outside
+    case.value[:, 1:] = float('nan')
+    assert case.forward(kernels).isfinite().all()
+    assert all(grad[:, :1].isfinite().all() for grad in case.backward(kernels))
+
+
+@pytest.mark.parametrize('bad', [float('nan'), float('inf')])
+def test_a_coordinate_that_is_not_finite_gives_nan_in_its_head_only(kernels, bad):
+    case = Plain(D=8)
+    case.points[0][1, 2, 1, 0, 0, 0] = bad
+    output = case.forward(kernels).view(2, 7, 3, 8)
+    assert output[1, 2, 1].isnan().all()
+    assert output.isnan().sum() == 8
+
+
+def test_sixteen_bit_gradients_are_summed_in_fp32(kernels):
+    """1000 equal terms: a sum in bf16 stands still at 256 times one of them."""
+    case = Plain(B=1, Q=1000, M=1, D=8, shapes=[(1, 1)], K=1, dtype=torch.bfloat16)
+    case.points[0].fill_(0.5)
+    case.points[1].fill_(1.0)
+    case.grad_output.fill_(1.0)
+    assert case.backward(kernels)[0].flatten().tolist() == [1000] * 8
+    assert case.backward(kernels, deterministic=True)[0].flatten().tolist() == [1000] * 8
+
+
+def test_reference_gradient_on_request_only(kernels):
+    case = Fused()
+    with_it = case.backward(kernels, deterministic=True)
+    case.flags = (False,)
+    without = case.backward(kernels, deterministic=True)
+    assert without[1].shape == (0,)
+    assert all(torch.equal(a, b) for i, (a, b) in enumerate(zip(with_it, without)) if i != 1)
+
+
+# --- the deterministic mode -------------------------------------------------------------------------------------------
+
+
+def crowded(dtype=torch.float32):
+    """Every cell gets hundreds of terms."""
+    return Plain(B=1, Q=200, M=2, D=8, shapes=[(2, 2), (1, 1)], K=2, dtype=dtype)
+
+
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_deterministic_whatever_the_order_of_threads(host, dtype):
+    kernels, case = Kernels(torch.ops.mmdet_ddetr_cuda_on_host, 'cpu'), crowded(dtype)
+    runs = []
+    for seed in (0, 1, 2):
+        host.set_seed(seed)
+        runs.append([case.forward(kernels), *case.backward(kernels, deterministic=True)])
+    for run in runs[1:]:
+        assert all(map(torch.equal, run, runs[0]))
+    assert_close(runs[0][1], case.expected()[1][0], dtype)
+
+
+def test_the_other_mode_depends_on_the_order_in_grad_value_alone(host):
+    """Shows that the seed does mix the threads: or else the test before would prove nothing."""
+    kernels, case = Kernels(torch.ops.mmdet_ddetr_cuda_on_host, 'cpu'), crowded()
+    runs = []
+    for seed in (0, 1):
+        host.set_seed(seed)
+        runs.append(case.backward(kernels))
+    assert not torch.equal(runs[0][0], runs[1][0])
+    assert torch.equal(runs[0][1], runs[1][1])
+    assert torch.equal(runs[0][2], runs[1][2])
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_deterministic_over_the_range_of_the_dtype(kernels, dtype):
+    """Rows whose terms are near the smallest and the largest numbers are as exact as any."""
+    case = Plain(B=1, Q=3, M=1, D=4, shapes=[(1, 1)] * 3, K=1, dtype=dtype)
+    case.points[0].fill_(0.5)
+    case.points[1].zero_()
+    sizes = [torch.finfo(dtype).tiny, 1.0, torch.finfo(dtype).max / 8]
+    for level, size in enumerate(sizes):
+        case.points[1][0, :, 0, level, 0] = size
+    case.grad_output.uniform_(1, 2)
+    got = case.backward(kernels, deterministic=True)[0][0, :, 0]
+    expected = case.grad_output.double().view(3, 4).sum(0) * torch.tensor(sizes, dtype=torch.float64)[:, None]
+    torch.testing.assert_close(got.double(), expected, rtol=4 * torch.finfo(dtype).eps, atol=0)
+
+
+@pytest.mark.parametrize('bad', [float('nan'), float('inf')])
+def test_deterministic_does_not_hide_what_is_not_finite(kernels, bad):
+    case = Plain(B=2, Q=2, M=2, D=4, shapes=[(2, 2)], K=1)
+    case.points[0].fill_(0.75)  # cell 3
+    case.grad_output[1, 0, 1] = bad  # image 1, head 0
+    grad_value = case.backward(kernels, deterministic=True)[0]
+    assert grad_value[1, 3, 0].isnan().all()
+    assert grad_value.isnan().sum() == 4
+
+
+# --- what only the CPU can show ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('seed', [1, 2, 3])
+@pytest.mark.parametrize('kind, D', list(itertools.product([Plain, Fused], [3, 8, 32, 130])))
+def test_any_order_of_threads(host, kind, D, seed):
+    """A missing synchronisation would show as a wrong result here."""
+    host.set_seed(seed)
+    check(kind(B=1, Q=5, M=3, D=D), Kernels(torch.ops.mmdet_ddetr_cuda_on_host, 'cpu'))
+
+
+@pytest.mark.parametrize('kind', [Plain, Fused])
+def test_sixty_four_bit_offsets_give_the_same(host, kind):
+    kernels, case = Kernels(torch.ops.mmdet_ddetr_cuda_on_host, 'cpu'), kind(D=7, shapes=[(2, 3)] * 20)
+    narrow = [case.forward(kernels), *case.backward(kernels)]
+    host.set_int32_limit(1)
+    wide = [case.forward(kernels), *case.backward(kernels)]
+    assert all(map(torch.equal, narrow, wide))
+    check(kind(D=8), kernels)
+
+
+def test_kernel_launches(host):
+    """One for the forward and the backward pass, three more in the deterministic mode, one for reference points."""
+    kernels = Kernels(torch.ops.mmdet_ddetr_cuda_on_host, 'cpu')
+
+    def count(call):
+        before = host.launches()
+        call()
+        return host.launches() - before
+
+    assert count(lambda: Plain().forward(kernels)) == 1
+    assert count(lambda: Plain().backward(kernels)) == 1
+    assert count(lambda: Plain().backward(kernels, deterministic=True)) == 4
+    assert count(lambda: Fused().backward(kernels)) == 2
+    assert count(lambda: Plain(Q=0).forward(kernels)) == 0
+
+
+def test_every_quotient(host):
+    """Division by multiplication, at the borders of the quotients."""
+    host.quotient.restype = ctypes.c_int32
+    for divisor in [1, 2, 3, 5, 7, 8, 71, 313, 22223, 65535, 65536, 65537, 2**30 - 1, 2**30 + 1, 2**31 - 1]:
+        multiples = {k * divisor for k in (0, 1, 2, (2**31 - 1) // divisor // 2, (2**31 - 1) // divisor)}
+        for x in {m + d for m in multiples for d in (-1, 0, 1)} | {2**31 - 1}:
+            if 0 <= x < 2**31:
+                assert host.quotient(ctypes.c_int32(x), ctypes.c_int64(divisor)) == x // divisor
