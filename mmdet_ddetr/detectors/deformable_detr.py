@@ -75,7 +75,7 @@ class DeformableDETR(DetectionTransformer):
         self.encoder = build(self.encoder, DeformableEncoder)
         self.decoder = build(self.decoder, DeformableDecoder)
         self.embed_dims = C = self.encoder.embed_dims
-        self.level_embed = nn.Parameter(torch.empty(self.num_feature_levels, C))
+        self.level_embed = nn.Parameter(torch.randn(self.num_feature_levels, C))
         if self.as_two_stage:
             self.memory_trans_fc = nn.Linear(C, C)
             self.memory_trans_norm = nn.LayerNorm(C)
@@ -100,7 +100,6 @@ class DeformableDETR(DetectionTransformer):
             nn.init.xavier_uniform_(self.pos_trans_fc.weight)
         else:
             xavier_init(self.reference_points_fc, distribution='uniform', bias=0.0)
-        nn.init.normal_(self.level_embed)
 
     def pre_transformer(
         self,
