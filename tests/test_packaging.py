@@ -1,0 +1,169 @@
+"""The wheel, built from the source distribution, installed into an empty environment and driven by mim."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from collections import Counter
+from email import message_from_string
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NAME = 'deformable-detr-refine_lite0_shapes'
+IN_PROCESS = [f'{split}_dataloader.num_workers=0' for split in ('train', 'val', 'test')]
+IN_PROCESS += [f'{split}_dataloader.persistent_workers=False' for split in ('train', 'val', 'test')]
+
+
+def run(*command, cwd, check=True):
+    """Run a command without this process's paths; return all it printed."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith(('PYTHON', 'PYTEST'))}
+    env.update(OMP_NUM_THREADS='1', PYTHONWARNINGS='ignore')
+    command = [str(part) for part in command]
+    done = subprocess.run(command, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert not check or done.returncode == 0, f'{" ".join(command)}\n{done.stdout}'
+    return done.stdout
+
+
+def call_backend(hook, out_dir, cwd):
+    """Call a hook of the build backend, as pip does, without making an isolated environment first; return its file."""
+    code = f'from setuptools import build_meta as b; print(b.{hook}({str(out_dir)!r}))'
+    return out_dir / run(sys.executable, '-c', code, cwd=cwd).strip().splitlines()[-1]
+
+
+@pytest.fixture(scope='module')
+def source(tmp_path_factory):
+    """The source distribution, unpacked: what it lacks, the wheel built from it lacks, too."""
+    folder = tmp_path_factory.mktemp('source')
+    with tarfile.open(call_backend('build_sdist', folder, cwd=ROOT)) as archive:
+        archive.extractall(folder, filter='data')
+    return next(path for path in folder.iterdir() if path.is_dir())
+
+
+@pytest.fixture(scope='module')
+def wheel(source, tmp_path_factory):
+    return call_backend('build_wheel', tmp_path_factory.mktemp('wheel'), cwd=source)
+
+
+@pytest.fixture(scope='module')
+def environment(wheel, tmp_path_factory):
+    """Python of a new environment: the wheel and nothing of the checkout.
+
+    Its dependencies are those of the environment that runs the tests, by way of a .pth file: installing takes minutes.
+    """
+    folder = tmp_path_factory.mktemp('environment')
+    run(sys.executable, '-m', 'venv', '--without-pip', folder, cwd=folder)
+    python = folder / 'bin' / 'python'
+    site = Path(run(python, '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))', cwd=folder).strip())
+    run(sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--no-index', '--target', site, wheel, cwd=folder)
+    (site / 'dependencies.pth').write_text(sysconfig.get_path('purelib'))
+    return python
+
+
+@pytest.fixture(scope='module')
+def mim(environment, tmp_path_factory):
+    """``mim(*args)``: run mim in an empty folder, the same for all tests of this file."""
+    folder = tmp_path_factory.mktemp('user')
+
+    def call(*args, check=True):
+        return run(environment, '-m', 'mim', *args, cwd=folder, check=check)
+
+    call.folder = folder
+    return call
+
+
+# --- what is in the wheel --------------------------------------------------------------------------------------------
+
+
+def test_wheel_contents(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        top_level = archive.read(next(name for name in names if name.endswith('top_level.txt'))).decode().split()
+        metadata = message_from_string(
+            archive.read(next(name for name in names if name.endswith('/METADATA'))).decode()
+        )
+    assert top_level == ['mmdet_ddetr'], 'mim takes the first line for the package'
+    assert metadata['Name'] == 'mmdet_ddetr', 'mim finds the files only if distribution and module have one name'
+    version = ast.parse((ROOT / 'mmdet_ddetr/version.py').read_text()).body[-1].value.value
+    assert metadata['Version'] == version
+    always = [line for line in metadata.get_all('Requires-Dist') if 'extra ==' not in line]
+    assert any(line.startswith('mmdet') for line in always)
+    assert not any('mmcv' in line for line in always), 'it would be unpacked over a compiled mmcv'
+
+    prefix = 'mmdet_ddetr/.mim/'
+    packed = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+    files = [path for folder in ('configs', 'tools') for path in (ROOT / folder).rglob('*') if path.is_file()]
+    expected = {str(path.relative_to(ROOT)) for path in files if '__pycache__' not in path.parts}
+    assert packed == expected | {'model-index.yml'}
+
+
+def test_config_basenames_are_unique():
+    """mim looks for a config by its basename in the whole package."""
+    counts = Counter(path.name for path in ROOT.glob('configs/**/*.py'))
+    counts.update(path.name for path in ROOT.glob('mmdet_ddetr/**/*.py') if path.name in counts)
+    assert [name for name, count in counts.items() if count > 1] == []
+
+
+def test_editable_build_links_mim(source, tmp_path):
+    call_backend('build_editable', tmp_path, cwd=source)
+    for name in ('configs', 'tools', 'model-index.yml'):
+        assert (source / 'mmdet_ddetr/.mim' / name).samefile(source / name)
+
+
+def test_formatters_have_one_version():
+    """pre-commit checks with what `make lint` checks with."""
+    locked = dict(re.findall(r'^([\w-]+)==(\S+)', (ROOT / 'requirements/lock.txt').read_text(), re.MULTILINE))
+    hooks = re.findall(r'dependencies: \[(\S+)==(\S+)\]', (ROOT / '.pre-commit-config.yaml').read_text())
+    assert {name for name, _ in hooks} == {'ruff', 'clang-format'}
+    assert all(locked[name] == version for name, version in hooks)
+
+
+# --- in its own environment, with mim --------------------------------------------------------------------------------
+
+
+def test_import_is_from_the_wheel(environment, tmp_path):
+    code = f'import mmdet_ddetr as m; print(m.__file__); print(m.get_config({NAME!r}).filename)'
+    package, config = run(environment, '-c', code, cwd=tmp_path).strip().splitlines()[-2:]
+    assert Path(package).is_relative_to(environment.parents[1])
+    assert Path(config).is_relative_to(Path(package).parent / '.mim/configs/quickstart')
+
+
+def test_mim_search(mim):
+    text = mim('search', 'mmdet_ddetr', '--valid-config')
+    models = {path.stem for path in ROOT.glob('configs/*/*_coco.py')}
+    assert models
+    assert set(ast.literal_eval(text.strip().splitlines()[-1])) == models
+    text = mim('search', 'mmdet_ddetr', '--model', 'deformable detr', '--sort', 'coco/box_ap', '--field', 'coco/box_ap')
+    assert re.findall(r'coco/box_ap\W+([\d.]+)', text) == ['46.2', '45.4', '43.8']
+
+
+def test_mim_train_test_resume(mim):
+    """`mim run` makes the data, `mim train` runs two iterations, `mim test` evaluates, `mim train --resume` goes on."""
+    mim('run', 'mmdet_ddetr', 'make_shapes', 'data/shapes', '--size=96', '--train=4', '--val=2', '--test=1')
+    options = ['--gpus=0', '--work-dir=wd', '--seed=0', '--cfg-options', *IN_PROCESS]
+    options += ['train_dataloader.batch_size=2', 'default_hooks.logger.interval=1', 'model.backbone.init_cfg=None']
+
+    text = mim('train', 'mmdet_ddetr', NAME + '.py', *options, 'train_cfg.max_epochs=1')
+    assert 'Epoch(train) [1][2/2]' in text
+    assert 'Training finished successfully' in text
+    checkpoint = mim.folder / 'wd/epoch_1.pth'
+
+    text = mim('test', 'mmdet_ddetr', NAME + '.py', '-C', checkpoint, '--work-dir=tested', '--cfg-options', *IN_PROCESS)
+    assert 'coco/bbox_mAP: ' in text
+    assert 'Testing finished successfully' in text
+
+    text = mim('train', 'mmdet_ddetr', NAME + '.py', '--resume', *options, 'train_cfg.max_epochs=2')
+    assert 'resumed epoch: 1, iter: 2' in text
+    assert 'Epoch(train) [2][2/2]' in text
+    assert 'Epoch(train) [1]' not in text
+
+
+def test_mim_run_reports_bad_data(mim):
+    """Every tool is reachable, and its error reaches the user."""
+    text = mim('run', 'mmdet_ddetr', 'finetune', '--data=nowhere', check=False)
+    assert re.search(r'^finetune\.py: .*nowhere', text, re.MULTILINE)
