@@ -44,6 +44,9 @@ format: install ## Apply the formatters
 	@$(BIN)/ruff format .
 	@find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs $(BIN)/clang-format -i
 
+cuda-check: install ## Compile the CUDA kernels, without a GPU, and show what they use; fails if one spills registers
+	@$(BIN)/python csrc/cuda/check.py
+
 wheel: install ## Build the wheel into dist/
 	@$(PIP) wheel $(QUIET) --no-deps --no-build-isolation --wheel-dir dist .
 	@ls dist/*.whl
