@@ -143,7 +143,8 @@ def finetune(args, start):
     cfg.work_dir = str(work_dir)
     cfg.load_from = args.load_from
     cfg.randomness = dict(seed=args.seed)
-    cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='mmdet_ddetr.ProgressBarHook')]
+    hooks = [hook for hook in cfg.get('custom_hooks', []) if hook.type != 'mmdet_ddetr.ProgressBarHook']
+    cfg.custom_hooks = [*hooks, dict(type='mmdet_ddetr.ProgressBarHook')]
     if args.minutes:
         set_length(cfg, fit_minutes(cfg, args.minutes - (time.monotonic() - start) / 60))
     length, unit = length_of(cfg)
@@ -176,7 +177,8 @@ def finetune(args, start):
     runner.cfg.dump(config)
     results = work_dir / 'metrics.json'
     minutes = (time.monotonic() - start) / 60
-    results.write_text(json.dumps(dict(split=split, minutes=minutes, checkpoint=str(checkpoint), **metrics), indent=1))
+    figures = {key: None if value != value else value for key, value in metrics.items()}  # JSON has no NaN
+    results.write_text(json.dumps(dict(split=split, minutes=minutes, checkpoint=str(checkpoint), **figures), indent=1))
 
     print(f'\n{table_of(metrics, classes)}')
     print(f'measured on the {split} split, {minutes:.1f} minutes after the start')

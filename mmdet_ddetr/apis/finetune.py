@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ EVALUATIONS = 10  # about how many there are while training, however long it las
 WARMUP_SHARE = 0.1  # of the iterations, at most
 PROBE_ITERS = 12  # timed, after as many to warm up
 PROBE_IMAGES = 32
+RESERVE = 15  # seconds for start, inferencer and pictures
 
 
 def check_folder(
@@ -47,6 +49,10 @@ def check_folder(
     Raises:
         DataError: there are errors that are not to be dropped, or cannot be. The message has all findings.
     """
+    notes = ''
+    if folder.has_test and not read_coco(folder.test.ann_file)['annotations']:
+        notes = f'\n{folder.test.ann_file} has no annotations to test against: val takes its place'
+        folder = replace(folder, test=folder.val)
     reports = {s.name: check_coco(s.ann_file, s.image_dir, num_queries, decode) for s in folder.splits}
     disagreements = check_splits(reports)
     lines = [str(report) for report in reports.values()]
@@ -55,11 +61,12 @@ def check_folder(
             f'{finding.level}: {finding.rule}, {len(finding.places)} x',
             *(f'    {p}' for p in finding.places[:3]),
         ]
-    text = '\n'.join(lines)
+    text = '\n'.join(lines) + notes
     fatal = [finding for finding in disagreements if finding.level == 'error']
     n_errors = sum(len(finding.places) for report in reports.values() for finding in report.errors)
     if fatal or (n_errors and not drop_bad):
-        advice = '' if fatal else '\nMend the files, or train without the bad images and boxes: --drop-bad'
+        healable = not fatal and any(report.bad_images or report.bad_annotations for report in reports.values())
+        advice = '\nMend the files, or train without the bad images and boxes: --drop-bad' if healable else ''
         raise DataError(f'{text}\n{n_errors + len(fatal)} errors in {folder.root}{advice}')
     splits = {}
     for split in folder.splits:
@@ -116,6 +123,9 @@ def configure(
             metric.update(ann_file=str(split.ann_file.resolve()), format_only=False)
             if metric.type.endswith('CocoMetric'):
                 metric.classwise = True
+    for transform in innermost_dataset(cfg.train_dataloader).get('pipeline', []):
+        if transform.type == 'LoadImageFromFile':
+            transform.type = 'mmdet_ddetr.LoadImageFromFile'  # its errors name the file
     _set_num_classes(cfg.model, len(classes))
     optimizer = cfg.optim_wrapper.optimizer
     if batch_size is not None:
@@ -182,7 +192,7 @@ def fit_minutes(cfg: Config, minutes: float) -> int:
     )
     iteration, image = _time_iteration_and_image(cfg)
     step = iteration * (math.ceil(n_train / cfg.train_dataloader.batch_size) if unit == 'epochs' else 1)
-    left = minutes * 60 - n_test * image - (time.monotonic() - start)
+    left = minutes * 60 - RESERVE - n_test * image - (time.monotonic() - start)
     for length in range(planned, 1, -1):
         evaluations = math.ceil(length / _interval(length))
         if length * step + evaluations * n_val * image <= left:

@@ -21,10 +21,13 @@ def draw_boxes(
     scale = max(1, -(-MIN_SIDE // max(image.shape[:2])))
     image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
     order = np.argsort(-np.prod(np.diff(np.reshape(boxes, (-1, 2, 2)), axis=1), axis=-1).ravel())
+    corners = np.round(np.reshape(boxes, (-1, 4)) * scale).astype(int).tolist()
+    colours = [palette[label][::-1] for label in labels]
     for i in order:  # large ones first, so that they hide none
-        x1, y1, x2, y2 = (int(round(float(v) * scale)) for v in boxes[i])
-        colour = palette[labels[i]][::-1]
-        cv2.rectangle(image, (x1, y1), (x2 - 1, y2 - 1), colour, 2, cv2.LINE_AA)
+        x1, y1, x2, y2 = corners[i]
+        cv2.rectangle(image, (x1, y1), (x2 - 1, y2 - 1), colours[i], 2, cv2.LINE_AA)
+    for i in order:
+        (x1, y1, *_), colour = corners[i], colours[i]
         text = classes[labels[i]] if scores is None else f'{classes[labels[i]]} {scores[i]:.2f}'
         (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)
         top = max(y1 - height - 4, 0)

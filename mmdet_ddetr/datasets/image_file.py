@@ -57,9 +57,10 @@ def inspect_image(path: Path, decode: bool = False) -> ImageFacts:
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
-            orientation = image.getexif().get(EXIF_ORIENTATION, 1)
             if reason := why_truncated(data):
                 raise DataError(reason)
+            # Pillow decodes all of a PNG to look for EXIF data, which PNGs as good as never have
+            orientation = 1 if image.format == 'PNG' else image.getexif().get(EXIF_ORIENTATION, 1)
             if decode:
                 image.load()
     except DataError:
