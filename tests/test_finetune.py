@@ -1,0 +1,319 @@
+"""tools/finetune.py and what it is made of: config, schedule, pictures, and the whole at 64 px."""
+
+import copy
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+
+from mmdet_ddetr import get_config
+from mmdet_ddetr.apis import finetune
+from mmdet_ddetr.apis.pictures import draw_boxes, write_comparisons
+from mmdet_ddetr.datasets import DataError, find_coco_folder
+
+REPO = Path(__file__).parents[1]
+CLASSES = ('circle', 'square', 'triangle', 'star', 'ring')
+CONFIGS = ['deformable-detr-refine_lite0_finetune', 'deformable-detr-refine-twostage_r50_16xb2-50e_coco']
+
+
+@pytest.fixture(scope='session')
+def shapes(tmp_path_factory):
+    """12 / 4 / 3 pictures of 64 px."""
+    out_dir = tmp_path_factory.mktemp('data') / 'shapes'
+    sizes = ['--train', '12', '--val', '4', '--test', '3', '--size', '64']
+    subprocess.run([sys.executable, REPO / 'tools' / 'make_shapes.py', out_dir, *sizes], check=True)
+    return out_dir
+
+
+@pytest.fixture(params=CONFIGS)
+def cfg(request):
+    return get_config(request.param)
+
+
+# --------------------------------------------------------------------------------------------------------------- config
+def test_configure(cfg, shapes):
+    before = copy.deepcopy(cfg)
+    folder = find_coco_folder(shapes)
+    out = finetune.configure(cfg, folder, CLASSES)
+    assert cfg.to_dict() == before.to_dict(), 'configure() changed its argument'
+    for split in ('train', 'val', 'test'):
+        dataset = out[f'{split}_dataloader'].dataset
+        assert Path(dataset.ann_file) == shapes / 'annotations' / f'{split}.json'
+        assert Path(dataset.data_prefix.img) == shapes / 'images' / split
+        assert tuple(dataset.metainfo.classes) == CLASSES and len(set(dataset.metainfo.palette)) == 5
+    for split in ('val', 'test'):
+        assert Path(out[f'{split}_evaluator'].ann_file) == shapes / 'annotations' / f'{split}.json'
+    assert out.model.bbox_head.num_classes == 5
+    assert out.train_dataloader.dataset.pipeline[0].type == 'mmdet_ddetr.LoadImageFromFile'
+    assert out.optim_wrapper.optimizer.lr == cfg.optim_wrapper.optimizer.lr
+    assert finetune.length_of(out) == finetune.length_of(cfg)
+
+
+def test_configured_data_load(shapes):
+    """mmdet's datasets read what configure() has set: all images, the right labels, empty pictures included."""
+    cfg = finetune.configure(get_config(CONFIGS[0]), find_coco_folder(shapes), CLASSES)
+    init_default_scope('mmdet')
+    cfg.train_dataloader.update(num_workers=0, persistent_workers=False)
+    dataset = Runner.build_dataloader(cfg.train_dataloader, seed=0).dataset
+    assert len(dataset) == 12 and dataset.metainfo['classes'] == CLASSES
+    coco = json.loads((shapes / 'annotations' / 'train.json').read_text())
+    for index in range(len(dataset)):
+        info = dataset.get_data_info(index)
+        expected = [a['category_id'] - 1 for a in coco['annotations'] if a['image_id'] == info['img_id']]
+        assert [instance['bbox_label'] for instance in info['instances']] == expected
+        assert Path(info['img_path']).is_file()
+
+
+def test_labels_follow_the_order_in_the_file(tmp_path, shapes):
+    """mmdet numbers labels by the file's order, whatever the order of the classes given to it."""
+    data = tmp_path / 'data'
+    (data / 'annotations').mkdir(parents=True)
+    (data / 'images').symlink_to(shapes / 'images')
+    for split in ('train', 'val', 'test'):
+        coco = json.loads((shapes / 'annotations' / f'{split}.json').read_text())
+        if split == 'val':
+            coco['categories'].reverse()
+        (data / 'annotations' / f'{split}.json').write_text(json.dumps(coco))
+    folder, reports, text = finetune.check_folder(find_coco_folder(data), tmp_path / 'work')
+    assert 'not sorted by id' in text and reports['train'].classes == CLASSES
+    init_default_scope('mmdet')
+    cfg = finetune.configure(get_config(CONFIGS[0]), folder, reports['train'].classes)
+    cfg.val_dataloader.update(num_workers=0, persistent_workers=False)
+    dataset = Runner.build_dataloader(cfg.val_dataloader, seed=0).dataset
+    dataset.full_init()
+    assert dataset.cat2label == {1: 0, 2: 1, 3: 2, 4: 3, 5: 4}
+
+
+def test_batch_size_and_lr(cfg, shapes):
+    folder = find_coco_folder(shapes)
+    old, batch_size = cfg.optim_wrapper.optimizer.lr, cfg.train_dataloader.batch_size
+    out = finetune.configure(cfg, folder, CLASSES, batch_size=4 * batch_size)
+    assert out.train_dataloader.batch_size == 4 * batch_size
+    assert out.optim_wrapper.optimizer.lr == pytest.approx(2 * old)
+    out = finetune.configure(cfg, folder, CLASSES, batch_size=4 * batch_size, lr=0.123)
+    assert out.optim_wrapper.optimizer.lr == 0.123
+
+
+def test_schedule_is_stretched():
+    cfg = get_config(CONFIGS[1])  # 50 epochs, a step at 40
+    cfg.param_scheduler = [
+        dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=500),
+        dict(type='MultiStepLR', by_epoch=True, begin=0, end=50, milestones=[40, 45], gamma=0.1),
+        dict(type='CosineAnnealingLR', begin=25, end=50, T_max=25, convert_to_iter_based=True),
+    ]
+    finetune.set_length(cfg, 20)
+    warmup, steps, cosine = cfg.param_scheduler
+    assert cfg.train_cfg.max_epochs == 20
+    assert (warmup.begin, warmup.end) == (0, 500)
+    assert (steps.begin, steps.end, steps.milestones) == (0, 20, [16, 18])
+    assert (cosine.begin, cosine.end, cosine.T_max) == (10, 20, 10)
+    assert cfg.train_cfg.val_interval == cfg.default_hooks.checkpoint.interval == 2
+    finetune.set_length(cfg, 1)
+    assert cfg.param_scheduler[1].end == 1 and cfg.train_cfg.val_interval == 1
+
+
+def test_schedule_in_iterations():
+    cfg = get_config(CONFIGS[0])
+    cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=3000, val_interval=300)
+    cfg.param_scheduler = [
+        dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=300),
+        dict(type='MultiStepLR', by_epoch=False, begin=0, end=3000, milestones=[2400]),
+    ]
+    assert finetune.length_of(cfg) == (3000, 'iters')
+    finetune.set_length(cfg, 1000)
+    assert cfg.train_cfg.max_iters == 1000 and cfg.train_cfg.val_interval == 100
+    assert cfg.param_scheduler[0].end == 100 and cfg.param_scheduler[1].milestones == [800]
+
+
+def test_warmup_does_not_fill_a_short_training(shapes):
+    """12 images, 4 at a time, 10 epochs: 30 iterations, of which a tenth may be warm-up."""
+    cfg = get_config(CONFIGS[0])
+    cfg.param_scheduler = [dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=500)]
+    out = finetune.configure(cfg, find_coco_folder(shapes), CLASSES, length=10, batch_size=4)
+    assert out.param_scheduler[0].end == 3
+
+
+@pytest.mark.parametrize(
+    ('minutes', 'length'),
+    # 4 iterations of 10 s an epoch; 4 val images of 2 s each; test: 3 images of 2 s and the reserve of 15 s
+    [(60, 20), ((20 * 40 + 10 * 8 + 6 + 15 + 1) / 60, 20), ((12 * 40 + 12 * 8 + 6 + 15 + 1) / 60, 12), (0.1, 1)],
+    ids=['ample', 'just enough', 'shorter', 'too short'],
+)
+def test_fit_minutes(shapes, monkeypatch, minutes, length):
+    monkeypatch.setattr(finetune, '_time_iteration_and_image', lambda cfg: (10.0, 2.0))
+    cfg = finetune.configure(get_config(CONFIGS[0]), find_coco_folder(shapes), CLASSES, length=20, batch_size=3)
+    assert finetune.fit_minutes(cfg, minutes) == length
+
+
+def test_palette():
+    colours = finetune.palette(80)
+    assert len(set(colours)) == 80 and all(0 <= value <= 255 for colour in colours for value in colour)
+    distances = [np.abs(np.subtract(a, b)).sum() for i, a in enumerate(colours[:6]) for b in colours[:i]]
+    assert min(distances) > 100
+
+
+def test_unfit_weights(tmp_path):
+    source, model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 80)), torch.nn.Sequential()
+    model.append(torch.nn.Linear(2, 3)).append(torch.nn.Linear(3, 5)).append(torch.nn.Linear(5, 1, bias=False))
+    torch.save(dict(state_dict=source.state_dict()), tmp_path / 'weights.pth')
+    assert finetune.unfit_weights(model, tmp_path / 'weights.pth') == (2, ['1.weight', '1.bias', '2.weight'])
+
+
+def test_unlabelled_test_split(tmp_path, shapes):
+    data = tmp_path / 'data'
+    (data / 'annotations').mkdir(parents=True)
+    (data / 'images').symlink_to(shapes / 'images')
+    for split in ('train', 'val', 'test'):
+        coco = json.loads((shapes / 'annotations' / f'{split}.json').read_text())
+        if split == 'test':
+            coco['annotations'] = []
+        (data / 'annotations' / f'{split}.json').write_text(json.dumps(coco))
+    folder, _, text = finetune.check_folder(find_coco_folder(data), tmp_path / 'work')
+    assert folder.test == folder.val and 'val takes its place' in text
+
+
+# ------------------------------------------------------------------------------------------------------------- pictures
+def test_draw_boxes():
+    image = np.full((100, 480, 3), 50, np.uint8)
+    drawn = draw_boxes(image, np.array([[100, 40, 200, 90]]), [1], ('cat', 'dog'), [(255, 0, 0), (0, 255, 0)])
+    assert drawn.shape == image.shape and (image == 50).all()
+    assert drawn[60, 100].tolist() == drawn[89, 150].tolist() == drawn[60, 199].tolist() == [0, 255, 0]
+    assert drawn[65, 150].tolist() == drawn[60, 90].tolist() == [50, 50, 50]
+    assert draw_boxes(np.zeros((64, 200, 3), np.uint8), np.zeros((0, 4)), [], (), []).shape == (192, 600, 3)
+
+
+class FakeInferencer:
+    """Finds one box of class 3 with score 0.9 and one below the threshold."""
+
+    class model:
+        dataset_meta = dict(palette=finetune.palette(5))
+
+    def __call__(self, paths):
+        boxes = [[10.0, 10.0, 30.0, 30.0], [40.0, 40.0, 60.0, 60.0]]
+        return dict(predictions=[dict(bboxes=boxes, labels=[3, 0], scores=[0.9, 0.1]) for _ in paths])
+
+
+def test_write_comparisons(shapes, tmp_path):
+    coco = json.loads((shapes / 'annotations' / 'train.json').read_text())
+    written = write_comparisons(FakeInferencer(), coco, shapes / 'images' / 'train', tmp_path / 'out', n_images=4)
+    assert [path.name for path in written] == [f'train_{i:06d}.jpg' for i in (1, 4, 7, 10)]
+    for path in written:
+        picture = cv2.imread(str(path))
+        assert picture.shape == (512 + 26, 2 * (512 + 8), 3)
+        right = picture[22:-4, 512 + 12 : -4].astype(int)
+        star = np.array(finetune.palette(5)[3][::-1])
+        circle = np.array(finetune.palette(5)[0][::-1])
+        assert np.abs(right[160, 80] - star).max() < 60  # 8 times as large: the left edge at x = 80
+        assert np.abs(right[400, 320] - circle).max() > 60  # the other is not drawn
+
+
+# ------------------------------------------------------------------------------------------------------------ the whole
+@pytest.fixture
+def runnable_without_download():
+    """Options that make the quick-start model tiny and start it from random weights."""
+    return [
+        '--cfg-options',
+        'model.backbone.init_cfg=None',
+        'model.encoder.num_layers=1',
+        'model.decoder.num_layers=2',
+        'train_dataloader.num_workers=0',
+        'train_dataloader.persistent_workers=False',
+    ]
+
+
+def run_tool(*args):
+    env = {**os.environ, 'PYTHONPATH': str(REPO), 'OMP_NUM_THREADS': '1'}
+    command = [sys.executable, REPO / 'tools' / 'finetune.py', *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, env=env)
+
+
+def test_end_to_end(shapes, tmp_path, runnable_without_download):
+    """Train two epochs, with a box to drop, evaluate, draw; everything lies where the last lines say."""
+    data = tmp_path / 'data'
+    (data / 'annotations').mkdir(parents=True)
+    (data / 'images').symlink_to(shapes / 'images')
+    for split in ('train', 'val', 'test'):
+        coco = json.loads((shapes / 'annotations' / f'{split}.json').read_text())
+        if split == 'train':
+            coco['annotations'][0]['bbox'][2] = 0
+        (data / 'annotations' / f'{split}.json').write_text(json.dumps(coco))
+    work_dir = tmp_path / 'work'
+    common = ['--data', data, '--work-dir', work_dir, '--config', 'deformable-detr-refine_lite0_shapes']
+    run = run_tool(*common, '--epochs', 2, '--pictures', 2, '--drop-bad', *runnable_without_download)
+    assert run.returncode == 0, run.stderr
+    assert '0 images and 1 boxes left out' in run.stdout
+    assert 'Training for 2 epochs of 12 images' in run.stdout and 'measured on the test split' in run.stdout
+    assert re.search(r'epoch 2/2, iteration 4/4, loss [\d.]+, AP 0\.\d+, ', run.stderr)
+    assert 'AP   AP50   AP75    APs    APm    APl' in run.stdout
+    for name in CLASSES:
+        assert re.search(rf'  {name} +(0\.\d+|-)\n', run.stdout)
+    lies = dict(re.findall(r'^ *(checkpoint|config|log|pictures|metrics)  (.+)$', run.stdout, re.MULTILINE))
+    assert len(lies) == 5 and all(Path(path).exists() for path in lies.values())
+    metrics = json.loads(Path(lies['metrics']).read_text())
+    assert metrics['split'] == 'test' and 0 <= metrics['coco/bbox_mAP'] <= 1
+    assert len(list(Path(lies['pictures']).iterdir())) == 2
+    assert Path(lies['config']).read_text().count("'ring'") >= 3
+
+
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        (['--data', '/nowhere'], 'finetune.py: /nowhere is missing, expected a folder'),
+        (['--data', 'SHAPES', '--iters', '5'], ' epochs: use --epochs'),
+        (['--data', 'SHAPES', '--config', 'no-such-config'], "finetune.py: no config 'no-such-config'"),
+        (['--data', 'SHAPES', '--epochs', '0'], 'argument --epochs: 0 is not positive'),
+    ],
+    ids=['no folder', 'wrong unit', 'no config', 'no epoch'],
+)
+def test_wrong_arguments(shapes, tmp_path, monkeypatch, capsys, args, message):
+    tool = load_tool(monkeypatch)
+    args = [str(shapes) if arg == 'SHAPES' else arg for arg in args]
+    monkeypatch.setattr(sys, 'argv', ['finetune.py'])
+    with pytest.raises(SystemExit) as error:
+        tool.main([*args, '--work-dir', str(tmp_path)])
+    assert message in str(error.value) + capsys.readouterr().err
+
+
+def test_an_image_that_breaks_while_training_is_named(tmp_path, shapes):
+    """From a worker process, through mmengine's dataset, to the message of the tool."""
+    import shutil
+
+    shutil.copytree(shapes, tmp_path / 'data')
+    cfg = finetune.configure(get_config(CONFIGS[0]), find_coco_folder(tmp_path / 'data'), CLASSES)
+    path = tmp_path / 'data' / 'images' / 'train' / 'train_000003.jpg'
+    path.write_bytes(path.read_bytes()[:-100])
+    init_default_scope('mmdet')
+    cfg.train_dataloader.update(num_workers=1)
+    loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
+    with pytest.raises(DataError) as error:
+        list(loader)
+    assert str(error.value).rpartition('DataError: ')[2].strip() == (
+        f'{path} (image id 3): the JPEG ends in the middle of its pixels'
+    )
+
+
+def test_help_is_fast():
+    run = subprocess.run(
+        [sys.executable, '-X', 'importtime', REPO / 'tools' / 'finetune.py', '-h'], capture_output=True, text=True
+    )
+    assert run.returncode == 0 and '--data' in run.stdout
+    assert not re.search(r'\| +(torch|mmengine|numpy|mmdet)$', run.stderr, re.MULTILINE)
+
+
+def load_tool(monkeypatch):
+    import importlib.util
+
+    monkeypatch.syspath_prepend(str(REPO / 'tools'))
+    spec = importlib.util.spec_from_file_location('finetune_tool', REPO / 'tools' / 'finetune.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
