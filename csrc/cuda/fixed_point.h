@@ -2,8 +2,8 @@
 // as 64-bit integers (as molecular dynamics codes do: Le Grand et al., 2013, doi:10.1016/j.cpc.2012.09.022).
 //
 // The D numbers of a row share that power. With |term| < 2^exponent and at most 2^t terms a row it is
-// 2^(exponent + t - 62): no sum can overflow, and the result is off by at most 2^(2 t - 62) times the largest term, which up
-// to t = 19 is less than the rounding of an fp32 sum.
+// 2^(exponent + t - 62): no sum can overflow, and the result is off by at most 2^(2 t - 62) times the largest term,
+// which up to t = 19 is less than the rounding of an fp32 sum.
 #pragma once
 
 #include <climits>

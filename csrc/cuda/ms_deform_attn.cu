@@ -3,14 +3,13 @@
 // A group of lanes works on one head of one query; each lane has N neighbouring channels, 16 bytes of value where the
 // sizes allow. In turns the lanes of the group prepare one sample each (coordinates, corner cells, weights: what one
 // channel a thread would repeat D times), then all of them go through the samples prepared and gather their channels.
-#include "../ms_deform_attn.h"
-
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
 #include <climits>
 #include <initializer_list>
 
+#include "../ms_deform_attn.h"
 #include "fixed_point.h"
 #include "launch.h"
 #include "samples.h"
@@ -61,8 +60,8 @@ struct Stage {
   Quad<Index> cells[kThreads];
   Quad<A> weights[kThreads];
 
-  // Where a group keeps its j-th sample. Mixed by the group's place in the warp: all groups read their j-th at once, and
-  // plain indexing would put these into the same memory banks.
+  // Where a group keeps its j-th sample. Mixed by the group's place in the warp: all groups read their j-th at once,
+  // and plain indexing would put these into the same memory banks.
   static __device__ int slot(Group group, int j) {
     const int first_lane = (threadIdx.x & (kWarp - 1)) - group.rank;
     return threadIdx.x - group.rank + (j ^ ((first_lane >> 3) & (group.lanes - 1)));
@@ -75,8 +74,8 @@ struct Prepared {
   Footprint<Index, A> print;
 };
 
-// Sample s by this lane, for the lane itself and, on the stage, for its group. All lanes of the warp come here together,
-// those without a sample too, and have to meet at a __syncwarp before the next round.
+// Sample s by this lane, for the lane itself and, on the stage, for its group. All lanes of the warp come here
+// together, those without a sample too, and have to meet at a __syncwarp before the next round.
 template <typename T, typename Index, typename Points>
 __device__ Prepared<Index, Compute<T>> prepare(Stage<Index, Compute<T>>& stage, const Problem<Index>& n,
                                                const Samples<T, Index, Points>& samples, Group group, Index s,
@@ -154,7 +153,8 @@ struct Forward {
 };
 
 template <typename T, int N, typename Index, typename Points>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>) forward_kernel(const __grid_constant__ Forward<T, Index, Points> args) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+    forward_kernel(const __grid_constant__ Forward<T, Index, Points> args) {
   using A = Compute<T>;
   __shared__ Stage<Index, A> stage;
   const Problem<Index>& n = args.n;
@@ -206,11 +206,12 @@ struct Backward {
   Points points;
   const T* value;          // [B, S, M, D]
   const T* grad_output;    // [B, Q, M D]
-  Compute<T>* grad_value;  // [B, S, M, D], zero before; null: left to add_in_fixed_point
+  Compute<T>* grad_value;  // [B, S, M, D], zero before; null: left to fixed_point_sums_kernel
 };
 
 template <typename T, int N, typename Index, typename Points>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>) backward_kernel(const __grid_constant__ Backward<T, Index, Points> args) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+    backward_kernel(const __grid_constant__ Backward<T, Index, Points> args) {
   using A = Compute<T>;
   __shared__ Stage<Index, A> stage;
   const Problem<Index>& n = args.n;
@@ -291,7 +292,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   A largest = 0;
   if (count > 0) {
     for (Index c = group.rank; c < n.D; c += group.lanes) {
-      largest = Group::larger(largest, std::fabs(static_cast<A>(args.grad_output[static_cast<int64_t>(head) * n.D + c])));
+      largest =
+          Group::larger(largest, std::fabs(static_cast<A>(args.grad_output[static_cast<int64_t>(head) * n.D + c])));
     }
   }
   largest = group.max(largest);
@@ -345,9 +347,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
         const int exponent = args.exponents[row];
         if (exponent == kNoTerm || exponent == kNotFinite) continue;
         for (Index c = group.rank; c < n.D; c += group.lanes) {
-          const int64_t term = to_fixed(weights.corner[i] * static_cast<A>(grad_output[c]), exponent, args.fraction_bits);
+          const int64_t term =
+              to_fixed(weights.corner[i] * static_cast<A>(grad_output[c]), exponent, args.fraction_bits);
           // Two's complement: unsigned addition is signed addition.
-          atomicAdd(reinterpret_cast<unsigned long long*>(args.sums + row * n.D + c), static_cast<unsigned long long>(term));
+          atomicAdd(reinterpret_cast<unsigned long long*>(args.sums + row * n.D + c),
+                    static_cast<unsigned long long>(term));
         }
       }
     }
@@ -366,7 +370,8 @@ struct FromFixedPoint {
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>) from_fixed_point_kernel(const __grid_constant__ FromFixedPoint<T> args) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+    from_fixed_point_kernel(const __grid_constant__ FromFixedPoint<T> args) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= args.numel) return;
   const double sum = from_fixed(args.sums[i], args.exponents[i / args.D], args.fraction_bits);
@@ -423,23 +428,28 @@ __global__ void write_levels_kernel(const __grid_constant__ WriteLevels<Index> a
 using torch::stable::new_empty;
 using torch::stable::new_zeros;
 
-// Above this, sizes and offsets are 64-bit. The margin is for the last block's surplus threads. A test may lower it.
+// Up to here 32-bit offsets serve; offsets beside a map, computed and not used, may be twice as large. A test lowers
+// it.
 #ifndef MMDET_DDETR_INT32_LIMIT
-#define MMDET_DDETR_INT32_LIMIT (INT32_MAX - 4096)
+#define MMDET_DDETR_INT32_LIMIT (int64_t{1} << 30)
 #endif
 
 bool fits_int32(const Sizes& n) {
-  return std::max({n.B * n.Q * n.M, n.S * n.M * n.D, n.M * n.D, n.L * n.K, n.Q * n.M}) <= MMDET_DDETR_INT32_LIMIT;
+  return std::max({n.S * n.M * n.D, n.S * n.M, n.M * n.D, n.B * n.Q * n.M, n.L * n.K}) <= MMDET_DDETR_INT32_LIMIT;
 }
 
 // f(T(), width, Index()): the element type, the channels a lane takes at once and the type of offsets, as types.
 template <typename F>
 void dispatch_dtype(const Tensor& value, F f) {
   switch (value.scalar_type()) {
-    case ScalarType::Double: return f(double());
-    case ScalarType::Float: return f(float());
-    case ScalarType::Half: return f(c10::Half());
-    default: return f(c10::BFloat16());
+    case ScalarType::Double:
+      return f(double());
+    case ScalarType::Float:
+      return f(float());
+    case ScalarType::Half:
+      return f(c10::Half());
+    default:
+      return f(c10::BFloat16());
   }
 }
 
@@ -525,8 +535,7 @@ Tensor forward(Call& call, const Tensor& value, const Points& points) {
   dispatch(value, n, {&value}, [&](auto zero, auto width, auto index) {
     using T = decltype(zero);
     using Index = decltype(index);
-    const Forward<T, Index, Points> args = {call.problem<Index>(width), points,
-                                            static_cast<const T*>(value.data_ptr()),
+    const Forward<T, Index, Points> args = {call.problem<Index>(width), points, static_cast<const T*>(value.data_ptr()),
                                             static_cast<T*>(output.data_ptr())};
     call.launch(forward_kernel<T, width(), Index, Points>, (n.B * n.Q * n.M) << args.n.log2_lanes, args);
   });
@@ -541,10 +550,9 @@ void backward_by_atomics(Call& call, const Tensor& grad_output, const Tensor& va
   dispatch(value, n, {&value, &grad_output}, [&](auto zero, auto width, auto index) {
     using T = decltype(zero);
     using Index = decltype(index);
-    const Backward<T, Index, Points> args = {call.problem<Index>(width), points,
-                                             static_cast<const T*>(value.data_ptr()),
-                                             static_cast<const T*>(grad_output.data_ptr()),
-                                             static_cast<Compute<T>*>(grad_value)};
+    const Backward<T, Index, Points> args = {
+        call.problem<Index>(width), points, static_cast<const T*>(value.data_ptr()),
+        static_cast<const T*>(grad_output.data_ptr()), static_cast<Compute<T>*>(grad_value)};
     call.launch(backward_kernel<T, width(), Index, Points>, (n.B * n.Q * n.M) << args.n.log2_lanes, args);
   });
 }
@@ -597,9 +605,9 @@ Tensor grad_references(Call& call, const Tensor& value, const FusedPoints& point
   Tensor grad = call.scratch({n.B, n.Q, n.L, n.R}, compute_type(value.scalar_type()));
   dispatch_dtype(value, [&](auto zero) {
     using T = decltype(zero);
-    call.launch(reference_gradient_kernel<T>, n.B * n.Q * n.L * 2,
-                ReferenceGradient<T>{call.problem<int64_t>(1), points, static_cast<Compute<T>*>(grad.data_ptr()),
-                                     n.B * n.Q});
+    call.launch(
+        reference_gradient_kernel<T>, n.B * n.Q * n.L * 2,
+        ReferenceGradient<T>{call.problem<int64_t>(1), points, static_cast<Compute<T>*>(grad.data_ptr()), n.B * n.Q});
   });
   return grad;
 }
@@ -637,8 +645,8 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(const Tensor& grad_ou
   return {grad_value, grad_locations, grad_weights};
 }
 
-Tensor ms_deform_attn_fused(const Tensor& value_, const std::vector<int64_t>& spatial_shapes,
-                            const Tensor& references_, const Tensor& offsets_, const Tensor& logits_) {
+Tensor ms_deform_attn_fused(const Tensor& value_, const std::vector<int64_t>& spatial_shapes, const Tensor& references_,
+                            const Tensor& offsets_, const Tensor& logits_) {
   const Sizes n = check_ms_deform_attn_fused(value_, spatial_shapes, references_, offsets_, logits_);
   const Tensor value = dense(value_), references = dense(references_), offsets = dense(offsets_),
                logits = dense(logits_);

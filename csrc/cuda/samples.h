@@ -1,4 +1,5 @@
-// The samples of one head of one query, seen from the kernels: where each lies, what it weighs, where its gradient goes.
+// The samples of one head of one query, seen from the kernels: where each lies, what it weighs, where its gradient
+// goes.
 #pragma once
 
 #include "../bilinear.h"
@@ -42,7 +43,9 @@ struct Levels {
   LevelOf<Index> first[kLevelsByValue];
   const LevelOf<Index>* rest;
 
-  __device__ LevelOf<Index> operator[](Index l) const { return l < kLevelsByValue ? first[l] : rest[l - kLevelsByValue]; }
+  __device__ LevelOf<Index> operator[](Index l) const {
+    return l < kLevelsByValue ? first[l] : rest[l - kLevelsByValue];
+  }
 };
 
 // Sizes of a launch. Index is the type of every offset within one image and of the number of heads.
@@ -124,7 +127,10 @@ class Samples<T, Index, FusedPoints> {
 
  public:
   __device__ Samples(const FusedPoints& points, const Problem<Index>& n, Group group, Index head, Index count)
-      : points_(points), K_(n.K), count_(count), first_(static_cast<int64_t>(head) * n.L * n.K),
+      : points_(points),
+        K_(n.K),
+        count_(count),
+        first_(static_cast<int64_t>(head) * n.L * n.K),
         reference_(static_cast<int64_t>(n.by_M.quotient(head)) * n.L * points.R) {
     A top = -INFINITY;
     for (Index s = group.rank; s < count; s += group.lanes) top = Group::larger(top, logit(s));

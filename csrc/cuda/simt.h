@@ -1,7 +1,7 @@
 // What the kernels ask of the machine: wide loads and stores, groups of lanes, atomics.
 //
-// Nothing here or in the kernels reads a CUDA built-in that tests/ops/cuda_on_host/cuda_runtime.h does not have, so that
-// the same source also runs on a CPU, thread by thread.
+// Nothing here or in the kernels reads a CUDA built-in that tests/ops/cuda_on_host/cuda_runtime.h does not have, so
+// that the same source also runs on a CPU, thread by thread.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -25,8 +25,8 @@ using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 constexpr int kBytesPerLoad = 16;
 
-// Blocks of kThreads that a multiprocessor must be able to hold: bounds the registers of a kernel. Without it ptxas picks
-// a bound by itself, and spills registers to keep to it.
+// Blocks of kThreads that a multiprocessor must be able to hold: bounds the registers of a kernel. Without it ptxas
+// picks a bound by itself, and spills registers to keep to it.
 template <typename T>
 constexpr int kBlocks = std::is_same_v<T, double> ? 4 : 5;
 
@@ -111,9 +111,8 @@ __device__ __forceinline__ void atomic_axpy(A* target, A factor, const A (&grad)
       atomicAdd(target + i, factor * grad[i]);
     } else {
 #if defined(__CUDA_ARCH__)
-      asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(target + i),
-                   "f"(factor * grad[i]), "f"(factor * grad[i + 1]), "f"(factor * grad[i + 2]),
-                   "f"(factor * grad[i + 3]));
+      asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(target + i), "f"(factor * grad[i]),
+                   "f"(factor * grad[i + 1]), "f"(factor * grad[i + 2]), "f"(factor * grad[i + 3]));
 #endif
     }
   }
@@ -158,7 +157,7 @@ struct Group {
   // Among all groups of the launch.
   template <typename Index>
   __device__ Index index() const {
-    return (static_cast<Index>(blockIdx.x) * kThreads + static_cast<Index>(threadIdx.x)) >> log2_lanes;
+    return static_cast<Index>(blockIdx.x) * (kThreads >> log2_lanes) + static_cast<Index>(threadIdx.x >> log2_lanes);
   }
 
   // Every lane gets the sums. The order of the additions is fixed: bitwise the same in every run.
@@ -180,7 +179,9 @@ struct Group {
   // NaN wins, so that it is not lost.
   template <typename A>
   __device__ A max(A x) const {
-    for (int distance = lanes >> 1; distance > 0; distance >>= 1) x = larger(x, __shfl_xor_sync(kAllLanes, x, distance));
+    for (int distance = lanes >> 1; distance > 0; distance >>= 1) {
+      x = larger(x, __shfl_xor_sync(kAllLanes, x, distance));
+    }
     return x;
   }
 

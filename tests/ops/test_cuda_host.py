@@ -53,7 +53,7 @@ def host(host_library):
     """Switches of the kernels on the CPU: set_seed, set_int32_limit, launches."""
     yield host_library
     host_library.set_seed(0)
-    host_library.set_int32_limit(2**31 - 4096)
+    host_library.set_int32_limit(2**30)
 
 
 class Kernels:

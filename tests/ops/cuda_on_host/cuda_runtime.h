@@ -43,10 +43,10 @@ struct cudaLaunchConfig_t {
 
 namespace on_host {
 
-inline unsigned seed = 0;                  // of the order of threads and blocks; 0: one after the other
-inline int64_t int32_limit = INT32_MAX;    // stands in for MMDET_DDETR_INT32_LIMIT
-inline int launches = 0;                   // so far
-inline std::string error;                  // of the last launch
+inline unsigned seed = 0;              // of the order of threads and blocks; 0: one after the other
+inline int64_t int32_limit = 1 << 30;  // stands in for MMDET_DDETR_INT32_LIMIT
+inline int launches = 0;               // so far
+inline std::string error;              // of the last launch
 
 constexpr int kWarp = 32;
 
@@ -154,6 +154,7 @@ inline void __syncwarp() { on_host::meet("__syncwarp"); }
 
 template <typename T>
 T __ldg(const T* address) {
+  if (reinterpret_cast<uintptr_t>(address) % sizeof(T)) on_host::error = "a load of several bytes is not aligned";
   return *address;
 }
 template <typename T>
