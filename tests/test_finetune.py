@@ -110,6 +110,7 @@ def test_schedule_is_stretched():
         dict(type='MultiStepLR', by_epoch=True, begin=0, end=50, milestones=[40, 45], gamma=0.1),
         dict(type='CosineAnnealingLR', begin=25, end=50, T_max=25, convert_to_iter_based=True),
     ]
+    cfg.train_cfg.val_interval = cfg.default_hooks.checkpoint.interval = 5
     finetune.set_length(cfg, 20)
     warmup, steps, cosine = cfg.param_scheduler
     assert cfg.train_cfg.max_epochs == 20
@@ -151,6 +152,7 @@ def test_warmup_does_not_fill_a_short_training(shapes):
 def test_fit_minutes(shapes, monkeypatch, minutes, length):
     monkeypatch.setattr(finetune, '_time_iteration_and_image', lambda cfg: (10.0, 2.0))
     cfg = finetune.configure(get_config(CONFIGS[0]), find_coco_folder(shapes), CLASSES, length=20, batch_size=3)
+    cfg.train_cfg.val_interval = 2
     assert finetune.fit_minutes(cfg, minutes) == length
 
 

@@ -19,7 +19,6 @@ from mmengine.runner import CheckpointLoader, Runner
 
 from ..datasets import CocoFolder, CocoSplit, DataError, Report, check_coco, check_splits, clean_coco, read_coco
 
-EVALUATIONS = 10  # about how many there are while training, however long it lasts
 WARMUP_SHARE = 0.1  # of the iterations, at most
 PROBE_ITERS = 12  # timed, after as many to warm up
 PROBE_IMAGES = 32
@@ -99,7 +98,7 @@ def configure(
         folder: where the data lie.
         classes: names in the order of the train split's annotation file.
         length: of the training, in epochs, or in iterations where the config's train loop counts those. The learning
-            rate schedule is stretched to fit; evaluation and checkpoints are spread over it.
+            rate schedule and the intervals of evaluation and checkpoints are stretched to fit.
         batch_size: images a step.
         lr: learning rate. By default the config's, times the root of batch_size / the config's batch size (the rule for
             Adam).
@@ -156,24 +155,24 @@ def length_of(cfg: Config) -> tuple[int, str]:
 
 
 def set_length(cfg: Config, length: int) -> None:
-    """Train for ``length`` epochs (iterations, where the config counts those) and stretch the schedule accordingly.
+    """Train for ``length`` epochs (iterations, where the config counts those) and stretch all that is planned to it.
 
-    Schedulers that count in the other unit, such as a warm-up in iterations beside epochs, stay as they are.
+    That is the learning rate schedule and the intervals of evaluation and checkpoints. Schedulers that count in the
+    other unit, such as a warm-up in iterations beside epochs, stay as they are.
     """
     old, unit = length_of(cfg)
     cfg.train_cfg[f'max_{unit}'] = length
+    stretched = [
+        (cfg.train_cfg, ['val_interval']),
+        (cfg.get('default_hooks', {}).get('checkpoint') or {}, ['interval']),
+    ]
     for scheduler in _as_list(cfg.get('param_scheduler')):
-        if scheduler.get('by_epoch', True) != (unit == 'epochs'):
-            continue
-        for key in ('begin', 'end', 'T_max', 'total_iters', 'total_steps', 'step_size'):
-            if scheduler.get(key):
-                scheduler[key] = max(round(scheduler[key] * length / old), 1)
-        if 'milestones' in scheduler:
-            scheduler.milestones = [max(round(milestone * length / old), 1) for milestone in scheduler.milestones]
-    interval = _interval(length)
-    cfg.train_cfg.val_interval = interval
-    if 'checkpoint' in cfg.get('default_hooks', {}):
-        cfg.default_hooks.checkpoint.interval = interval
+        if scheduler.get('by_epoch', True) == (unit == 'epochs'):
+            stretched.append((scheduler, ['begin', 'end', 'T_max', 'total_iters', 'total_steps', 'step_size']))
+            if 'milestones' in scheduler:
+                scheduler.milestones = [_stretch(milestone, length, old) for milestone in scheduler.milestones]
+    for part, keys in stretched:
+        part.update({key: _stretch(part[key], length, old) for key in keys if part.get(key)})
 
 
 def fit_minutes(cfg: Config, minutes: float) -> int:
@@ -194,7 +193,7 @@ def fit_minutes(cfg: Config, minutes: float) -> int:
     step = iteration * (math.ceil(n_train / cfg.train_dataloader.batch_size) if unit == 'epochs' else 1)
     left = minutes * 60 - RESERVE - n_test * image - (time.monotonic() - start)
     for length in range(planned, 1, -1):
-        evaluations = math.ceil(length / _interval(length))
+        evaluations = math.ceil(length / _stretch(cfg.train_cfg.get('val_interval', 1), length, planned))
         if length * step + evaluations * n_val * image <= left:
             return length
     return 1
@@ -259,8 +258,8 @@ def palette(n: int) -> list[tuple[int, int, int]]:
     return [tuple(round(255 * v) for v in colorsys.hsv_to_rgb(hue, 0.85, 0.95)) for hue in hues]
 
 
-def _interval(length: int) -> int:
-    return max(round(length / EVALUATIONS), 1)
+def _stretch(steps: int, length: int, old: int) -> int:
+    return max(round(steps * length / old), 1)
 
 
 def _as_list(value) -> list:
