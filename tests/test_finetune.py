@@ -143,17 +143,66 @@ def test_warmup_does_not_fill_a_short_training(shapes):
     assert out.param_scheduler[0].end == 3
 
 
+def test_counting_iterations_is_the_same_plan(shapes):
+    """A cosine and a step in epochs give every iteration the learning rate that they give in iterations."""
+    lrs = []
+    for convert in (False, True):
+        cfg = get_config(CONFIGS[1])
+        cfg.train_cfg.max_epochs, cfg.train_dataloader.batch_size = 8, 3
+        cfg.param_scheduler = [
+            dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=5),
+            dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=8, convert_to_iter_based=True),
+            dict(type='MultiStepLR', by_epoch=True, begin=0, end=8, milestones=[6], gamma=0.1),
+        ]
+        if convert:
+            finetune.count_iterations(cfg, 12)
+            assert finetune.length_of(cfg) == (32, 'iters') and cfg.train_cfg.val_interval == 4
+            assert cfg.default_hooks.checkpoint.interval == 4
+        lrs.append(learning_rates(cfg, n_iters=32, per_epoch=4))
+    assert lrs[0] == pytest.approx(lrs[1])
+    assert min(lrs[0]) < 0.02 * max(lrs[0])
+
+
+def learning_rates(cfg, n_iters, per_epoch):
+    """Of every iteration, by mmengine's schedulers."""
+    from mmengine.registry import PARAM_SCHEDULERS
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedulers = []
+    for item in cfg.param_scheduler:
+        item = dict(item)
+        cls = PARAM_SCHEDULERS.get(item.pop('type'))
+        if item.pop('convert_to_iter_based', False):
+            schedulers.append(cls.build_iter_from_epoch(optimizer=optimizer, epoch_length=per_epoch, **item))
+        else:
+            schedulers.append(cls(optimizer, **item))
+    lrs = []
+    for i in range(n_iters):
+        lrs.append(optimizer.param_groups[0]['lr'])
+        optimizer.step()
+        for scheduler in schedulers:
+            if not scheduler.by_epoch or (i + 1) % per_epoch == 0:
+                scheduler.step()
+    return lrs
+
+
 @pytest.mark.parametrize(
-    ('minutes', 'length'),
-    # 4 iterations of 10 s an epoch; 4 val images of 2 s each; test: 3 images of 2 s and the reserve of 15 s
-    [(60, 20), ((20 * 40 + 10 * 8 + 6 + 15 + 1) / 60, 20), ((12 * 40 + 12 * 8 + 6 + 15 + 1) / 60, 12), (0.1, 1)],
-    ids=['ample', 'just enough', 'shorter', 'too short'],
+    ('minutes', 'iterations'),
+    # planned: 20 epochs of 4 iterations of 10 s; 10 times 4 val images of 2 s; 3 test images; 15 s of reserve
+    [(60, None), ((80 * 10 + 80 + 6 + 15 + 5) / 60, None), ((79 * 10 + 80 + 6 + 15 + 5) / 60, 79), (0.1, 1)],
+    ids=['ample', 'just enough', 'one iteration less', 'too short'],
 )
-def test_fit_minutes(shapes, monkeypatch, minutes, length):
+def test_fit_minutes(shapes, monkeypatch, minutes, iterations):
     monkeypatch.setattr(finetune, '_time_iteration_and_image', lambda cfg: (10.0, 2.0))
     cfg = finetune.configure(get_config(CONFIGS[0]), find_coco_folder(shapes), CLASSES, length=20, batch_size=3)
     cfg.train_cfg.val_interval = 2
-    assert finetune.fit_minutes(cfg, minutes) == length
+    out = finetune.fit_minutes(cfg, minutes)
+    assert finetune.length_of(cfg) == (20, 'epochs')
+    if iterations is None:
+        assert out is cfg
+    else:
+        assert finetune.length_of(out) == (iterations, 'iters')
+        assert max(scheduler.end for scheduler in out.param_scheduler) == iterations
 
 
 def test_palette():

@@ -110,7 +110,6 @@ def finetune(args, start):
         configure,
         fit_minutes,
         length_of,
-        set_length,
         silence,
         unfit_weights,
     )
@@ -146,7 +145,7 @@ def finetune(args, start):
     hooks = [hook for hook in cfg.get('custom_hooks', []) if hook.type != 'mmdet_ddetr.ProgressBarHook']
     cfg.custom_hooks = [*hooks, dict(type='mmdet_ddetr.ProgressBarHook')]
     if args.minutes:
-        set_length(cfg, fit_minutes(cfg, args.minutes - (time.monotonic() - start) / 60))
+        cfg = fit_minutes(cfg, args.minutes - (time.monotonic() - start) / 60)
     length, unit = length_of(cfg)
     n_train = len(reports['train'].coco['images'])
     print(

@@ -161,42 +161,57 @@ def set_length(cfg: Config, length: int) -> None:
     other unit, such as a warm-up in iterations beside epochs, stay as they are.
     """
     old, unit = length_of(cfg)
+    _stretch(cfg, length / old)
     cfg.train_cfg[f'max_{unit}'] = length
-    stretched = [
-        (cfg.train_cfg, ['val_interval']),
-        (cfg.get('default_hooks', {}).get('checkpoint') or {}, ['interval']),
-    ]
+
+
+def count_iterations(cfg: Config, n_train: int) -> None:
+    """Make a config that counts epochs count iterations, with the same plan; no-op if it does already.
+
+    Args:
+        cfg: changed in place. Schedulers with a factor for every epoch, such as ExponentialLR, are not supported.
+        n_train: images in an epoch.
+    """
+    length, unit = length_of(cfg)
+    if unit == 'iters':
+        return
+    iterations = math.ceil(n_train / cfg.train_dataloader.batch_size)
+    _stretch(cfg, iterations)
     for scheduler in _as_list(cfg.get('param_scheduler')):
-        if scheduler.get('by_epoch', True) == (unit == 'epochs'):
-            stretched.append((scheduler, ['begin', 'end', 'T_max', 'total_iters', 'total_steps', 'step_size']))
-            if 'milestones' in scheduler:
-                scheduler.milestones = [_stretch(milestone, length, old) for milestone in scheduler.milestones]
-    for part, keys in stretched:
-        part.update({key: _stretch(part[key], length, old) for key in keys if part.get(key)})
+        scheduler.by_epoch = False
+        scheduler.pop('convert_to_iter_based', None)
+    interval = cfg.train_cfg.get('val_interval', iterations)
+    cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=length * iterations, val_interval=interval)
+    cfg.train_dataloader.sampler = dict(type='InfiniteSampler')  # the loop pauses 2 s whenever a sampler ends
+    cfg.default_hooks.checkpoint.by_epoch = False
+    cfg.default_hooks.logger.log_metric_by_epoch = False
+    cfg.log_processor.by_epoch = False
 
 
-def fit_minutes(cfg: Config, minutes: float) -> int:
-    """The length, at most the config's own, that trains, evaluates and tests within ``minutes`` on this machine.
+def fit_minutes(cfg: Config, minutes: float) -> Config:
+    """Shorten a training so that it trains, evaluates and tests within ``minutes`` on this machine as it is now.
 
-    A few iterations and evaluated images are timed with an untrained model; the time that takes counts, too.
+    Some iterations and evaluated images are timed with an untrained model; the time that takes counts, too.
 
     Returns:
-        Epochs or iterations, as the config counts, for :func:`set_length`; at least 1.
+        ``cfg`` itself if its plan fits, else a copy that counts iterations, with its schedule squeezed into fewer.
     """
     start = time.monotonic()
-    planned, unit = length_of(cfg)
     n_train, n_val, n_test = (
         len(read_coco(Path(innermost_dataset(cfg[f'{split}_dataloader']).ann_file))['images'])
         for split in ('train', 'val', 'test')
     )
     iteration, image = _time_iteration_and_image(cfg)
-    step = iteration * (math.ceil(n_train / cfg.train_dataloader.batch_size) if unit == 'epochs' else 1)
-    left = minutes * 60 - RESERVE - n_test * image - (time.monotonic() - start)
-    for length in range(planned, 1, -1):
-        evaluations = math.ceil(length / _stretch(cfg.train_cfg.get('val_interval', 1), length, planned))
-        if length * step + evaluations * n_val * image <= left:
-            return length
-    return 1
+    short = copy.deepcopy(cfg)
+    count_iterations(short, n_train)
+    planned, _ = length_of(short)
+    evaluations = math.ceil(planned / short.train_cfg.val_interval)  # as many in a shorter training
+    left = minutes * 60 - RESERVE - (n_test + evaluations * n_val) * image - (time.monotonic() - start)
+    length = max(int(left / iteration), 1)
+    if length >= planned:
+        return cfg
+    set_length(short, length)
+    return short
 
 
 def _time_iteration_and_image(cfg: Config) -> tuple[float, float]:
@@ -258,8 +273,21 @@ def palette(n: int) -> list[tuple[int, int, int]]:
     return [tuple(round(255 * v) for v in colorsys.hsv_to_rgb(hue, 0.85, 0.95)) for hue in hues]
 
 
-def _stretch(steps: int, length: int, old: int) -> int:
-    return max(round(steps * length / old), 1)
+def _stretch(cfg: Config, factor: float) -> None:
+    """Multiply every point of the plan that is in the unit of the train loop; the length itself stays."""
+
+    def times_factor(steps):
+        return max(round(steps * factor), 1)
+
+    by_epoch = length_of(cfg)[1] == 'epochs'
+    parts = [(cfg.train_cfg, ['val_interval', 'val_begin']), (cfg.default_hooks.get('checkpoint') or {}, ['interval'])]
+    for scheduler in _as_list(cfg.get('param_scheduler')):
+        if scheduler.get('by_epoch', True) == by_epoch:
+            parts.append((scheduler, ['begin', 'end', 'T_max', 'total_iters', 'total_steps', 'step_size']))
+            if 'milestones' in scheduler:
+                scheduler.milestones = [times_factor(milestone) for milestone in scheduler.milestones]
+    for part, keys in parts:
+        part.update({key: times_factor(part[key]) for key in keys if part.get(key)})
 
 
 def _as_list(value) -> list:
