@@ -36,22 +36,22 @@ struct Footprint {
 
 template <typename Index, typename A>
 __device__ Footprint<Index, A> footprint_of(const Sample<A>& sample, LevelOf<Index> level, Index cell_stride) {
-  Footprint<Index, A> print = {{-1, -1, -1, -1}, {0, 0, 0, 0}};
+  Footprint<Index, A> footprint = {{-1, -1, -1, -1}, {0, 0, 0, 0}};
   if (!touches(sample.x, sample.y, static_cast<A>(level.W), static_cast<A>(level.H))) {
-    print.outside = outside_value(sample.x, sample.y);
-    return print;
+    footprint.outside = outside_value(sample.x, sample.y);
+    return footprint;
   }
   const A floor_x = std::floor(sample.x), floor_y = std::floor(sample.y);
   const Index x = static_cast<Index>(floor_x), y = static_cast<Index>(floor_y);
   const bool left = x >= 0, right = x + 1 < level.W, top = y >= 0, bottom = y + 1 < level.H;
   const Index first = (level.start + y * level.W + x) * cell_stride, below = first + level.W * cell_stride;
-  print.cells = {top && left ? first : -1, top && right ? first + cell_stride : -1, bottom && left ? below : -1,
-                 bottom && right ? below + cell_stride : -1};
-  print.fx = sample.x - floor_x;
-  print.fy = sample.y - floor_y;
-  const Corners<A> w = corner_weights(print.fx, print.fy);
-  print.weights = {w.c00 * sample.weight, w.c01 * sample.weight, w.c10 * sample.weight, w.c11 * sample.weight};
-  return print;
+  footprint.cells = {top && left ? first : -1, top && right ? first + cell_stride : -1, bottom && left ? below : -1,
+                     bottom && right ? below + cell_stride : -1};
+  footprint.fx = sample.x - floor_x;
+  footprint.fy = sample.y - floor_y;
+  const Corners<A> w = corner_weights(footprint.fx, footprint.fy);
+  footprint.weights = {w.c00 * sample.weight, w.c01 * sample.weight, w.c10 * sample.weight, w.c11 * sample.weight};
+  return footprint;
 }
 
 // What the lanes of a warp have prepared for their groups.
@@ -59,19 +59,12 @@ template <typename Index, typename A>
 struct Stage {
   Quad<Index> cells[kThreads];
   Quad<A> weights[kThreads];
-
-  // Where a group keeps its j-th sample. Mixed by the group's place in the warp: all groups read their j-th at once,
-  // and plain indexing would put these into the same memory banks.
-  static __device__ int slot(Group group, int j) {
-    const int first_lane = (threadIdx.x & (kWarp - 1)) - group.rank;
-    return threadIdx.x - group.rank + (j ^ ((first_lane >> 3) & (group.lanes - 1)));
-  }
 };
 
 template <typename Index, typename A>
 struct Prepared {
   Sample<A> sample;
-  Footprint<Index, A> print;
+  Footprint<Index, A> footprint;
 };
 
 // Sample s by this lane, for the lane itself and, on the stage, for its group. All lanes of the warp come here
@@ -84,12 +77,12 @@ __device__ Prepared<Index, Compute<T>> prepare(Stage<Index, Compute<T>>& stage, 
   if (s < count) {
     const Index l = n.by_K.quotient(s);
     const LevelOf<Index> level = n.levels[l];
-    lane.sample = samples.get(s, l, level);
-    lane.print = footprint_of(lane.sample, level, cell_stride);
+    lane.sample = samples.read(s, l, level);
+    lane.footprint = footprint_of(lane.sample, level, cell_stride);
   }
-  const int slot = stage.slot(group, group.rank);
-  stage.cells[slot] = lane.print.cells;
-  stage.weights[slot] = lane.print.weights;
+  const int slot = group.slot(group.rank);
+  stage.cells[slot] = lane.footprint.cells;
+  stage.weights[slot] = lane.footprint.weights;
   __syncwarp();
   return lane;
 }
@@ -159,7 +152,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   __shared__ Stage<Index, A> stage;
   const Problem<Index>& n = args.n;
   const Group group(n.log2_lanes);
-  const Index head = group.index<Index>(), count = head < n.heads ? n.L * n.K : 0;
+  const Index head = group.index<Index>(), count = settled(head < n.heads ? n.L * n.K : 0);
   const Samples<T, Index, Points> samples(args.points, n, group, head, count);
 
   for (Index chunk = 0; chunk < n.D; chunk += group.lanes * N) {  // as a rule one turn: 32 lanes of 16 bytes
@@ -169,15 +162,15 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     A outside = 0;
     for (Index first = 0; first < n.L * n.K; first += group.lanes) {
       const auto lane = prepare(stage, n, samples, group, first + group.rank, count, n.M * n.D);
-      outside += lane.print.outside;
+      outside += lane.footprint.outside;
       const int round = c < n.D ? round_of(n, group, first) : 0;
       for (int j = 0; j < round; j += kTogether) {
         Quad<Index> cells[kTogether];
         Quad<A> weights[kTogether];
 #pragma unroll
         for (int t = 0; t < kTogether; ++t) {  // behind the last sample of a round lies an empty one
-          cells[t] = stage.cells[stage.slot(group, j + t)];
-          weights[t] = stage.weights[stage.slot(group, j + t)];
+          cells[t] = stage.cells[group.slot(j + t)];
+          weights[t] = stage.weights[group.slot(j + t)];
         }
         const Gathered<T, N, kTogether> gathered(value, cells);
 #pragma unroll
@@ -216,7 +209,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   __shared__ Stage<Index, A> stage;
   const Problem<Index>& n = args.n;
   const Group group(n.log2_lanes);
-  const Index head = group.index<Index>(), count = head < n.heads ? n.L * n.K : 0;
+  const Index head = group.index<Index>(), count = settled(head < n.heads ? n.L * n.K : 0);
   const Samples<T, Index, Points> samples(args.points, n, group, head, count);
   const int64_t first_cell = first_row(n, head) * n.D;
   const T* grad_output = args.grad_output + static_cast<int64_t>(head) * n.D;
@@ -235,8 +228,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     Quad<A> own = {};  // products of the corners of this lane's sample with the gradient, over all channels
     const int round = round_of(n, group, first);
     for (int j = 0; j < round; ++j) {
-      const Quad<Index> cells[1] = {stage.cells[stage.slot(group, j)]};
-      const Quad<A> weights = stage.weights[stage.slot(group, j)];
+      const Quad<Index> cells[1] = {stage.cells[group.slot(j)]};
+      const Quad<A> weights = stage.weights[group.slot(j)];
       Quad<A> products = {};
       for (Index c = first_channel; c < n.D; c += group.lanes * N) {  // as a rule one turn
         if (n.D > group.lanes * N && count > 0) load_grad(c);
@@ -258,13 +251,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     }
     const Index s = first + group.rank;
     if (s < count) {
-      const Footprint<Index, A>& print = lane.print;
+      const Footprint<Index, A>& footprint = lane.footprint;
       const Corners<A> corners = {own.corner[0], own.corner[1], own.corner[2], own.corner[3]};
       const A weight = lane.sample.weight;
-      samples.put(s, lane.sample,
-                  {weight * interpolate_dx(print.fy, corners) + print.outside,
-                   weight * interpolate_dy(print.fx, corners) + print.outside,
-                   interpolate(print.fx, print.fy, corners) + print.outside});
+      samples.write(s, lane.sample,
+                    {weight * interpolate_dx(footprint.fy, corners) + footprint.outside,
+                     weight * interpolate_dy(footprint.fx, corners) + footprint.outside,
+                     interpolate(footprint.fx, footprint.fy, corners) + footprint.outside});
     }
     __syncwarp();
   }
@@ -287,7 +280,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   using Index = int64_t;
   const Problem<Index>& n = args.n;
   const Group group(n.log2_lanes);
-  const Index head = group.index<Index>(), count = head < n.heads ? n.L * n.K : 0;
+  const Index head = group.index<Index>(), count = settled(head < n.heads ? n.L * n.K : 0);
   const Samples<T, Index, Points> samples(args.points, n, group, head, count);
   A largest = 0;
   if (count > 0) {
@@ -300,13 +293,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   for (Index s = group.rank; s < count; s += group.lanes) {
     const Index l = n.by_K.quotient(s);
     const LevelOf<Index> level = n.levels[l];
-    const Footprint<Index, A> print = footprint_of(samples.get(s, l, level), level, n.M);
+    const Footprint<Index, A> footprint = footprint_of(samples.read(s, l, level), level, n.M);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      if (print.cells.corner[i] < 0) continue;
-      const int exponent = exponent_above(std::fabs(print.weights.corner[i]) * largest);
+      if (footprint.cells.corner[i] < 0) continue;
+      const int exponent = exponent_above(std::fabs(footprint.weights.corner[i]) * largest);
       if (exponent != kNoTerm) {
-        atomicMax(args.exponents + first_row(n, head) + print.cells.corner[i], exponent);
+        atomicMax(args.exponents + first_row(n, head) + footprint.cells.corner[i], exponent);
       }
     }
   }
@@ -331,15 +324,15 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   __shared__ Stage<Index, A> stage;
   const Problem<Index>& n = args.n;
   const Group group(n.log2_lanes);
-  const Index head = group.index<Index>(), count = head < n.heads ? n.L * n.K : 0;
+  const Index head = group.index<Index>(), count = settled(head < n.heads ? n.L * n.K : 0);
   const Samples<T, Index, Points> samples(args.points, n, group, head, count);
   const T* grad_output = args.grad_output + static_cast<int64_t>(head) * n.D;
   for (Index first = 0; first < n.L * n.K; first += group.lanes) {
     prepare(stage, n, samples, group, first + group.rank, count, n.M);
     const int round = round_of(n, group, first);
     for (int j = 0; j < round; ++j) {
-      const Quad<Index> cells = stage.cells[stage.slot(group, j)];
-      const Quad<A> weights = stage.weights[stage.slot(group, j)];
+      const Quad<Index> cells = stage.cells[group.slot(j)];
+      const Quad<A> weights = stage.weights[group.slot(j)];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         if (cells.corner[i] < 0) continue;
@@ -401,9 +394,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   for (int64_t m = 0; m < n.M; ++m) {
     for (int64_t k = 0; k < n.K; ++k) {
       const int64_t i = 2 * (((query * n.M + m) * n.L + l) * n.K + k) + axis;
-      const A grad = size * args.points.grad_cells.template get<A>(i);
+      const A grad = size * get<A>(args.points.grad_cells, i);
       centre += grad;
-      extent += grad * args.points.offsets.template get<T>(i) * (A(0.5) / n.K);
+      with_type_of_points<T>(args.points.as_value, [&](auto zero) {
+        extent += grad * get<decltype(zero)>(args.points.offsets, i) * (A(0.5) / n.K);
+      });
     }
   }
   A* grad_reference = args.grad_references + (query * n.L + l) * args.points.R + axis;
@@ -411,15 +406,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   if (args.points.R == 4) grad_reference[2] = extent;
 }
 
-template <typename Index>
 struct WriteLevels {
-  LevelOf<Index> levels[kLevelsByValue];
-  LevelOf<Index>* target;
+  LevelOf<int64_t> levels[kLevelsByValue];
+  LevelOf<int64_t>* target;
   int count;
 };
 
-template <typename Index>
-__global__ void write_levels_kernel(const __grid_constant__ WriteLevels<Index> args) {
+__global__ void write_levels_kernel(const __grid_constant__ WriteLevels args) {
   if (static_cast<int>(threadIdx.x) < args.count) args.target[threadIdx.x] = args.levels[threadIdx.x];
 }
 
@@ -428,14 +421,15 @@ __global__ void write_levels_kernel(const __grid_constant__ WriteLevels<Index> a
 using torch::stable::new_empty;
 using torch::stable::new_zeros;
 
-// Up to here 32-bit offsets serve; offsets beside a map, computed and not used, may be twice as large. A test lowers
+// Up to here 32-bit offsets serve. Offsets beside a map, computed and not used, may be twice as large. A test lowers
 // it.
 #ifndef MMDET_DDETR_INT32_LIMIT
 #define MMDET_DDETR_INT32_LIMIT (int64_t{1} << 30)
 #endif
 
 bool fits_int32(const Sizes& n) {
-  return std::max({n.S * n.M * n.D, n.S * n.M, n.M * n.D, n.B * n.Q * n.M, n.L * n.K}) <= MMDET_DDETR_INT32_LIMIT;
+  return n.L <= kLevelsByValue &&
+         std::max({n.S * n.M * n.D, n.S * n.M, n.M * n.D, n.B * n.Q * n.M, n.L * n.K}) <= MMDET_DDETR_INT32_LIMIT;
 }
 
 // f(T(), width, Index()): the element type, the channels a lane takes at once and the type of offsets, as types.
@@ -501,30 +495,31 @@ class Call {
     };
     Levels<Index> levels = {};
     for (int64_t l = 0; l < std::min<int64_t>(n.L, kLevelsByValue); ++l) levels.first[l] = level(l);
-    if (n.L <= kLevelsByValue) return levels;
-    const int64_t bytes = (n.L - kLevelsByValue) * sizeof(LevelOf<Index>);
+    if constexpr (std::is_same_v<Index, int64_t>) write_rest(levels, level);
+    return levels;
+  }
+
+  template <typename LevelAt>
+  void write_rest(Levels<int64_t>& levels, LevelAt level) {
+    if (n.L <= kLevelsByValue) return;
+    const int64_t bytes = (n.L - kLevelsByValue) * sizeof(LevelOf<int64_t>);
     // Freed with this object, after the launches: the allocator hands it out again in stream order only.
     rest_.push_back(scratch({bytes}, ScalarType::Byte));
-    auto* target = static_cast<LevelOf<Index>*>(rest_.back().data_ptr());
+    auto* target = static_cast<LevelOf<int64_t>*>(rest_.back().data_ptr());
     levels.rest = target;
     for (int64_t l = kLevelsByValue; l < n.L; l += kLevelsByValue) {
-      WriteLevels<Index> args = {};
+      WriteLevels args = {};
       args.target = target + (l - kLevelsByValue);
       args.count = static_cast<int>(std::min<int64_t>(n.L - l, kLevelsByValue));
       for (int i = 0; i < args.count; ++i) args.levels[i] = level(l + i);
-      launch(write_levels_kernel<Index>, 1, args);
+      launch(write_levels_kernel, 1, args);
     }
-    return levels;
   }
 
   const Tensor& value_;
   const std::vector<Level> levels_;
   std::vector<Tensor> rest_;  // levels in device memory
 };
-
-Numbers numbers(const Tensor& tensor, const Tensor& value) {
-  return {tensor.data_ptr(), tensor.scalar_type() == compute_type(value.scalar_type())};
-}
 
 Tensor dense(const Tensor& tensor) { return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor); }
 
@@ -619,9 +614,7 @@ Tensor ms_deform_attn(const Tensor& value_, const std::vector<int64_t>& spatial_
   const Sizes n = check_ms_deform_attn(value_, spatial_shapes, locations_, weights_);
   const Tensor value = dense(value_), locations = dense(locations_), weights = dense(weights_);
   Call call(value, n, spatial_shapes);
-  PlainPoints points;
-  points.locations = numbers(locations, value);
-  points.weights = numbers(weights, value);
+  const PlainPoints points = {locations.scalar_type() == value.scalar_type(), locations.data_ptr(), weights.data_ptr()};
   return forward(call, value, points);
 }
 
@@ -636,11 +629,8 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(const Tensor& grad_ou
   Call call(value, n, spatial_shapes);
   const Tensor grad_locations = call.scratch({n.B, n.Q, n.M, n.L, n.K, 2}, locations.scalar_type());
   const Tensor grad_weights = call.scratch({n.B, n.Q, n.M, n.L, n.K}, weights.scalar_type());
-  PlainPoints points;
-  points.locations = numbers(locations, value);
-  points.weights = numbers(weights, value);
-  points.grad_locations = numbers(grad_locations, value);
-  points.grad_weights = numbers(grad_weights, value);
+  const PlainPoints points = {locations.scalar_type() == value.scalar_type(), locations.data_ptr(), weights.data_ptr(),
+                              grad_locations.data_ptr(), grad_weights.data_ptr()};
   const Tensor grad_value = backward(call, grad_output, value, points, deterministic);
   return {grad_value, grad_locations, grad_weights};
 }
@@ -651,11 +641,8 @@ Tensor ms_deform_attn_fused(const Tensor& value_, const std::vector<int64_t>& sp
   const Tensor value = dense(value_), references = dense(references_), offsets = dense(offsets_),
                logits = dense(logits_);
   Call call(value, n, spatial_shapes);
-  FusedPoints points;
-  points.references = numbers(references, value);
-  points.offsets = numbers(offsets, value);
-  points.logits = numbers(logits, value);
-  points.R = static_cast<int>(n.R);
+  const FusedPoints points = {offsets.scalar_type() == value.scalar_type(), static_cast<int>(n.R),
+                              references.data_ptr(), offsets.data_ptr(), logits.data_ptr()};
   return forward(call, value, points);
 }
 
@@ -673,19 +660,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ms_deform_attn_fused_backward(
   const Tensor grad_logits = call.scratch({n.B, n.Q, n.M, n.L * n.K}, logits.scalar_type());
   const Tensor grad_weights =
       logits.scalar_type() == compute ? grad_logits : call.scratch({n.B, n.Q, n.M, n.L * n.K}, compute);
-  FusedPoints points;
-  points.references = numbers(references, value);
-  points.offsets = numbers(offsets, value);
-  points.logits = numbers(logits, value);
-  points.R = static_cast<int>(n.R);
-  points.grad_offsets = numbers(grad_offsets, value);
-  points.grad_logits = numbers(grad_logits, value);
-  points.grad_weights = numbers(grad_weights, value);
   Tensor grad_cells;
-  if (needs_grad_reference) {
-    grad_cells = call.scratch({n.B, n.Q, n.M, n.L, n.K, 2}, compute);
-    points.grad_cells = numbers(grad_cells, value);
-  }
+  if (needs_grad_reference) grad_cells = call.scratch({n.B, n.Q, n.M, n.L, n.K, 2}, compute);
+  const FusedPoints points = {offsets.scalar_type() == value.scalar_type(),
+                              static_cast<int>(n.R),
+                              references.data_ptr(),
+                              offsets.data_ptr(),
+                              logits.data_ptr(),
+                              grad_offsets.data_ptr(),
+                              grad_logits.data_ptr(),
+                              grad_weights.data_ptr(),
+                              needs_grad_reference ? grad_cells.data_ptr() : nullptr};
   const Tensor grad_value = backward(call, grad_output, value, points, deterministic);
   const Tensor grad_reference =
       needs_grad_reference ? grad_references(call, value, points) : call.scratch({0}, compute);

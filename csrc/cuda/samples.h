@@ -7,37 +7,15 @@
 
 namespace mmdet_ddetr::cuda {
 
-// Numbers stored as T or in T's compute type, told apart at run time: what accompanies a 16-bit value may be fp32, and
-// each is read once for a whole group of lanes, so that a kernel of its own would not pay.
-struct Numbers {
-  void* data = nullptr;
-  bool as_compute_type = false;
-
-  template <typename T>
-  __device__ Compute<T> get(int64_t i) const {
-    if (as_compute_type) return static_cast<const Compute<T>*>(data)[i];
-    return static_cast<Compute<T>>(static_cast<const T*>(data)[i]);
-  }
-
-  template <typename T>
-  __device__ void set(int64_t i, Compute<T> x) const {
-    if (as_compute_type) {
-      static_cast<Compute<T>*>(data)[i] = x;
-    } else {
-      static_cast<T*>(data)[i] = static_cast<T>(x);
-    }
-  }
-};
-
 template <typename Index>
 struct LevelOf {
   Index H, W, start;
 };
 
-// The levels travel as a kernel argument: no copy from host memory that a CUDA graph could not hold. Those that do not
-// fit lie in device memory, written by a kernel (write_levels).
 constexpr int kLevelsByValue = 16;
 
+// The levels travel as a kernel argument: no copy from host memory that a CUDA graph could not hold. With 32-bit
+// offsets there are no more than these; with 64-bit ones, the others lie in device memory (write_levels_kernel).
 template <typename Index>
 struct Levels {
   LevelOf<Index> first[kLevelsByValue];
@@ -46,6 +24,13 @@ struct Levels {
   __device__ LevelOf<Index> operator[](Index l) const {
     return l < kLevelsByValue ? first[l] : rest[l - kLevelsByValue];
   }
+};
+
+template <>
+struct Levels<int32_t> {
+  LevelOf<int32_t> first[kLevelsByValue];
+
+  __device__ LevelOf<int32_t> operator[](int32_t l) const { return first[l]; }
 };
 
 // Sizes of a launch. Index is the type of every offset within one image and of the number of heads.
@@ -72,46 +57,85 @@ struct SampleGradient {
   A x, y, weight;
 };
 
+// Beside a value of T, points and weights are of T or of its compute type, the same for both and for their gradients.
+// That is told at run time: a lane reads three numbers for its whole group, so that kernels of their own would not pay.
+
 // As given: ms_deform_attn.
 struct PlainPoints {
-  Numbers locations, weights;            // [B, Q, M, L, K, 2], [B, Q, M, L, K]
-  Numbers grad_locations, grad_weights;  // backward only
+  bool as_value;              // of value's dtype
+  const void* locations;      // [B, Q, M, L, K, 2]
+  const void* weights;        // [B, Q, M, L, K]
+  void* grad_locations = {};  // backward only
+  void* grad_weights = {};
 };
 
 // As a layer predicts them: ms_deform_attn_fused.
 struct FusedPoints {
-  Numbers references, offsets, logits;  // [B, Q, L, R], [B, Q, M, L, K, 2], [B, Q, M, L K]
-  int R;
-  Numbers grad_offsets, grad_logits;  // backward only
-  Numbers grad_weights;               // [B, Q, M, L K], compute type: before the softmax. May be grad_logits itself
-  Numbers grad_cells;                 // [B, Q, M, L, K, 2], compute type: d x, d y; null unless references need them
+  bool as_value;
+  int R;                    // coordinates of a reference
+  const void* references;   // [B, Q, L, R], compute type
+  const void* offsets;      // [B, Q, M, L, K, 2]
+  const void* logits;       // [B, Q, M, L K]
+  void* grad_offsets = {};  // backward only
+  void* grad_logits = {};
+  void* grad_weights = {};  // [B, Q, M, L K], compute type: before the softmax. May be grad_logits itself
+  void* grad_cells = {};    // [B, Q, M, L, K, 2], compute type: d x, d y; null unless references need them
 };
+
+// f(P()) with the type of the points.
+template <typename T, typename F>
+__device__ __forceinline__ void with_type_of_points(bool as_value, F f) {
+  if (as_value || std::is_same_v<T, Compute<T>>) {
+    f(T());
+  } else {
+    f(Compute<T>());
+  }
+}
+
+template <typename P>
+__device__ __forceinline__ Compute<P> get(const void* data, int64_t i) {
+  return static_cast<Compute<P>>(static_cast<const P*>(data)[i]);
+}
+
+template <typename P>
+__device__ __forceinline__ void put(void* data, int64_t i, Compute<P> x) {
+  static_cast<P*>(data)[i] = static_cast<P>(x);
+}
 
 template <typename T, typename Index, typename Points>
 class Samples;
 
 // Every member function is called by all lanes of a group. `count` is the number of samples, 0 for a group without a
-// head; a sample is got and put by one lane only.
+// head; a sample is read and its gradient written by one lane only.
 template <typename T, typename Index>
 class Samples<T, Index, PlainPoints> {
   using A = Compute<T>;
 
  public:
   __device__ Samples(const PlainPoints& points, const Problem<Index>& n, Group, Index head, Index /*count*/)
-      : points_(points), first_(static_cast<int64_t>(head) * n.L * n.K) {}
+      : points_(points), first_(settled(static_cast<int64_t>(head) * n.L * n.K)) {}
 
-  __device__ Sample<A> get(Index s, Index /*l*/, LevelOf<Index> level) const {
+  __device__ Sample<A> read(Index s, Index /*l*/, LevelOf<Index> level) const {
     const Affine<A> x = affine_of_location(static_cast<A>(level.W)), y = affine_of_location(static_cast<A>(level.H));
     const int64_t i = first_ + s;
-    return {x.base + x.scale * points_.locations.get<T>(2 * i), y.base + y.scale * points_.locations.get<T>(2 * i + 1),
-            x.scale, y.scale, points_.weights.get<T>(i)};
+    Sample<A> sample;
+    with_type_of_points<T>(points_.as_value, [&](auto zero) {
+      using P = decltype(zero);
+      const A location_x = get<P>(points_.locations, 2 * i), location_y = get<P>(points_.locations, 2 * i + 1);
+      sample = {x.base + x.scale * location_x, y.base + y.scale * location_y, x.scale, y.scale,
+                get<P>(points_.weights, i)};
+    });
+    return sample;
   }
 
-  __device__ void put(Index s, const Sample<A>& sample, SampleGradient<A> grad) const {
+  __device__ void write(Index s, const Sample<A>& sample, SampleGradient<A> grad) const {
     const int64_t i = first_ + s;
-    points_.grad_locations.set<T>(2 * i, grad.x * sample.scale_x);
-    points_.grad_locations.set<T>(2 * i + 1, grad.y * sample.scale_y);
-    points_.grad_weights.set<T>(i, grad.weight);
+    with_type_of_points<T>(points_.as_value, [&](auto zero) {
+      using P = decltype(zero);
+      put<P>(points_.grad_locations, 2 * i, grad.x * sample.scale_x);
+      put<P>(points_.grad_locations, 2 * i + 1, grad.y * sample.scale_y);
+      put<P>(points_.grad_weights, i, grad.weight);
+    });
   }
 
   __device__ void finish(Group) const {}
@@ -130,8 +154,8 @@ class Samples<T, Index, FusedPoints> {
       : points_(points),
         K_(n.K),
         count_(count),
-        first_(static_cast<int64_t>(head) * n.L * n.K),
-        reference_(static_cast<int64_t>(n.by_M.quotient(head)) * n.L * points.R) {
+        first_(settled(static_cast<int64_t>(head) * n.L * n.K)),
+        reference_(settled(static_cast<int64_t>(n.by_M.quotient(head)) * n.L * points.R)) {
     A top = -INFINITY;
     for (Index s = group.rank; s < count; s += group.lanes) top = Group::larger(top, logit(s));
     top_ = group.max(top);
@@ -140,49 +164,63 @@ class Samples<T, Index, FusedPoints> {
     inverse_total_ = 1 / group.sum(total);
   }
 
-  __device__ Sample<A> get(Index s, Index l, LevelOf<Index> level) const {
+  __device__ Sample<A> read(Index s, Index l, LevelOf<Index> level) const {
     const A W = static_cast<A>(level.W), H = static_cast<A>(level.H);
     const int64_t r = reference_ + l * points_.R;
-    const A cx = points_.references.get<A>(r), cy = points_.references.get<A>(r + 1);
+    const A cx = get<A>(points_.references, r), cy = get<A>(points_.references, r + 1);
     Affine<A> x, y;
     if (points_.R == 2) {
       x = affine_of_point(cx, W);
       y = affine_of_point(cy, H);
     } else {
       const A K = static_cast<A>(K_);
-      x = affine_of_box(cx, points_.references.get<A>(r + 2), K, W);
-      y = affine_of_box(cy, points_.references.get<A>(r + 3), K, H);
+      x = affine_of_box(cx, get<A>(points_.references, r + 2), K, W);
+      y = affine_of_box(cy, get<A>(points_.references, r + 3), K, H);
     }
     const int64_t i = 2 * (first_ + s);
-    return {x.base + x.scale * points_.offsets.get<T>(i), y.base + y.scale * points_.offsets.get<T>(i + 1), x.scale,
-            y.scale, weight(s)};
+    Sample<A> sample;
+    with_type_of_points<T>(points_.as_value, [&](auto zero) {
+      using P = decltype(zero);
+      const A offset_x = get<P>(points_.offsets, i), offset_y = get<P>(points_.offsets, i + 1);
+      sample = {x.base + x.scale * offset_x, y.base + y.scale * offset_y, x.scale, y.scale, weight(s)};
+    });
+    return sample;
   }
 
-  __device__ void put(Index s, const Sample<A>& sample, SampleGradient<A> grad) const {
+  __device__ void write(Index s, const Sample<A>& sample, SampleGradient<A> grad) const {
     const int64_t i = first_ + s;
-    points_.grad_offsets.set<T>(2 * i, grad.x * sample.scale_x);
-    points_.grad_offsets.set<T>(2 * i + 1, grad.y * sample.scale_y);
-    points_.grad_weights.set<T>(i, grad.weight);
-    if (points_.grad_cells.data) {
-      points_.grad_cells.set<T>(2 * i, grad.x);
-      points_.grad_cells.set<T>(2 * i + 1, grad.y);
-    }
+    with_type_of_points<T>(points_.as_value, [&](auto zero) {
+      using P = decltype(zero);
+      put<P>(points_.grad_offsets, 2 * i, grad.x * sample.scale_x);
+      put<P>(points_.grad_offsets, 2 * i + 1, grad.y * sample.scale_y);
+    });
+    put<A>(points_.grad_weights, i, grad.weight);
+    if (points_.grad_cells == nullptr) return;
+    put<A>(points_.grad_cells, 2 * i, grad.x);
+    put<A>(points_.grad_cells, 2 * i + 1, grad.y);
   }
 
-  // Gradient of the softmax, from the gradients of all weights. A lane reads back what itself has put.
+  // Gradient of the softmax, from the gradients of all weights. A lane reads back what itself has written.
   __device__ void finish(Group group) const {
     A mean = 0;
     for (Index s = group.rank; s < count_; s += group.lanes) {
-      mean += weight(s) * points_.grad_weights.get<T>(first_ + s);
+      mean += weight(s) * get<A>(points_.grad_weights, first_ + s);
     }
     mean = group.sum(mean);
     for (Index s = group.rank; s < count_; s += group.lanes) {
-      points_.grad_logits.set<T>(first_ + s, weight(s) * (points_.grad_weights.get<T>(first_ + s) - mean));
+      const A grad = weight(s) * (get<A>(points_.grad_weights, first_ + s) - mean);
+      with_type_of_points<T>(points_.as_value,
+                             [&](auto zero) { put<decltype(zero)>(points_.grad_logits, first_ + s, grad); });
     }
   }
 
  private:
-  __device__ A logit(Index s) const { return points_.logits.get<T>(first_ + s); }
+  __device__ A logit(Index s) const {
+    A x;
+    with_type_of_points<T>(points_.as_value, [&](auto zero) { x = get<decltype(zero)>(points_.logits, first_ + s); });
+    return x;
+  }
+
   __device__ A weight(Index s) const { return std::exp(logit(s) - top_) * inverse_total_; }
 
   const FusedPoints& points_;

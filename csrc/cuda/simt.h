@@ -86,15 +86,19 @@ __device__ __forceinline__ void store(T* target, const Compute<T> (&sums)[N]) {
   *reinterpret_cast<typename WordOf<sizeof(T) * N>::type*>(target) = packed.word;
 }
 
-// The pointer, as if read from memory. Otherwise the compiler takes each address computed from it apart and adds it up
-// anew from the kernel's arguments, which costs several instructions a load instead of one.
+// x, as if read from memory: it stays in a register. Otherwise the compiler takes each use of it apart and computes it
+// anew from the kernel's arguments, in a loop or for an address that takes one instruction this way and several that.
 template <typename T>
-__device__ __forceinline__ T* settled(T* pointer) {
+__device__ __forceinline__ T settled(T x) {
 #if defined(__CUDA_ARCH__)
-  asm("" : "+l"(pointer));
-  __builtin_assume(__isGlobal(pointer));
+  if constexpr (sizeof(T) == 8) {
+    asm("" : "+l"(x));
+  } else {
+    asm("" : "+r"(x));
+  }
+  if constexpr (std::is_pointer_v<T>) __builtin_assume(__isGlobal(x));
 #endif
-  return pointer;
+  return x;
 }
 
 // target[i] += factor * grad[i], atomically. From sm_90 on, four fp32 channels are one instruction.
@@ -150,9 +154,19 @@ struct Divisor<int32_t> {
 // Neighbouring lanes of a warp, a power of two of them, that work on the same head of the same query.
 struct Group {
   int log2_lanes, lanes, rank;
+  int first;  // thread of the block
+  int mix;    // see slot
 
   __device__ explicit Group(int log2_lanes)
-      : log2_lanes(log2_lanes), lanes(1 << log2_lanes), rank(threadIdx.x & (lanes - 1)) {}
+      : log2_lanes(log2_lanes),
+        lanes(1 << log2_lanes),
+        rank(threadIdx.x & (lanes - 1)),
+        first(settled(static_cast<int>(threadIdx.x) - rank)),
+        mix(settled((first & (kWarp - 1)) >> 3 & (lanes - 1))) {}
+
+  // Where a block's shared memory has what the group's lane j has prepared. Mixed by the group's place in the warp: all
+  // groups read their j-th number at once, and plain indexing would put these into the same memory banks.
+  __device__ int slot(int j) const { return first + (j ^ mix); }
 
   // Among all groups of the launch.
   template <typename Index>

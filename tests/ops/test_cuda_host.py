@@ -71,16 +71,21 @@ class Kernels:
         return getattr(self.ops, name)(*map(argument, tensors_and_flags))
 
 
-@pytest.fixture(params=['cpu', 'cuda'])
-def kernels(request):
-    if request.param == 'cpu':
-        request.getfixturevalue('host')
-        return Kernels(torch.ops.mmdet_ddetr_cuda_on_host, 'cpu')
+@pytest.fixture
+def gpu():
     if not torch.cuda.is_available():
         pytest.skip('no GPU')
     if not torch._C._dispatch_has_kernel_for_dispatch_key('mmdet_ddetr::ms_deform_attn', 'CUDA'):
         pytest.skip('mmdet_ddetr is built without CUDA')
     return Kernels(torch.ops.mmdet_ddetr, 'cuda')
+
+
+@pytest.fixture(params=['cpu', 'cuda'])
+def kernels(request):
+    if request.param == 'cuda':
+        return request.getfixturevalue('gpu')
+    request.getfixturevalue('host')
+    return Kernels(torch.ops.mmdet_ddetr_cuda_on_host, 'cpu')
 
 
 class Plain:
@@ -393,3 +398,82 @@ def test_every_quotient(host):
         for x in {m + d for m in multiples for d in (-1, 0, 1)} | {2**31 - 1}:
             if 0 <= x < 2**31:
                 assert host.quotient(ctypes.c_int32(x), ctypes.c_int64(divisor)) == x // divisor
+
+
+# --- what only a GPU can show -----------------------------------------------------------------------------------------
+
+
+def encoder(kind, dtype, **kwargs):
+    """The encoder layer of an image of 800 x 1333: as many queries as cells, 22223 = 71 * 313."""
+    shapes = [(100, 167), (50, 84), (25, 42), (13, 21)]
+    return kind(B=2, Q=22223, M=8, D=32, shapes=shapes, K=4, dtype=dtype, **kwargs)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('kind', [Plain, Fused])
+def test_encoder(gpu, kind, dtype):
+    case = encoder(kind, dtype)
+    expected = encoder(kind, torch.float64)
+    expected.value, expected.grad_output = case.value.double().cuda(), case.grad_output.double().cuda()
+    expected.points = [x.double().cuda() for x in case.points]
+    output, grads = expected.expected()
+    assert_close(case.forward(gpu), output.cpu(), dtype, cells=167)
+    for tensor, got, grad in zip((case.value, *case.points), case.backward(gpu), grads):
+        assert_close(got, grad.cpu(), tensor.dtype, cells=167)
+
+
+def test_deterministic_on_the_gpu(gpu):
+    case = encoder(Plain, torch.float32)
+    first = case.backward(gpu, deterministic=True)
+    for _ in range(5):
+        assert all(map(torch.equal, case.backward(gpu, deterministic=True), first))
+
+
+def device_arguments(case):
+    shapes = [side for shape in case.shapes for side in shape]
+    return case.grad_output.cuda(), case.value.cuda(), shapes, *[x.cuda() for x in case.points]
+
+
+@pytest.mark.parametrize('deterministic', [False, True])
+def test_graph_capture(gpu, deterministic):
+    """More levels than travel as an argument, too: their table has to be a part of the graph."""
+    case = Plain(D=32, shapes=[(3, 5)] * 20, dtype=torch.bfloat16)
+    grad_output, value, *rest = device_arguments(case)
+
+    def step():
+        backward = gpu.ops.ms_deform_attn_backward(grad_output, value, *rest, deterministic)
+        return gpu.ops.ms_deform_attn(value, *rest), *backward
+
+    step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    value.normal_()
+    grad_output.normal_()
+    graph.replay()
+    for got, expected in zip(captured, step()):
+        torch.testing.assert_close(got, expected, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize('deterministic', [False, True])
+def test_no_synchronisation(gpu, deterministic):
+    grad_output, value, *rest = device_arguments(Plain(D=32))
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        gpu.ops.ms_deform_attn(value, *rest)
+        gpu.ops.ms_deform_attn_backward(grad_output, value, *rest, deterministic)
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+
+
+def test_current_stream(gpu):
+    """The kernel waits for what its own stream does, and only for that."""
+    _, value, *rest = device_arguments(Plain(D=32))
+    expected = gpu.ops.ms_deform_attn(value + 1, *rest)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda._sleep(10**8)  # about 50 ms, in which a kernel on another stream would read the old value
+        value += 1
+        got = gpu.ops.ms_deform_attn(value, *rest)
+    torch.cuda.synchronize()
+    assert torch.equal(got, expected)
