@@ -61,7 +61,8 @@ def environment(wheel, tmp_path_factory):
     python = folder / 'bin' / 'python'
     site = Path(run(python, '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))', cwd=folder).strip())
     run(sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--no-index', '--target', site, wheel, cwd=folder)
-    (site / 'dependencies.pth').write_text(sysconfig.get_path('purelib'))
+    # addsitedir also runs the .pth files in there; setuptools has one that stands in for distutils since Python 3.12
+    (site / 'dependencies.pth').write_text(f'import site; site.addsitedir({sysconfig.get_path("purelib")!r})')
     return python
 
 
