@@ -145,7 +145,10 @@ def finetune(args, start):
     hooks = [hook for hook in cfg.get('custom_hooks', []) if hook.type != 'mmdet_ddetr.ProgressBarHook']
     cfg.custom_hooks = [*hooks, dict(type='mmdet_ddetr.ProgressBarHook')]
     if args.minutes:
-        cfg = fit_minutes(cfg, args.minutes - (time.monotonic() - start) / 60)
+        try:
+            cfg = fit_minutes(cfg, args.minutes - (time.monotonic() - start) / 60)
+        except ValueError as error:
+            sys.exit(f'--minutes {args.minutes:g}: {error}')
     length, unit = length_of(cfg)
     n_train = len(reports['train'].coco['images'])
     print(

@@ -21,7 +21,7 @@ from ..datasets import CocoFolder, CocoSplit, DataError, Report, check_coco, che
 
 WARMUP_SHARE = 0.1  # of the iterations, at most
 PROBE_ITERS = 12  # timed, after as many to warm up
-PROBE_IMAGES = 32
+PROBE_IMAGES = 64
 RESERVE = 15  # seconds for start, inferencer and pictures
 
 
@@ -195,6 +195,9 @@ def fit_minutes(cfg: Config, minutes: float) -> Config:
 
     Returns:
         ``cfg`` itself if its plan fits, else a copy that counts iterations, with its schedule squeezed into fewer.
+
+    Raises:
+        ValueError: there is no time for a single iteration.
     """
     start = time.monotonic()
     n_train, n_val, n_test = (
@@ -207,7 +210,12 @@ def fit_minutes(cfg: Config, minutes: float) -> Config:
     planned, _ = length_of(short)
     evaluations = math.ceil(planned / short.train_cfg.val_interval)  # as many in a shorter training
     left = minutes * 60 - RESERVE - (n_test + evaluations * n_val) * image - (time.monotonic() - start)
-    length = max(int(left / iteration), 1)
+    length = int(left / iteration)
+    if length < 1:
+        raise ValueError(
+            f'minutes is {minutes:.1f}, which leaves no time to train: {evaluations} evaluations, the test and the start '
+            f'take about {minutes - left / 60:.1f} minutes here'
+        )
     if length >= planned:
         return cfg
     set_length(short, length)
@@ -227,12 +235,11 @@ def _time_iteration_and_image(cfg: Config) -> tuple[float, float]:
         innermost_dataset(cfg.val_dataloader).indices = PROBE_IMAGES
         runner = build_runner(cfg)
         with silence():
-            runner.train()
-            iteration = statistics.median(runner.message_hub.get_scalar('train/time').data[0][-PROBE_ITERS:])
-            start = time.monotonic()
-            runner.val()
-            image = (time.monotonic() - start) / len(runner.val_dataloader.dataset)
-    return float(iteration), image
+            runner.train()  # and, as after every training, evaluate
+    scalars = runner.message_hub.log_scalars
+    iteration = statistics.median(scalars['train/time'].data[0][-PROBE_ITERS:])
+    batch = statistics.median(scalars['val/time'].data[0])  # the median leaves out the start of the workers
+    return float(iteration), float(batch) / cfg.val_dataloader.batch_size
 
 
 def build_runner(cfg: Config) -> Runner:
