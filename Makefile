@@ -32,7 +32,7 @@ endif
 
 # One worker and one thread per core: torch's own threads only get into each other's way on small tensors.
 test: install ## Run the tests (PYTEST_ARGS='-m slow' runs the slow ones)
-	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: install ## Check style and formatting, Python and C++
 	@$(BIN)/ruff check .

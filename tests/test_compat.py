@@ -99,6 +99,7 @@ def site(tmp_path):
     write(tmp_path / 'mmdet' / '__init__.py', MMDET_LIMITS)
     write(tmp_path / 'mmengine' / 'utils' / 'package_utils.py', 'def is_installed():\n    import pkg_resources\n')
     write(tmp_path / 'pkg_resources.py', '')
+    write(tmp_path / 'cv2.py', '')
     (tmp_path / 'packaging').symlink_to(Path(packaging.__file__).parent)
     return tmp_path
 
@@ -128,6 +129,11 @@ def run(code, *paths, only_these=True):
 
 
 BROKEN_STACKS = {
+    'no libGL': (
+        lambda site: write(site / 'cv2.py', 'raise ImportError("libGL.so.1: cannot open shared object file")'),
+        'OpenCV does not load (libGL.so.1: cannot open shared object file): '
+        'pip install --force-reinstall --no-deps "opencv-python-headless>=4.10,<5"',
+    ),
     'no torch': (
         lambda site: remove(site / 'torch'),
         'mmdet_ddetr needs torch, which is not installed: pip install "torch>=2.10"',

@@ -1,4 +1,4 @@
-"""One clear sentence for a stack that cannot work, found without importing any of it.
+"""One clear sentence for a stack that cannot work, found without importing any of it but OpenCV.
 
 The limits on mmcv and mmengine are read from mmdet's own files, so that they are right for every release and fork
 (onedl-mmdetection sets none).
@@ -23,11 +23,22 @@ _REPLACE_MMCV = f'pip uninstall -y mmcv mmcv-lite && {_INSTALL["mmcv"]}'
 
 def check_stack():
     """Raise ImportError, with the command that repairs it, unless torch, mmengine, mmcv and mmdet go together."""
+    _check_cv2()
     folders = {module: _folder_of(module) for module in _INSTALL}
     _check_minimum(folders)
     _check_pkg_resources(folders['mmengine'])
     _check_limits_of_mmdet(folders)
     _check_compiled_mmcv(folders)
+
+
+def _check_cv2():
+    """opencv-python, which mmengine and mmcv ask for, loads libGL, which a machine without a display often lacks."""
+    try:
+        import cv2  # noqa: F401  nothing less tells: it is a library of the system that is missing
+    except ImportError as error:
+        raise ImportError(
+            f'OpenCV does not load ({error}): pip install --force-reinstall --no-deps "opencv-python-headless>=4.10,<5"'
+        ) from None
 
 
 def _folder_of(module):
