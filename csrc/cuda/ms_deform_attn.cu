@@ -91,7 +91,7 @@ __device__ Prepared<Index, Compute<T>> prepare(Stage<Index, Compute<T>>& stage, 
 template <typename Index>
 __device__ int round_of(const Problem<Index>& n, Group group, Index first) {
   const Index left = n.L * n.K - first;
-  return left < group.lanes ? static_cast<int>(left) : group.lanes;
+  return settled(left < group.lanes ? static_cast<int>(left) : group.lanes);
 }
 
 // The row of D channels of a head in the first cell of its image.
@@ -207,59 +207,64 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     backward_kernel(const __grid_constant__ Backward<T, Index, Points> args) {
   using A = Compute<T>;
   __shared__ Stage<Index, A> stage;
+  __shared__ Quad<A> products[kThreads];  // of the corners of a sample with the gradient, over all channels
   const Problem<Index>& n = args.n;
   const Group group(n.log2_lanes);
   const Index head = group.index<Index>(), count = settled(head < n.heads ? n.L * n.K : 0);
   const Samples<T, Index, Points> samples(args.points, n, group, head, count);
+  const Index channel = group.rank * N, stride = group.lanes * N;
   const int64_t first_cell = first_row(n, head) * n.D;
-  const T* grad_output = args.grad_output + static_cast<int64_t>(head) * n.D;
+  const T* head_value = settled(args.value + first_cell + channel);
+  A* head_grad_value = settled(args.grad_value + first_cell + channel);
+  const T* head_grad = settled(args.grad_output + static_cast<int64_t>(head) * n.D + channel);
 
   A grad[N] = {};
   const auto load_grad = [&](Index c) {
-    const Channels<T, N> channels = load<T, N>(grad_output + c);
+    const Channels<T, N> channels = load<T, N>(head_grad + (c - channel));
 #pragma unroll
     for (int k = 0; k < N; ++k) grad[k] = channels[k];
   };
-  const Index first_channel = group.rank * N;
-  if (count > 0 && first_channel < n.D) load_grad(first_channel);
+  if (count > 0 && channel < n.D) load_grad(channel);
+  const bool several = count > 0 && stride < n.D;  // turns of the group through the channels
 
   for (Index first = 0; first < n.L * n.K; first += group.lanes) {
     const auto lane = prepare(stage, n, samples, group, first + group.rank, count, n.M * n.D);
-    Quad<A> own = {};  // products of the corners of this lane's sample with the gradient, over all channels
     const int round = round_of(n, group, first);
     for (int j = 0; j < round; ++j) {
       const Quad<Index> cells[1] = {stage.cells[group.slot(j)]};
       const Quad<A> weights = stage.weights[group.slot(j)];
-      Quad<A> products = {};
-      for (Index c = first_channel; c < n.D; c += group.lanes * N) {  // as a rule one turn
-        if (n.D > group.lanes * N && count > 0) load_grad(c);
-        const Gathered<T, N, 1> gathered(settled(args.value + first_cell + c), cells);
+      Quad<A> parts = {};
+      const T* value = head_value;
+      A* grad_value = head_grad_value;
+      for (Index c = channel; c < n.D; c += stride, value += stride, grad_value += stride) {
+        if (several) load_grad(c);
+        const Gathered<T, N, 1> gathered(value, cells);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
 #pragma unroll
-          for (int k = 0; k < N; ++k) products.corner[i] += grad[k] * gathered.corners[0][i][k];
+          for (int k = 0; k < N; ++k) parts.corner[i] += grad[k] * gathered.corners[0][i][k];
         }
         if (args.grad_value == nullptr) continue;
-        A* grad_value = settled(args.grad_value + first_cell + c);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           if (cells[0].corner[i] >= 0) atomic_axpy(grad_value + cells[0].corner[i], weights.corner[i], grad);
         }
       }
-      group.sum(products.corner);
-      if (j == group.rank) own = products;
+      const A product = group.sum_of_four(parts.corner);
+      if (group.rank < 4) products[group.slot(j)].corner[group.rank] = product;
     }
+    __syncwarp();
     const Index s = first + group.rank;
     if (s < count) {
       const Footprint<Index, A>& footprint = lane.footprint;
-      const Corners<A> corners = {own.corner[0], own.corner[1], own.corner[2], own.corner[3]};
+      const Quad<A> product = products[group.slot(group.rank)];
+      const Corners<A> corners = {product.corner[0], product.corner[1], product.corner[2], product.corner[3]};
       const A weight = lane.sample.weight;
       samples.write(s, lane.sample,
                     {weight * interpolate_dx(footprint.fy, corners) + footprint.outside,
                      weight * interpolate_dy(footprint.fx, corners) + footprint.outside,
                      interpolate(footprint.fx, footprint.fy, corners) + footprint.outside});
     }
-    __syncwarp();
   }
   samples.finish(group);
 }
@@ -474,7 +479,7 @@ class Call {
     p.heads = n.B * n.Q * n.M, p.M = n.M, p.D = n.D, p.L = n.L, p.K = n.K;
     p.by_Q = Divisor<Index>(n.Q), p.by_M = Divisor<Index>(n.M), p.by_K = Divisor<Index>(n.K);
     p.image_rows = n.S * n.M;
-    p.log2_lanes = 1;  // at least kTogether lanes
+    p.log2_lanes = 2;
     while ((1 << p.log2_lanes) < kWarp && (width << p.log2_lanes) < n.D) ++p.log2_lanes;
     p.levels = levels<Index>();
     return p;

@@ -151,7 +151,7 @@ struct Divisor<int32_t> {
   }
 };
 
-// Neighbouring lanes of a warp, a power of two of them, that work on the same head of the same query.
+// Neighbouring lanes of a warp, four or a larger power of two of them, that work on the same head of the same query.
 struct Group {
   int log2_lanes, lanes, rank;
   int first;  // thread of the block
@@ -159,8 +159,8 @@ struct Group {
 
   __device__ explicit Group(int log2_lanes)
       : log2_lanes(log2_lanes),
-        lanes(1 << log2_lanes),
-        rank(threadIdx.x & (lanes - 1)),
+        lanes(settled(1 << log2_lanes)),
+        rank(settled(static_cast<int>(threadIdx.x) & (lanes - 1))),
         first(settled(static_cast<int>(threadIdx.x) - rank)),
         mix(settled((first & (kWarp - 1)) >> 3 & (lanes - 1))) {}
 
@@ -174,20 +174,24 @@ struct Group {
     return static_cast<Index>(blockIdx.x) * (kThreads >> log2_lanes) + static_cast<Index>(threadIdx.x >> log2_lanes);
   }
 
-  // Every lane gets the sums. The order of the additions is fixed: bitwise the same in every run.
-  template <typename A, int N>
-  __device__ void sum(A (&x)[N]) const {
-    for (int distance = lanes >> 1; distance > 0; distance >>= 1) {
-#pragma unroll
-      for (int i = 0; i < N; ++i) x[i] += __shfl_xor_sync(kAllLanes, x[i], distance);
-    }
-  }
-
+  // The order of the additions is fixed in both sums: bitwise the same in every run.
   template <typename A>
   __device__ A sum(A x) const {
-    A one[1] = {x};
-    sum(one);
-    return one[0];
+    for (int distance = lanes >> 1; distance > 0; distance >>= 1) x += __shfl_xor_sync(kAllLanes, x, distance);
+    return x;
+  }
+
+  // Of four numbers at once, in a group of four lanes or more: lane r gets the sum of number r % 4. At first a lane
+  // gives away the numbers that the other keeps, so that there are log2(lanes) + 1 shuffles instead of four times
+  // log2(lanes).
+  template <typename A>
+  __device__ A sum_of_four(const A (&x)[4]) const {
+    const bool upper = rank & 2, odd = rank & 1;
+    const A first = (upper ? x[2] : x[0]) + __shfl_xor_sync(kAllLanes, upper ? x[0] : x[2], 2);
+    const A second = (upper ? x[3] : x[1]) + __shfl_xor_sync(kAllLanes, upper ? x[1] : x[3], 2);
+    A sum = (odd ? second : first) + __shfl_xor_sync(kAllLanes, odd ? first : second, 1);
+    for (int distance = 4; distance < lanes; distance <<= 1) sum += __shfl_xor_sync(kAllLanes, sum, distance);
+    return sum;
   }
 
   // NaN wins, so that it is not lost.
