@@ -15,7 +15,7 @@ from mmdet_ddetr import get_config
 from mmdet_ddetr.apis import DDetrInferencer, find_config, list_configs
 
 ROOT = Path(__file__).parents[1]
-NAME = 'deformable-detr-refine_lite0_shapes'
+NAME = 'deformable-detr-refine-twostage_lite0_shapes'
 CLASSES = ['circle', 'square', 'triangle', 'star', 'ring']
 QUICK = [
     '--cfg-options',
@@ -107,10 +107,10 @@ def test_inferencer_errors(checkpoint, tmp_path):
         DDetrInferencer(NAME)
     with pytest.raises(FileNotFoundError, match=r"weights: no checkpoint '.*nothing\.pth'"):
         DDetrInferencer(NAME, tmp_path / 'nothing.pth')
-    with pytest.raises(FileNotFoundError, match="'deformable-detr-refine_lite0_shape'.*" + NAME):
-        DDetrInferencer('deformable-detr-refine_lite0_shape', checkpoint)
+    with pytest.raises(FileNotFoundError, match="'deformable-detr-refine-twostage_lite0_shape'.*" + NAME):
+        DDetrInferencer('deformable-detr-refine-twostage_lite0_shape', checkpoint)
     with pytest.raises(ValueError, match=r'weights: .* is \[5.*\] in the checkpoint and \[80.*\] in the model'):
-        DDetrInferencer('deformable-detr-refine_lite0_finetune', checkpoint, device='cpu')
+        DDetrInferencer('deformable-detr-refine-twostage_lite0_finetune', checkpoint, device='cpu')
     inferencer = DDetrInferencer(weights=checkpoint, device='cpu', show_progress=False)
     with pytest.raises(ValueError, match='inputs: no image in'):
         inferencer(tmp_path)

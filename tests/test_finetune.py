@@ -22,7 +22,7 @@ from mmdet_ddetr.datasets import DataError, find_coco_folder
 
 REPO = Path(__file__).parents[1]
 CLASSES = ('circle', 'square', 'triangle', 'star', 'ring')
-CONFIGS = ['deformable-detr-refine_lite0_finetune', 'deformable-detr-refine-twostage_r50_16xb2-50e_coco']
+CONFIGS = ['deformable-detr-refine-twostage_lite0_finetune', 'deformable-detr-refine-twostage_r50_16xb2-50e_coco']
 
 
 @pytest.fixture(scope='session')
@@ -300,7 +300,7 @@ def test_end_to_end(shapes, tmp_path, runnable_without_download):
             coco['annotations'][0]['bbox'][2] = 0
         (data / 'annotations' / f'{split}.json').write_text(json.dumps(coco))
     work_dir = tmp_path / 'work'
-    common = ['--data', data, '--work-dir', work_dir, '--config', 'deformable-detr-refine_lite0_shapes']
+    common = ['--data', data, '--work-dir', work_dir, '--config', 'deformable-detr-refine-twostage_lite0_shapes']
     run = run_tool(*common, '--epochs', 2, '--pictures', 2, '--drop-bad', *runnable_without_download)
     assert run.returncode == 0, run.stderr
     assert '0 images and 1 boxes left out' in run.stdout

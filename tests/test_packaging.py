@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NAME = 'deformable-detr-refine_lite0_shapes'
+NAME = 'deformable-detr-refine-twostage_lite0_shapes'
 IN_PROCESS = [f'{split}_dataloader.num_workers=0' for split in ('train', 'val', 'test')]
 IN_PROCESS += [f'{split}_dataloader.persistent_workers=False' for split in ('train', 'val', 'test')]
 

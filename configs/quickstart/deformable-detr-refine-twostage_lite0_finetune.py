@@ -1,5 +1,6 @@
 # A small Deformable DETR that learns a user's own data on a CPU: ImageNet EfficientNet-Lite0 (from pip), 64 channels,
-# 2 encoder and 3 decoder layers, box refinement. `tools/finetune.py --data DIR` sets data, classes and schedule length.
+# 2 encoder and 3 decoder layers, box refinement, two-stage. `tools/finetune.py --data DIR` sets data, classes and the
+# schedule's length.
 _base_ = [
     '../_base_/datasets/coco_detr.py',
     '../_base_/schedules/detr_50e.py',
@@ -14,6 +15,7 @@ model = dict(
     type='mmdet_ddetr.DeformableDETR',
     num_queries=100,
     with_box_refine=True,
+    as_two_stage=True,  # learns in far fewer steps than learned queries
     data_preprocessor=dict(
         type='DetDataPreprocessor', mean=[127.0] * 3, std=[128.0] * 3, bgr_to_rgb=True, pad_size_divisor=1
     ),

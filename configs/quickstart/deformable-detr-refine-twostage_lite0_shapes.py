@@ -1,5 +1,5 @@
 # The quick start: `make demo` trains this on the drawings of tools/make_shapes.py.
-_base_ = 'deformable-detr-refine_lite0_finetune.py'
+_base_ = 'deformable-detr-refine-twostage_lite0_finetune.py'
 
 classes = ('circle', 'square', 'triangle', 'star', 'ring')
 model = dict(num_queries=60, bbox_head=dict(num_classes=len(classes)))
@@ -19,7 +19,6 @@ test_pipeline = [
 data_root = 'data/shapes/'
 val_file = 'annotations/val.json'
 train_dataloader = dict(
-    batch_size=8,
     dataset=dict(
         data_root=data_root,
         ann_file='annotations/train.json',
@@ -42,10 +41,8 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + val_file)
 test_evaluator = val_evaluator
 
-optim_wrapper = dict(optimizer=dict(lr=1.5e-3))
-auto_scale_lr = dict(base_batch_size=8)
-max_epochs = 6
-train_cfg = dict(max_epochs=max_epochs, val_interval=2)
+max_epochs = 4
+train_cfg = dict(max_epochs=max_epochs, val_interval=1)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(
