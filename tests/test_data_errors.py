@@ -17,6 +17,7 @@ from mmdet_ddetr.datasets import (
     LoadImageFromFile,
     check_coco,
     check_splits,
+    clean_coco,
     find_coco_folder,
     split_off_val,
 )
@@ -291,6 +292,18 @@ def test_gaps_are_filled_in_a_copy(folder, tmp_path):
     assert coco['images'][0]['width'] == WIDTH
     assert reports['train'].classes == reports['val'].classes == ('cat', 'dog')
     assert not reports['train'].warnings
+
+
+def test_annotation_ids_that_the_metric_mistakes(folder, tmp_path):
+    train = folder.coco['train']
+    train['annotations'][0]['id'] = 0
+    train['annotations'][4]['id'] = 2
+    del train['annotations'][5]['id']
+    report = folder.check()
+    (places,) = rules(report.warnings).values()
+    assert places == ['annotation 0 in image 1', 'annotation 2 in image 3', 'annotation number 5 in image 3']
+    cleaned = clean_coco(report, tmp_path / 'copy.json')
+    assert not cleaned.warnings and [a['id'] for a in cleaned.coco['annotations']] == [1, 2, 3, 4, 5, 6]
 
 
 def test_warnings(folder):

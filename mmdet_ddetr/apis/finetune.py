@@ -213,7 +213,7 @@ def fit_minutes(cfg: Config, minutes: float) -> Config:
     length = int(left / iteration)
     if length < 1:
         raise ValueError(
-            f'minutes is {minutes:.1f}, which leaves no time to train: {evaluations} evaluations, the test and the start '
+            f'minutes is {minutes:.1f}, which leaves no time to train: {evaluations} evaluations, test and start '
             f'take about {minutes - left / 60:.1f} minutes here'
         )
     if length >= planned:
