@@ -6,7 +6,9 @@ from .version import __version__
 compat.install()  # before anything of mmdet: mmdet imports compiled mmcv ops at import time
 
 _EXPORTS = {
+    'AccelerateHook': '.hooks',
     'MSDeformAttn': '.layers',
+    'accelerate': '.acceleration',  # not .accelerate: importing that would hide the function behind the module
     'get_config': '.apis',
 }
 

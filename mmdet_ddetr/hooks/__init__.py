@@ -1,3 +1,4 @@
+from .accelerate import AccelerateHook
 from .progress_bar import ProgressBarHook
 
-__all__ = ['ProgressBarHook']
+__all__ = ['AccelerateHook', 'ProgressBarHook']
