@@ -146,7 +146,7 @@ struct Forward {
 };
 
 template <typename T, int N, typename Index, typename Points>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+__global__ void __launch_bounds__(kThreads, kBlocks<T, Index>)
     forward_kernel(const __grid_constant__ Forward<T, Index, Points> args) {
   using A = Compute<T>;
   __shared__ Stage<Index, A> stage;
@@ -203,7 +203,7 @@ struct Backward {
 };
 
 template <typename T, int N, typename Index, typename Points>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+__global__ void __launch_bounds__(kThreads, kBlocks<T, Index>)
     backward_kernel(const __grid_constant__ Backward<T, Index, Points> args) {
   using A = Compute<T>;
   __shared__ Stage<Index, A> stage;
@@ -279,7 +279,7 @@ struct RowExponents {
 };
 
 template <typename T, typename Points>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+__global__ void __launch_bounds__(kThreads, kBlocks<T, int64_t>)
     row_exponents_kernel(const __grid_constant__ RowExponents<T, Points> args) {
   using A = Compute<T>;
   using Index = int64_t;
@@ -322,7 +322,7 @@ struct FixedPointSums {
 };
 
 template <typename T, typename Points>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+__global__ void __launch_bounds__(kThreads, kBlocks<T, int64_t>)
     fixed_point_sums_kernel(const __grid_constant__ FixedPointSums<T, Points> args) {
   using A = Compute<T>;
   using Index = int64_t;
@@ -368,7 +368,7 @@ struct FromFixedPoint {
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+__global__ void __launch_bounds__(kThreads, kBlocks<T, int64_t>)
     from_fixed_point_kernel(const __grid_constant__ FromFixedPoint<T> args) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= args.numel) return;
@@ -386,7 +386,7 @@ struct ReferenceGradient {
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+__global__ void __launch_bounds__(kThreads, kBlocks<T, int64_t>)
     reference_gradient_kernel(const __grid_constant__ ReferenceGradient<T> args) {
   using A = Compute<T>;
   const Problem<int64_t>& n = args.n;

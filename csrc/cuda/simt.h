@@ -27,8 +27,8 @@ constexpr int kBytesPerLoad = 16;
 
 // Blocks of kThreads that a multiprocessor must be able to hold: bounds the registers of a kernel. Without it ptxas
 // picks a bound by itself, and spills registers to keep to it.
-template <typename T>
-constexpr int kBlocks = std::is_same_v<T, double> ? 4 : 5;
+template <typename T, typename Index>
+constexpr int kBlocks = std::is_same_v<T, double> || sizeof(Index) == 8 ? 4 : 5;
 
 template <int Bytes>
 struct WordOf;
