@@ -24,8 +24,8 @@ SPLITS = ('train', 'val', 'test')
 MANIFEST = 'make_shapes.json'
 FORMAT = 1  # counts up when the pictures of one seed change
 
-SIDES = {'small': (11, 31), 'medium': (34, 92), 'large': (102, 150)}  # px, at any image size
-MAX_BOXES = 24
+SIDES = {'small': (14, 31), 'medium': (34, 92), 'large': (102, 150)}  # px, at any image size
+MAX_BOXES = 20
 MIN_VISIBLE = 0.5  # of a shape's pixels
 SUBPIXEL_BITS = 4  # polygon corners are given to OpenCV in 1/16 px
 SUPERSAMPLING = 4
@@ -136,10 +136,10 @@ def choose_sides(rng, size):
         return []  # an empty image
     if kind < 0.20:  # a crowd
         count = rng.integers(9, MAX_BOXES + 1)
-        groups = rng.choice(('small', 'medium'), count, p=(0.8, 0.2))
+        groups = rng.choice(('small', 'medium'), count, p=(0.65, 0.35))
     else:
         count = rng.integers(1, 8)
-        groups = rng.choice(('small', 'medium', 'large'), count, p=(0.36, 0.44, 0.20))
+        groups = rng.choice(('small', 'medium', 'large'), count, p=(0.3, 0.45, 0.25))
     sides = [np.exp(rng.uniform(*np.log(SIDES[group]))) for group in groups]
     return sorted((min(side, 0.85 * size) for side in sides), reverse=True)
 
