@@ -1,6 +1,7 @@
 """Bad data gets an error that says what is wrong and where, before or while training; nothing is dropped unasked."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -468,17 +469,12 @@ def test_tool_refuses_without_a_traceback(folder, tmp_path):
     zero_area_box(folder, folder.coco['train'])
     folder.save()
     command = [sys.executable, REPO / 'tools' / 'finetune.py', '--data', folder.root, '--work-dir', tmp_path / 'work']
-    run = subprocess.run(command, capture_output=True, text=True, env=_environment())
+    env = {**os.environ, 'PYTHONPATH': str(REPO), 'OMP_NUM_THREADS': '1'}
+    run = subprocess.run(command, capture_output=True, text=True, env=env)
     assert run.returncode == 1
     assert 'bbox without an area' in run.stderr and 'annotation 4 in image 2' in run.stderr
     assert 'Traceback' not in run.stderr
     assert not (tmp_path / 'work').exists()
-
-
-def _environment():
-    import os
-
-    return {**os.environ, 'PYTHONPATH': str(REPO), 'OMP_NUM_THREADS': '1'}
 
 
 # ----------------------------------------------------------------------------------------------------------- real data

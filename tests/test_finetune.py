@@ -1,9 +1,11 @@
 """tools/finetune.py and what it is made of: config, schedule, pictures, and the whole at 64 px."""
 
 import copy
+import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from mmengine.registry import init_default_scope
+from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
 from mmengine.runner import Runner
 
 from mmdet_ddetr import get_config
@@ -165,8 +167,6 @@ def test_counting_iterations_is_the_same_plan(shapes):
 
 def learning_rates(cfg, n_iters, per_epoch):
     """Of every iteration, by mmengine's schedulers."""
-    from mmengine.registry import PARAM_SCHEDULERS
-
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     schedulers = []
     for item in cfg.param_scheduler:
@@ -257,12 +257,18 @@ class FakeInferencer:
 
 def test_write_comparisons(shapes, tmp_path):
     coco = json.loads((shapes / 'annotations' / 'train.json').read_text())
+    coco['annotations'] = [
+        dict(image_id=image['id'], category_id=2, bbox=[8, 8, 16, 24], iscrowd=0) for image in coco['images']
+    ]
     written = write_comparisons(FakeInferencer(), coco, shapes / 'images' / 'train', tmp_path / 'out', n_images=4)
     assert [path.name for path in written] == [f'train_{i:06d}.jpg' for i in (1, 4, 7, 10)]
     for path in written:
         picture = cv2.imread(str(path))
         assert picture.shape == (512 + 26, 2 * (512 + 8), 3)
+        left = picture[22:-4, 4 : 4 + 512].astype(int)
         right = picture[22:-4, 512 + 12 : -4].astype(int)
+        square = np.array(finetune.palette(5)[1][::-1])
+        assert np.abs(left[255, 130] - square).max() < 60 and np.abs(left[200, 191] - square).max() < 60
         star = np.array(finetune.palette(5)[3][::-1])
         circle = np.array(finetune.palette(5)[0][::-1])
         assert np.abs(right[160, 80] - star).max() < 60  # 8 times as large: the left edge at x = 80
@@ -270,17 +276,14 @@ def test_write_comparisons(shapes, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------------ the whole
-@pytest.fixture
-def runnable_without_download():
-    """Options that make the quick-start model tiny and start it from random weights."""
-    return [
-        '--cfg-options',
-        'model.backbone.init_cfg=None',
-        'model.encoder.num_layers=1',
-        'model.decoder.num_layers=2',
-        'train_dataloader.num_workers=0',
-        'train_dataloader.persistent_workers=False',
-    ]
+TINY = [  # options that make the quick-start model small and start it from random weights
+    '--cfg-options',
+    'model.backbone.init_cfg=None',
+    'model.encoder.num_layers=1',
+    'model.decoder.num_layers=2',
+    'train_dataloader.num_workers=0',
+    'train_dataloader.persistent_workers=False',
+]
 
 
 def run_tool(*args):
@@ -289,7 +292,7 @@ def run_tool(*args):
     return subprocess.run(command, capture_output=True, text=True, env=env)
 
 
-def test_end_to_end(shapes, tmp_path, runnable_without_download):
+def test_end_to_end(shapes, tmp_path):
     """Train two epochs, with a box to drop, evaluate, draw; everything lies where the last lines say."""
     data = tmp_path / 'data'
     (data / 'annotations').mkdir(parents=True)
@@ -301,7 +304,7 @@ def test_end_to_end(shapes, tmp_path, runnable_without_download):
         (data / 'annotations' / f'{split}.json').write_text(json.dumps(coco))
     work_dir = tmp_path / 'work'
     common = ['--data', data, '--work-dir', work_dir, '--config', 'deformable-detr-refine-twostage_lite0_shapes']
-    run = run_tool(*common, '--epochs', 2, '--pictures', 2, '--drop-bad', *runnable_without_download)
+    run = run_tool(*common, '--epochs', 2, '--batch-size', 6, '--pictures', 2, '--drop-bad', *TINY)
     assert run.returncode == 0, run.stderr
     assert '0 images and 1 boxes left out' in run.stdout
     assert 'Training for 2 epochs of 12 images' in run.stdout and 'measured on the test split' in run.stdout
@@ -338,8 +341,6 @@ def test_wrong_arguments(shapes, tmp_path, monkeypatch, capsys, args, message):
 
 def test_an_image_that_breaks_while_training_is_named(tmp_path, shapes):
     """From a worker process, through mmengine's dataset, to the message of the tool."""
-    import shutil
-
     shutil.copytree(shapes, tmp_path / 'data')
     cfg = finetune.configure(get_config(CONFIGS[0]), find_coco_folder(tmp_path / 'data'), CLASSES)
     path = tmp_path / 'data' / 'images' / 'train' / 'train_000003.jpg'
@@ -363,8 +364,6 @@ def test_help_is_fast():
 
 
 def load_tool(monkeypatch):
-    import importlib.util
-
     monkeypatch.syspath_prepend(str(REPO / 'tools'))
     spec = importlib.util.spec_from_file_location('finetune_tool', REPO / 'tools' / 'finetune.py')
     module = importlib.util.module_from_spec(spec)
