@@ -19,6 +19,7 @@ test_pipeline = [
 data_root = 'data/shapes/'
 val_file = 'annotations/val.json'
 train_dataloader = dict(
+    batch_size=8,
     dataset=dict(
         data_root=data_root,
         ann_file='annotations/train.json',
@@ -41,8 +42,10 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + val_file)
 test_evaluator = val_evaluator
 
-max_epochs = 4
-train_cfg = dict(max_epochs=max_epochs, val_interval=1)
+optim_wrapper = dict(optimizer=dict(lr=1.5e-3))
+auto_scale_lr = dict(base_batch_size=8)
+max_epochs = 6
+train_cfg = dict(max_epochs=max_epochs, val_interval=3)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(
