@@ -20,6 +20,7 @@ CLASSES = ['circle', 'square', 'triangle', 'star', 'ring']
 QUICK = [
     '--cfg-options',
     'model.backbone.init_cfg=None',
+    'train_dataloader.batch_size=8',  # an epoch is one iteration
     'train_dataloader.num_workers=0',
     'val_dataloader.num_workers=0',
 ]
@@ -57,7 +58,7 @@ def test_list_configs_has_no_fragment():
 
 @pytest.mark.parametrize('name', ['deformable-detr-refine_r50_16xb2-50e_voc', f'no/such/folder/{NAME}.py'])
 def test_unknown_config_names_the_nearest(name):
-    with pytest.raises(FileNotFoundError, match=f"'{name}'.*deformable-detr-refine_(r50_16xb2-50e_coco|lite0_shapes)"):
+    with pytest.raises(FileNotFoundError, match=f"'{name}'.*like .*deformable-detr-refine"):
         find_config(name)
 
 
