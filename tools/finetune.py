@@ -83,7 +83,6 @@ def positive(number_type):
 
 def main(argv=None):
     args = parse_args(argv)
-    warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
     warnings.filterwarnings('ignore', message='Failed to add .*LocalVisBackend')  # the inferencer writes nothing
     start = time.monotonic()
     if args.device == 'cpu':

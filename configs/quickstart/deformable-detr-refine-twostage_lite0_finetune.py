@@ -46,7 +46,7 @@ model = dict(
 
 scale = (384, 288)
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='mmdet_ddetr.LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='RandomFlip', prob=0.5),
     dict(

@@ -5,7 +5,7 @@ classes = ('circle', 'square', 'triangle', 'star', 'ring')
 model = dict(num_queries=60, bbox_head=dict(num_classes=len(classes)))
 
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='mmdet_ddetr.LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='RandomFlip', prob=[0.25, 0.25, 0.25], direction=['horizontal', 'vertical', 'diagonal']),
     dict(type='PackDetInputs'),

@@ -1,6 +1,7 @@
 """What the installed stack lacks: compiled mmcv operators, and checkpoints of mmengine that torch >= 2.6 loads."""
 
 import sys
+import warnings
 from importlib.abc import MetaPathFinder
 from importlib.util import spec_from_file_location
 from pathlib import Path
@@ -35,6 +36,8 @@ def install():
         ImportError: the stack cannot work; the message says why and which command repairs it.
     """
     check_stack()
+    # mmengine 0.10.7 imports it, whoever uses mmengine cannot help it, and every worker process would say so again
+    warnings.filterwarnings('ignore', message='pkg_resources is deprecated', category=UserWarning)
     if _FINDER not in sys.meta_path:
         sys.meta_path.append(_FINDER)
     from .checkpoint import allow_mmengine_checkpoints  # imports torch, which check_stack has just seen

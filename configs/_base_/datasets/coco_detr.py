@@ -17,7 +17,7 @@ scales = [
 resize = dict(type='RandomChoiceResize', scales=scales, keep_ratio=True)
 
 train_pipeline = [
-    dict(type='LoadImageFromFile', backend_args={{_base_.backend_args}}),
+    dict(type='mmdet_ddetr.LoadImageFromFile', backend_args={{_base_.backend_args}}),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='RandomFlip', prob=0.5),
     dict(
