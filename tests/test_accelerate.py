@@ -30,6 +30,7 @@ from torch import nn
 import mmdet_ddetr
 import mmdet_ddetr.layers.ms_deform_attn as our_attention
 from mmdet_ddetr import AccelerateHook, MSDeformAttn, acceleration
+from mmdet_ddetr.registry import HOOKS
 from mmdet_ddetr.testing import make_batch, randomise, shrink, without_download, without_dropout
 
 ROOT = Path(__file__).parents[1]
@@ -327,7 +328,11 @@ def test_a_forward_set_on_the_instance_stays():
     torch.testing.assert_close(module(**inputs()), original(**inputs()) + 1)
 
 
-@pytest.mark.parametrize('duplicate', [copy.deepcopy, copy.copy, lambda m: pickle.loads(pickle.dumps(m))])
+def pickled(module):
+    return pickle.loads(pickle.dumps(module))
+
+
+@pytest.mark.parametrize('duplicate', [copy.deepcopy, copy.copy, pickled])
 @pytest.mark.parametrize('cls', [MultiScaleDeformableAttention, WithOwnInit])
 def test_copies_are_accelerated(cls, duplicate, calls):
     module = attention(cls)
@@ -478,6 +483,10 @@ def log(runner):
 
 
 MESSAGE = 'AccelerateHook: 1 MultiScaleDeformableAttention module of mmcv now uses the operator of mmdet_ddetr'
+
+
+def test_hook_is_registered():
+    assert HOOKS.get('AccelerateHook') is AccelerateHook
 
 
 def test_hook_in_training_then_in_test(runner, log, calls):
