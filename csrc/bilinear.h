@@ -41,8 +41,8 @@ MMDET_DDETR_INLINE Affine<T> affine_of_box(T centre, T extent, T K, T size) {
   return {centre * size - T(0.5), T(0.5) / K * extent * size};
 }
 
-// True if a sample at (x, y) touches the map at all. False for a huge, infinite or NaN coordinate, so that x and y may be
-// converted to integers where it is true.
+// True if a sample at (x, y) touches the map at all. False for a huge, infinite or NaN coordinate, so that x and y may
+// be converted to integers where it is true.
 template <typename T>
 MMDET_DDETR_INLINE auto touches(T x, T y, T W, T H) {
   return (x > -1) & (y > -1) & (x < W) & (y < H);
@@ -69,8 +69,8 @@ MMDET_DDETR_INLINE Corners<T> corner_weights(T fx, T fy) {
   return {gy * gx, gy * fx, fy * gx, fy * fx};
 }
 
-// The sample, given the corners' values. The maths is linear: given their products with the incoming gradient, it is the
-// gradient of the attention weight.
+// The sample, given the corners' values. The maths is linear: given their products with the incoming gradient, it is
+// the gradient of the attention weight.
 template <typename T>
 MMDET_DDETR_INLINE T interpolate(T fx, T fy, Corners<T> v) {
   const T gx = 1 - fx, gy = 1 - fy;

@@ -1,5 +1,5 @@
-// Every schema: the table of contents of the ops. Kernels register themselves at the end of their own file; fake kernels,
-// autograd, autocast and vmap are in mmdet_ddetr/ops/. The shapes are in <op>.h.
+// Every schema: the table of contents of the ops. Kernels register themselves at the end of their own file; fake
+// kernels, autograd, autocast and vmap are in mmdet_ddetr/ops/. The shapes are in <op>.h.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(mmdet_ddetr, m) {

@@ -10,8 +10,8 @@
 //   output              [B, Q, M D]         in value's dtype
 //
 // Sums and coordinates are computed in the *compute type* of value: fp64 for fp64, else fp32. The other tensors have
-// value's dtype or the compute type; the two [B, Q, M, ...] tensors of an op share one dtype. Gradients have the dtype of
-// what they are the gradient of. Any size may be 0.
+// value's dtype or the compute type; the two [B, Q, M, ...] tensors of an op share one dtype. Gradients have the dtype
+// of what they are the gradient of. Any size may be 0.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -30,13 +30,13 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 struct Sizes {
-  int64_t B;  // images
-  int64_t S;  // cells of all levels together
-  int64_t M;  // heads
-  int64_t D;  // channels of a head
-  int64_t Q;  // queries
-  int64_t L;  // levels
-  int64_t K;  // points of a head in a level
+  int64_t B;      // images
+  int64_t S;      // cells of all levels together
+  int64_t M;      // heads
+  int64_t D;      // channels of a head
+  int64_t Q;      // queries
+  int64_t L;      // levels
+  int64_t K;      // points of a head in a level
   int64_t R = 0;  // coordinates of a reference: 2 (point) or 4 (box); 0 where the op takes locations
 };
 
@@ -98,14 +98,14 @@ inline void check_points(Sizes& n, const Tensor& value, const char* points_name,
         points_name, " must be [B, Q, M, L, K, 2] = [", n.B, ", Q, ", n.M, ", ", n.L, ", K, 2], got ", Shape{points});
   n.Q = points.size(1);
   n.K = points.size(4);
-  const bool common = weights.dim() == (flat ? 4 : 5) && weights.size(0) == n.B && weights.size(1) == n.Q &&
-                      weights.size(2) == n.M;
+  const bool common =
+      weights.dim() == (flat ? 4 : 5) && weights.size(0) == n.B && weights.size(1) == n.Q && weights.size(2) == n.M;
   if (flat) {
     check(common && weights.size(3) == n.L * n.K, weights_name, " must be [B, Q, M, L*K] = [", n.B, ", ", n.Q, ", ",
           n.M, ", ", n.L * n.K, "], got ", Shape{weights});
   } else {
-    check(common && weights.size(3) == n.L && weights.size(4) == n.K, weights_name,
-          " must be [B, Q, M, L, K] = [", n.B, ", ", n.Q, ", ", n.M, ", ", n.L, ", ", n.K, "], got ", Shape{weights});
+    check(common && weights.size(3) == n.L && weights.size(4) == n.K, weights_name, " must be [B, Q, M, L, K] = [", n.B,
+          ", ", n.Q, ", ", n.M, ", ", n.L, ", ", n.K, "], got ", Shape{weights});
   }
   check_dtype(points_name, points, value);
   check_dtype(weights_name, weights, value);

@@ -28,16 +28,16 @@ def ms_deform_attn(
         The sums in ``value``'s dtype. Coordinates and sums are fp32 (fp64 where value is fp64).
     """
     B, _, M, D = value.shape
-    _, Q, _, L, K, _ = sampling_locations.shape
+    _, Q, _, _, K, _ = sampling_locations.shape
     dtype = torch.promote_types(value.dtype, torch.float32)
     grids = 2 * sampling_locations.to(dtype) - 1
     weights = attention_weights.to(dtype)
     output = value.new_zeros(B * M, D, Q, dtype=dtype)
-    for level, (map_of_level, (H, W)) in enumerate(zip(value.split([H * W for H, W in spatial_shapes], 1), spatial_shapes)):
-        if H * W == 0:
-            continue  # an empty map has nothing to sample
+    for level, (cells, (H, W)) in enumerate(zip(_levels(value, spatial_shapes), spatial_shapes)):
+        if cells.numel() * Q * K == 0:
+            continue  # grid_sample refuses empty maps and grids
         samples = F.grid_sample(
-            map_of_level.to(dtype).permute(0, 2, 3, 1).reshape(B * M, D, H, W),
+            cells.to(dtype).permute(0, 2, 3, 1).reshape(B * M, D, H, W),
             grids[:, :, :, level].transpose(1, 2).reshape(B * M, Q, K, 2),
             mode='bilinear',
             padding_mode='zeros',
@@ -46,6 +46,65 @@ def ms_deform_attn(
         weight = weights[:, :, :, level].transpose(1, 2).reshape(B * M, 1, Q, K)
         output = output + (samples * weight).sum(-1)
     return output.view(B, M * D, Q).transpose(1, 2).to(value.dtype).contiguous()
+
+
+def ms_deform_attn_by_gather(
+    value: Tensor,  # [B, S, M, D]
+    spatial_shapes: list[tuple[int, int]],  # (H, W) per level
+    sampling_locations: Tensor,  # [B, Q, M, L, K, 2]
+    attention_weights: Tensor,  # [B, Q, M, L, K]
+) -> Tensor:  # [B, Q, M*D]
+    """``ms_deform_attn`` from indexing and arithmetic alone.
+
+    Slower than with ``grid_sample``, but it can be differentiated any number of times, forwards too, and vmapped.
+    """
+    B, _, M, D = value.shape
+    _, Q, _, _, K, _ = sampling_locations.shape
+    dtype = torch.promote_types(value.dtype, torch.float32)
+    locations = sampling_locations.to(dtype).transpose(1, 2)  # [B, M, Q, L, K, 2]
+    weights = attention_weights.to(dtype).transpose(1, 2)
+    output = locations.new_zeros(B, M, Q, D)
+    for level, (cells, (H, W)) in enumerate(zip(_levels(value, spatial_shapes), spatial_shapes)):
+        x = locations[..., level, :, 0] * W - 0.5
+        y = locations[..., level, :, 1] * H - 0.5
+        cells = cells.to(dtype).transpose(1, 2)  # [B, M, H*W, D]
+        if H * W == 0:
+            continue
+        x0, y0 = x.detach().floor(), y.detach().floor()
+        for xi, wx in ((x0, 1 - (x - x0)), (x0 + 1, x - x0)):
+            for yi, wy in ((y0, 1 - (y - y0)), (y0 + 1, y - y0)):
+                inside = (xi >= 0) & (xi < W) & (yi >= 0) & (yi < H)
+                index = (yi.clamp(0, H - 1) * W + xi.clamp(0, W - 1)).nan_to_num().long().reshape(B, M, Q * K, 1)
+                corner = cells.gather(2, index.expand(-1, -1, -1, D)).reshape(B, M, Q, K, D)
+                weight = torch.where(inside, wx * wy, 0 * (x + y)) * weights[..., level, :]
+                output = output + (torch.where(inside[..., None], corner, 0) * weight[..., None]).sum(-2)
+    return output.transpose(1, 2).reshape(B, Q, M * D).to(value.dtype)
+
+
+def ms_deform_attn_fused(
+    value: Tensor,  # [B, S, M, D]
+    spatial_shapes: list[tuple[int, int]],  # (H, W) per level
+    reference_points: Tensor,  # [B, Q, L, 2 or 4]
+    sampling_offsets: Tensor,  # [B, Q, M, L, K, 2]
+    attention_logits: Tensor,  # [B, Q, M, L*K]
+) -> Tensor:  # [B, Q, M*D]
+    """``ms_deform_attn`` from what the linear layers give: softmax and location arithmetic inside, in fp32."""
+    return ms_deform_attn(
+        value, spatial_shapes, *_unfused(value, spatial_shapes, reference_points, sampling_offsets, attention_logits)
+    )
+
+
+def ms_deform_attn_fused_by_gather(
+    value: Tensor,  # [B, S, M, D]
+    spatial_shapes: list[tuple[int, int]],  # (H, W) per level
+    reference_points: Tensor,  # [B, Q, L, 2 or 4]
+    sampling_offsets: Tensor,  # [B, Q, M, L, K, 2]
+    attention_logits: Tensor,  # [B, Q, M, L*K]
+) -> Tensor:  # [B, Q, M*D]
+    """``ms_deform_attn_fused`` on top of ``ms_deform_attn_by_gather``."""
+    return ms_deform_attn_by_gather(
+        value, spatial_shapes, *_unfused(value, spatial_shapes, reference_points, sampling_offsets, attention_logits)
+    )
 
 
 def sampling_locations_of(
@@ -62,21 +121,83 @@ def sampling_locations_of(
     reference = reference_points.to(dtype)[:, :, None, :, None, :]
     offsets = sampling_offsets.to(dtype)
     if reference_points.shape[-1] == 2:
-        sizes = torch.tensor([(W, H) for H, W in spatial_shapes], dtype=dtype, device=offsets.device)
-        return reference + offsets / sizes[:, None, :]
+        # an empty map has no cells to count in; nothing is sampled there
+        sizes = offsets.new_tensor([(max(W, 1), max(H, 1)) for H, W in spatial_shapes])
+        return reference + offsets / sizes.view(-1, 1, 2)
     K = sampling_offsets.shape[-2]
     return reference[..., :2] + offsets / K * reference[..., 2:] * 0.5
 
 
-def ms_deform_attn_fused(
-    value: Tensor,  # [B, S, M, D]
-    spatial_shapes: list[tuple[int, int]],  # (H, W) per level
-    reference_points: Tensor,  # [B, Q, L, 2 or 4]
-    sampling_offsets: Tensor,  # [B, Q, M, L, K, 2]
-    attention_logits: Tensor,  # [B, Q, M, L*K]
-) -> Tensor:  # [B, Q, M*D]
-    """``ms_deform_attn`` from what the linear layers give: softmax and location arithmetic inside, in fp32."""
-    locations = sampling_locations_of(spatial_shapes, reference_points, sampling_offsets)
-    logits = attention_logits.to(torch.promote_types(attention_logits.dtype, torch.float32))
-    weights = logits.softmax(-1).view(sampling_offsets.shape[:-1])
-    return ms_deform_attn(value, spatial_shapes, locations, weights)
+def _unfused(
+    value: Tensor,
+    spatial_shapes: list[tuple[int, int]],
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+) -> tuple[Tensor, Tensor]:  # [B, Q, M, L, K, 2], [B, Q, M, L, K]
+    """Sampling locations and attention weights, in the dtype that ``value`` is computed with."""
+    dtype = torch.promote_types(value.dtype, torch.float32)
+    locations = sampling_locations_of(spatial_shapes, reference_points.to(dtype), sampling_offsets.to(dtype))
+    return locations, attention_logits.to(dtype).softmax(-1).view(sampling_offsets.shape[:-1])
+
+
+def _levels(value: Tensor, spatial_shapes: list[tuple[int, int]]) -> tuple[Tensor, ...]:  # [B, H*W, M, D] each
+    return value.split([H * W for H, W in spatial_shapes], 1)
+
+
+def check_ms_deform_attn(
+    value: Tensor, spatial_shapes: list[int], sampling_locations: Tensor, attention_weights: Tensor
+):
+    """The argument checks of csrc/ms_deform_attn.h, with its messages; spatial_shapes is flat."""
+    _check_value(value, spatial_shapes)
+    _check_points(value, spatial_shapes, 'sampling_locations', sampling_locations)
+    B, Q, M, L, K, _ = sampling_locations.shape
+    _check(
+        attention_weights.shape == (B, Q, M, L, K),
+        f'attention_weights must be [B, Q, M, L, K] = {[B, Q, M, L, K]}, got {list(attention_weights.shape)}',
+    )
+
+
+def check_ms_deform_attn_fused(
+    value: Tensor,
+    spatial_shapes: list[int],
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+):
+    """The argument checks of csrc/ms_deform_attn.h, with its messages; spatial_shapes is flat."""
+    _check_value(value, spatial_shapes)
+    _check_points(value, spatial_shapes, 'sampling_offsets', sampling_offsets)
+    B, Q, M, L, K, _ = sampling_offsets.shape
+    _check(
+        attention_logits.shape == (B, Q, M, L * K),
+        f'attention_logits must be [B, Q, M, L*K] = {[B, Q, M, L * K]}, got {list(attention_logits.shape)}',
+    )
+    _check(
+        reference_points.shape in ((B, Q, L, 2), (B, Q, L, 4)),
+        f'reference_points must be [B, Q, L, 2 or 4] = [{B}, {Q}, {L}, 2 or 4], got {list(reference_points.shape)}',
+    )
+
+
+def _check_value(value: Tensor, spatial_shapes: list[int]):
+    _check(value.dim() == 4, f'value must be [B, S, M, D], got {list(value.shape)}')
+    _check(value.is_floating_point(), f'value must be fp64, fp32, fp16 or bf16, got {value.dtype}')
+    cells = sum(H * W for H, W in zip(spatial_shapes[::2], spatial_shapes[1::2]))
+    _check(
+        cells == value.shape[1],
+        f'spatial_shapes give {cells} cells, but value {list(value.shape)} has {value.shape[1]}',
+    )
+
+
+def _check_points(value: Tensor, spatial_shapes: list[int], name: str, points: Tensor):
+    (B, _, M, _), L = value.shape, len(spatial_shapes) // 2
+    shape = points.shape
+    _check(
+        points.dim() == 6 and (shape[0], shape[2], shape[3], shape[5]) == (B, M, L, 2),
+        f'{name} must be [B, Q, M, L, K, 2] = [{B}, Q, {M}, {L}, K, 2], got {list(shape)}',
+    )
+
+
+def _check(ok: bool, message: str):
+    if not ok:
+        raise RuntimeError(message)

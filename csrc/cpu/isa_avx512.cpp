@@ -1,0 +1,19 @@
+// The kernels with AVX-512 (F, BW, DQ, VL: Skylake-X and Zen 4 on).
+#if defined(__x86_64__)
+#include "isa.h"
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
+                             apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+#endif
+
+#define MMDET_DDETR_ISA avx512
+#define MMDET_DDETR_BYTES 64
+#include "ms_deform_attn_impl.h"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

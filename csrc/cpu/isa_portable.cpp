@@ -1,0 +1,6 @@
+// The kernels with what every CPU of the architecture has (SSE2, NEON), in registers of 16 bytes.
+#include "isa.h"
+
+#define MMDET_DDETR_ISA portable
+#define MMDET_DDETR_BYTES 16
+#include "ms_deform_attn_impl.h"

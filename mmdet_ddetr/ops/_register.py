@@ -1,0 +1,228 @@
+"""What PyTorch has to know about an attention op besides its compiled kernels.
+
+LibTorch's stable ABI registers kernels and nothing else. Here the ops get shape functions, derivatives of any order in
+both modes, the autocast rule and vmap, and kernels in plain PyTorch for devices that have no compiled one.
+
+An op is ``name(value, spatial_shapes, *points) -> output`` with ``name_backward(grad_output, value, spatial_shapes,
+*points, *flags) -> grad_value, *grad_points``. The first dimension of all tensors is the batch. spatial_shapes is flat:
+H0, W0, H1, W1, ...
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from ._load import EXTENSION_LOADED, LIBRARY
+
+
+def pairs(flat: list[int]) -> list[tuple[int, int]]:
+    """H0, W0, H1, W1, ... -> [(H0, W0), (H1, W1), ...]."""
+    return list(zip(flat[::2], flat[1::2]))
+
+
+@dataclass
+class AttentionOp:
+    """An op and the same in plain PyTorch; ``register()`` connects them.
+
+    Attributes:
+        name: the op's name in ``torch.ops.mmdet_ddetr``.
+        check: raises where the arguments, in the op's own form, do not fit.
+        reference: the op in plain PyTorch, with spatial_shapes as pairs.
+        differentiable: the same, from differentiable operations only; slower.
+        cast: (value, *points) -> the same in dtypes that the kernels take, value unchanged.
+        optional_grads: how many of the points have a gradient only if a flag asks for it; they come first.
+    """
+
+    name: str
+    check: Callable[..., None]
+    reference: Callable[..., Tensor]
+    differentiable: Callable[..., Tensor]
+    cast: Callable[..., tuple[Tensor, ...]]
+    optional_grads: int = 0
+    forward: torch._ops.OpOverload = field(init=False)
+    backward: torch._ops.OpOverload = field(init=False)
+    _compiled: dict[str, bool] = field(init=False, default_factory=dict)  # by device type
+
+    def __post_init__(self):
+        self.forward = getattr(torch.ops.mmdet_ddetr, self.name).default
+        self.backward = getattr(torch.ops.mmdet_ddetr, f'{self.name}_backward').default
+
+    def register(self):
+        backward = f'{self.name}_backward'
+        LIBRARY.impl(self.name, self._reference, 'CompositeExplicitAutograd')
+        torch.library.register_fake(f'mmdet_ddetr::{self.name}', self._fake, lib=LIBRARY)
+        torch.library.register_fake(f'mmdet_ddetr::{backward}', self._fake_backward, lib=LIBRARY)
+        LIBRARY.impl(self.name, self._autograd, 'Autograd')
+        LIBRARY.impl(backward, self._autograd_backward, 'Autograd')
+        LIBRARY.impl(self.name, self._autocast('cpu', 'AutocastCPU'), 'AutocastCPU')
+        LIBRARY.impl(self.name, self._autocast('cuda', 'AutocastCUDA'), 'AutocastCUDA')
+        torch.library.register_vmap(f'mmdet_ddetr::{self.name}', self._vmap, lib=LIBRARY)
+        torch.library.register_vmap(f'mmdet_ddetr::{backward}', self._vmap_backward, lib=LIBRARY)
+
+    # --- devices without a compiled kernel ---------------------------------------------------------------------------
+
+    def _reference(self, value, spatial_shapes, *points):
+        _warn_of_device(value.device.type)
+        self.check(value, spatial_shapes, *points)
+        return self.reference(value, pairs(spatial_shapes), *points)
+
+    def _is_compiled_for(self, device_type):
+        if device_type not in self._compiled:
+            key = torch._C._dispatch_key_for_device(device_type)
+            name = f'mmdet_ddetr::{self.name}'
+            self._compiled[device_type] = torch._C._dispatch_has_kernel_for_dispatch_key(name, key)
+        return self._compiled[device_type]
+
+    # --- shapes ------------------------------------------------------------------------------------------------------
+
+    def _fake(self, value, spatial_shapes, *points):
+        B, _, M, D = value.shape
+        return value.new_empty(B, points[0].shape[1], M * D)
+
+    def _fake_backward(self, grad_output, value, spatial_shapes, *rest):
+        points, needs_grad, _ = self._split(rest)
+        return self._drop_unasked([tensor.new_empty(tensor.shape) for tensor in (value, *points)], needs_grad)
+
+    # --- derivatives -------------------------------------------------------------------------------------------------
+
+    def _autograd(self, value, spatial_shapes, *points):
+        if _beyond_first_order():
+            return self.differentiable(value, pairs(spatial_shapes), *points)
+        if not self._is_compiled_for(value.device.type):
+            return self._reference(value, spatial_shapes, *points)  # PyTorch differentiates it
+        if torch.is_grad_enabled() and (value.requires_grad or any(p.requires_grad for p in points)):
+            return _Forward.apply(self, value, spatial_shapes, *points)
+        with torch._C._AutoDispatchBelowAutograd():
+            return self.forward(value, spatial_shapes, *points)
+
+    def _autograd_backward(self, grad_output, value, spatial_shapes, *rest):
+        if _beyond_first_order():
+            points, needs_grad, _ = self._split(rest)
+            return self._drop_unasked(
+                _vjp(self.differentiable, spatial_shapes)(grad_output, value, *points), needs_grad
+            )
+        if torch.is_grad_enabled():
+            return _Backward.apply(self, grad_output, value, spatial_shapes, *rest)
+        with torch._C._AutoDispatchBelowAutograd():
+            return self.backward(grad_output, value, spatial_shapes, *rest)
+
+    # --- autocast ----------------------------------------------------------------------------------------------------
+
+    def _autocast(self, device_type, key):
+        """Value narrow, as the projections around the op; what fixes positions stays as exact as it is."""
+        key = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+        def kernel(value, spatial_shapes, *points):
+            if value.dtype != torch.float64:
+                value = value.to(torch.get_autocast_dtype(device_type))
+            with torch._C._ExcludeDispatchKeyGuard(key):
+                return self.forward(value, spatial_shapes, *self.cast(value, *points))
+
+        return kernel
+
+    # --- vmap: another batch dimension -------------------------------------------------------------------------------
+
+    def _vmap(self, info, in_dims, value, spatial_shapes, *points):
+        value, *points = _fold(info.batch_size, (in_dims[0], *in_dims[2:]), (value, *points))
+        return self.forward(value, spatial_shapes, *points).unflatten(0, (info.batch_size, -1)), 0
+
+    def _vmap_backward(self, info, in_dims, grad_output, value, spatial_shapes, *rest):
+        points, needs_grad, flags = self._split(rest)
+        dims = (*in_dims[:2], *in_dims[3 : 3 + len(points)])
+        grad_output, value, *points = _fold(info.batch_size, dims, (grad_output, value, *points))
+        grads = self.backward(grad_output, value, spatial_shapes, *points, *flags)
+        out_dims = tuple(0 if needed else None for needed in needs_grad)
+        return tuple(
+            grad.unflatten(0, (info.batch_size, -1)) if needed else grad for grad, needed in zip(grads, needs_grad)
+        ), out_dims
+
+    # --- the last arguments of the backward op -----------------------------------------------------------------------
+
+    def flags(self, needs_grad_of_points: tuple[bool, ...]) -> tuple[bool, ...]:
+        return *needs_grad_of_points[: self.optional_grads], torch.are_deterministic_algorithms_enabled()
+
+    def _split(self, rest):
+        """points and flags -> points, whether value and each of the points needs its gradient, flags."""
+        count = len(rest) - self.optional_grads - 1
+        points, flags = rest[:count], rest[count:]
+        return points, (True, *flags[:-1], *[True] * (count - self.optional_grads)), flags
+
+    @staticmethod
+    def _drop_unasked(grads, needs_grad):
+        return tuple(grad if needed else grad.new_empty(0) for grad, needed in zip(grads, needs_grad))
+
+
+class _Forward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, op, value, spatial_shapes, *points):
+        ctx.op, ctx.spatial_shapes = op, spatial_shapes
+        ctx.save_for_backward(value, *points)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op.forward(value, spatial_shapes, *points)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        value, *points = ctx.saved_tensors
+        flags = ctx.op.flags(ctx.needs_input_grad[3:])
+        grad_value, *grads = ctx.op.backward(grad_output, value, ctx.spatial_shapes, *points, *flags)
+        return None, grad_value, None, *[g if needed else None for g, needed in zip(grads, ctx.needs_input_grad[3:])]
+
+
+class _Backward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, op, grad_output, value, spatial_shapes, *rest):
+        points, ctx.needs_grad, ctx.flags = op._split(rest)
+        ctx.op, ctx.spatial_shapes = op, spatial_shapes
+        ctx.save_for_backward(grad_output, value, *points)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op.backward(grad_output, value, spatial_shapes, *rest)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        inputs = ctx.saved_tensors
+        grads = tuple(g if needed else torch.zeros_like(x) for g, x, needed in zip(grads, inputs[1:], ctx.needs_grad))
+        grad_output, value, *points = torch.func.vjp(_vjp(ctx.op.differentiable, ctx.spatial_shapes), *inputs)[1](grads)
+        return None, grad_output, value, None, *points, *[None] * len(ctx.flags)
+
+
+def _vjp(attention: Callable[..., Tensor], spatial_shapes: list[int]) -> Callable[..., tuple[Tensor, ...]]:
+    """The backward op of ``attention``, without its flags, as a function that can be differentiated again."""
+
+    def backward(grad_output, *tensors):
+        return torch.func.vjp(lambda value, *points: attention(value, pairs(spatial_shapes), *points), *tensors)[1](
+            grad_output
+        )
+
+    return backward
+
+
+def _beyond_first_order() -> bool:
+    """True under forward-mode differentiation and torch.func, which an autograd.Function would answer with zeros."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+def _fold(batch_size: int, dims: tuple[int | None, ...], tensors: tuple[Tensor, ...]) -> list[Tensor]:
+    """Merge vmap's dimension into the batch."""
+    moved = [
+        tensor.expand(batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+        for tensor, dim in zip(tensors, dims)
+    ]
+    return [tensor.flatten(0, 1) for tensor in moved]
+
+
+_warned: set[str] = set()
+
+
+def _warn_of_device(device_type: str):
+    if EXTENSION_LOADED and device_type not in _warned:
+        _warned.add(device_type)
+        warnings.warn(
+            f'mmdet_ddetr: the compiled ops have no kernel for {device_type}; plain PyTorch does their work, many '
+            'times slower. See "Build" in csrc/README.md.',
+            RuntimeWarning,
+            stacklevel=2,
+        )
