@@ -66,8 +66,8 @@ clean: ## Remove build products; data, work_dirs and .venv stay
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed, $(PYTHON) is " + sys.version)'
 	@echo 'Making $(VENV)'
-	@$(PYTHON) -m venv --clear $(VENV) >/dev/null 2>&1 || { \
-	    $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip $(QUIET) --python $(BIN)/python install pip; \
+	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { \
+	    $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip $(QUIET) --python $(BIN)/python install pip; \
 	} || { \
 	    echo 'No virtual environment: $(PYTHON) has neither ensurepip (Debian, Ubuntu: apt install python3-venv) nor a pip >= 22.3' >&2; \
 	    exit 1; \

@@ -3,10 +3,10 @@
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
-import tarfile
 import zipfile
 from collections import Counter
 from email import message_from_string
@@ -40,8 +40,7 @@ def call_backend(hook, out_dir, cwd):
 def source(tmp_path_factory):
     """The source distribution, unpacked: what it lacks, the wheel built from it lacks, too."""
     folder = tmp_path_factory.mktemp('source')
-    with tarfile.open(call_backend('build_sdist', folder, cwd=ROOT)) as archive:
-        archive.extractall(folder, filter='data')
+    shutil.unpack_archive(call_backend('build_sdist', folder, cwd=ROOT), folder)
     return next(path for path in folder.iterdir() if path.is_dir())
 
 
