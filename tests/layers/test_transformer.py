@@ -129,7 +129,8 @@ def test_checkpointing_changes_no_gradient(num_cp):
 @pytest.mark.parametrize('batch_first', [True, False])
 def test_multihead_attention_agrees_with_mmcv(batch_first):
     torch.manual_seed(0)
-    theirs = MMCVMultiheadAttention(C, 4, batch_first=batch_first)
+    # mmcv's default dropout_layer is a dict that other modules have written into
+    theirs = MMCVMultiheadAttention(C, 4, batch_first=batch_first, dropout_layer=None)
     ours = MultiheadAttention(C, 4, batch_first=batch_first)
     ours.load_state_dict(theirs.state_dict(), strict=True)
     query, key, query_pos, key_pos = (torch.randn(2, n, C) for n in (5, 7, 5, 7))
