@@ -5,12 +5,16 @@ install gets links to the folders beside this file.
 """
 
 import shutil
+import sys
 from pathlib import Path
 
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
+sys.path.insert(0, str(ROOT / 'csrc'))
+from build_extension import BuildExtension, extensions  # noqa: E402  (csrc/build_extension.py)
+
 PACKAGE = 'mmdet_ddetr'
 MIM_FILES = ('configs', 'tools', 'model-index.yml')
 
@@ -49,9 +53,8 @@ def link_mim(target):
         copy_mim(target)
 
 
-def extensions():
-    """Return the compiled extensions; none yet, the reference ops in plain PyTorch serve."""
-    return []
-
-
-setup(cmdclass={'build_py': BuildWithMim}, ext_modules=extensions())
+setup(
+    cmdclass={'build_py': BuildWithMim, 'build_ext': BuildExtension},
+    ext_modules=extensions(),
+    options={'bdist_wheel': {'py_limited_api': 'cp310'}},  # the extension does not depend on Python's version
+)

@@ -9,6 +9,11 @@
 
 #include "simt.h"
 
+// A CPU PyTorch has none of these. Weak, they do not keep it from loading the extension for its CPU kernels.
+#pragma weak aoti_torch_get_current_cuda_stream
+#pragma weak torch_c10_cuda_check_msg
+#pragma weak torch_c10_cuda_free_error_msg
+
 namespace mmdet_ddetr::cuda {
 
 // Makes the tensor's device current and finds its current stream, for the lifetime of the object.
