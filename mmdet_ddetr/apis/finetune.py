@@ -22,6 +22,7 @@ from ..datasets import CocoFolder, CocoSplit, DataError, Report, check_coco, che
 WARMUP_SHARE = 0.1  # of the iterations, at most
 PROBE_ITERS = 12  # timed, after as many to warm up
 PROBE_IMAGES = 64
+LONG_RUN = 1.1  # an iteration of a long training takes so many of a short one's: the machine warms up
 RESERVE = 15  # seconds for start, inferencer and pictures
 
 
@@ -210,7 +211,7 @@ def fit_minutes(cfg: Config, minutes: float) -> Config:
     planned, _ = length_of(short)
     evaluations = math.ceil(planned / short.train_cfg.val_interval)  # as many in a shorter training
     left = minutes * 60 - RESERVE - (n_test + evaluations * n_val) * image - (time.monotonic() - start)
-    length = int(left / iteration)
+    length = int(left / (iteration * LONG_RUN))
     if length < 1:
         raise ValueError(
             f'minutes is {minutes:.1f}, which leaves no time to train: {evaluations} evaluations, test and start '
