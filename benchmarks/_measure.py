@@ -1,0 +1,106 @@
+"""What the benchmarks share: times of peers taken in turns, peak memory, the machine's name, tables."""
+
+import gc
+import multiprocessing
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+Step = Callable[[], object]
+
+
+def times(steps: Mapping[str, Step], seconds: float = 2.0, device: str = 'cpu') -> dict[str, list[float]]:
+    """Seconds of each step, the peers in turns, so that what disturbs the machine disturbs all of them.
+
+    Args:
+        steps: what to run, by peer.
+        seconds: how long each peer runs in all; it runs at least three times.
+        device: where the work ends; an accelerator is waited for.
+
+    Returns:
+        The times by peer, without the first run of each.
+    """
+    repeats = {}
+    for name, step in steps.items():
+        _timed(step, 1, device)
+        first = _timed(step, 1, device)
+        repeats[name] = max(1, round(0.02 / first)) if first < 0.02 else 1  # a clock reading per 20 ms
+    result = {name: [] for name in steps}
+    while any(sum(t) * repeats[name] < seconds or len(t) < 3 for name, t in result.items()):
+        for name, step in steps.items():
+            if sum(result[name]) * repeats[name] < seconds or len(result[name]) < 3:
+                result[name].append(_timed(step, repeats[name], device))
+    return result
+
+
+def _timed(step: Step, repeats: int, device: str) -> float:
+    gc.disable()
+    _wait_for(device)
+    start = time.perf_counter()
+    for _ in range(repeats):
+        step()
+    _wait_for(device)
+    elapsed = time.perf_counter() - start
+    gc.enable()
+    return elapsed / repeats
+
+
+def _wait_for(device: str):
+    if device != 'cpu':
+        torch.accelerator.synchronize()
+
+
+def peak_memory(make_step: Callable[..., Step], *arguments, device: str = 'cpu') -> float:
+    """MB that ``make_step(*arguments)()`` needs beyond what its inputs took, in a process of its own (Linux on a CPU).
+
+    Both the function and its arguments are sent to that process, so they must be picklable.
+    """
+    with multiprocessing.get_context('spawn').Pool(1) as pool:
+        return pool.apply(_peak_memory, (make_step, arguments, device))
+
+
+def _peak_memory(make_step, arguments, device):
+    step = make_step(*arguments)
+    if device == 'cpu':
+        Path('/proc/self/clear_refs').write_text('5')  # resets the peak
+        before = _resident('VmRSS')
+        keep = step()
+        return _resident('VmHWM') - before
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    keep = step()  # noqa: F841  (alive until the peak is read)
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def _resident(field: str) -> float:
+    lines = Path('/proc/self/status').read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+
+def machine(device: str) -> str:
+    """The device in words, with the versions that matter."""
+    if device == 'cpu':
+        info = Path('/proc/cpuinfo')
+        models = [line for line in info.read_text().splitlines() if 'model name' in line] if info.exists() else []
+        name = models[0].split(':')[1].strip() if models else platform.processor()
+        name += f', {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}'
+    else:
+        name = torch.cuda.get_device_name()
+    return f'{name}; torch {torch.__version__}; {time.strftime("%Y-%m-%d")}'
+
+
+def milliseconds(samples: Sequence[float]) -> str:
+    """Minimum (median) in ms."""
+    low, middle = min(samples) * 1e3, statistics.median(samples) * 1e3
+    digits = 3 if low < 1 else 2 if low < 10 else 1 if low < 100 else 0
+    return f'{low:.{digits}f} ({middle:.{digits}f})'
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ['--'] * len(header), *rows]
+    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)

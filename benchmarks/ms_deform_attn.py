@@ -1,0 +1,226 @@
+"""Multi-scale deformable attention: time and memory of this package's ops beside its peers'.
+
+    python benchmarks/ms_deform_attn.py                  # CPU: fp32, fp16, bf16; about ten minutes on two cores
+    python benchmarks/ms_deform_attn.py --device cuda
+
+Peers: mmcv's path without a GPU (grid_sample; detrex and Hugging Face have the same one), mmcv's CUDA kernel where mmcv
+is compiled, torch-ms-deform-attn where it is installed. The shapes are those of an 800 x 1333 image: the encoder asks at
+each of 22223 cells, the decoder 300 times. Peers take turns; a figure is the minimum and (median) of several runs.
+"""
+
+import argparse
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from _measure import machine, milliseconds, peak_memory, table, times
+
+MAPS = ((100, 167), (50, 84), (25, 42), (13, 21))
+S, M, D, L, K = sum(H * W for H, W in MAPS), 8, 32, len(MAPS), 4
+GRID_SAMPLE, TORCH_MSDA, MMCV_CUDA = 'mmcv, grid_sample', 'torch-ms-deform-attn', 'mmcv, CUDA'
+OURS, FUSED, UNFUSED = 'ms_deform_attn', 'ms_deform_attn_fused', 'softmax + locations + ms_deform_attn'
+
+
+@dataclass(frozen=True)
+class Case:
+    part: str  # encoder, decoder
+    B: int
+    dtype: str  # of value; positions and weights are fp32 where the peer allows it
+    device: str
+
+    @property
+    def name(self) -> str:
+        return f'{self.part}, B={self.B}, {self.dtype}'
+
+
+def inputs(case: Case) -> dict[str, torch.Tensor]:
+    """Reference points at the cells (encoder) or anywhere (decoder); offsets of a few cells around them."""
+    generator = torch.Generator().manual_seed(0)
+    if case.part == 'encoder':
+        grids = [
+            torch.stack(torch.meshgrid((torch.arange(W) + 0.5) / W, (torch.arange(H) + 0.5) / H, indexing='xy'), -1)
+            for H, W in MAPS
+        ]
+        reference = torch.cat([grid.flatten(0, 1) for grid in grids]).expand(case.B, S, 2)
+    else:
+        reference = torch.rand(case.B, 300, 2, generator=generator)
+    Q = reference.shape[1]
+    tensors = dict(
+        value=torch.randn(case.B, S, M, D, generator=generator).to(getattr(torch, case.dtype)),
+        reference=reference[:, :, None].expand(-1, -1, L, -1).contiguous(),
+        offsets=torch.randn(case.B, Q, M, L, K, 2, generator=generator) * 2,
+        logits=torch.randn(case.B, Q, M, L * K, generator=generator),
+        grad_output=torch.randn(case.B, Q, M * D, generator=generator).to(getattr(torch, case.dtype)),
+    )
+    return {name: tensor.to(case.device) for name, tensor in tensors.items()}
+
+
+def points(reference, offsets, logits):
+    """Sampling locations and attention weights, as the layer computes them without a fused op."""
+    sizes = offsets.new_tensor([(W, H) for H, W in MAPS])[:, None]
+    locations = reference[:, :, None, :, None] + offsets / sizes
+    return locations, logits.softmax(-1).unflatten(-1, (L, K))
+
+
+def function(peer: str):
+    """The peer as a function of (value, locations, weights), or of (value, reference, offsets, logits) for FUSED."""
+    if peer == GRID_SAMPLE:
+        from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
+
+        return lambda value, locations, weights: multi_scale_deformable_attn_pytorch(
+            value, torch.tensor(MAPS, device=value.device), locations.to(value.dtype), weights.to(value.dtype)
+        )
+    if peer == MMCV_CUDA:
+        from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
+
+        def mmcv_kernel(value, locations, weights):
+            shapes = torch.tensor(MAPS, device=value.device)
+            starts = torch.cat([shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]])
+            locations, weights = locations.to(value.dtype), weights.to(value.dtype)
+            return MultiScaleDeformableAttnFunction.apply(value, shapes, starts, locations, weights, 64)
+
+        return mmcv_kernel
+    if peer == TORCH_MSDA:
+        import torch_ms_deform_attn
+
+        def torch_msda(value, locations, weights):
+            shapes = torch.tensor(MAPS, device=value.device)
+            starts = torch.cat([shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]])
+            locations, weights = locations.to(value.dtype), weights.to(value.dtype)
+            return torch_ms_deform_attn.ms_deform_attn(value, shapes, starts, locations, weights)
+
+        return torch_msda
+    from mmdet_ddetr import ops
+
+    if peer == OURS:
+        return lambda value, *rest: ops.ms_deform_attn(value, MAPS, *rest)
+    if peer == FUSED:
+        return lambda value, *rest: ops.ms_deform_attn_fused(value, MAPS, *rest)
+    return lambda value, *rest: ops.ms_deform_attn(value, MAPS, *points(*rest))
+
+
+def step(peer: str, case: Case, backward: bool):
+    """What is timed: a forward without a graph, or forward and backward."""
+    import mmdet_ddetr  # noqa: F401  (mmcv's path needs it where mmcv is not compiled)
+
+    call, tensors = function(peer), inputs(case)
+    rest = [tensors[name] for name in ('reference', 'offsets', 'logits')]
+    if peer not in (FUSED, UNFUSED):
+        rest = points(*rest)
+    leaves = [tensors['value'], *rest]
+    if peer in (FUSED, UNFUSED):  # reference points are constants in an encoder
+        trained = [leaves[0], *leaves[2:]]
+    else:
+        trained = leaves
+    if not backward:
+        return torch.no_grad()(lambda: call(*leaves))
+    for leaf in trained:
+        leaf.requires_grad_()
+    return lambda: torch.autograd.grad(call(*leaves), trained, tensors['grad_output'])
+
+
+def available(device: str) -> list[str]:
+    peers = [GRID_SAMPLE]
+    if device == 'cuda':
+        try:
+            function(MMCV_CUDA)
+            import mmcv._ext as ext
+
+            if hasattr(ext, '__file__'):  # compiled, not what mmdet_ddetr puts in its place
+                peers.append(MMCV_CUDA)
+        except ImportError:
+            pass
+    try:
+        function(TORCH_MSDA)
+        peers.append(TORCH_MSDA)
+    except ImportError:
+        print('torch-ms-deform-attn is not installed: left out')
+    return [*peers, OURS, UNFUSED, FUSED]
+
+
+def measure(case: Case, peers: list[str], seconds: float) -> dict[str, dict]:
+    result = {peer: {} for peer in peers}
+    for what, backward in (('forward', False), ('forward + backward', True)):
+        steps = {peer: step(peer, case, backward) for peer in peers}
+        for peer, samples in times(steps, seconds, case.device).items():
+            result[peer][what] = samples
+        del steps
+        for peer in peers:
+            result[peer][f'{what}, MB'] = peak_memory(step, peer, case, backward, device=case.device)
+    return result
+
+
+def report(results: dict[str, dict], device: str) -> str:
+    """A table for each case; ratios are of minima, to this package's ms_deform_attn."""
+    lines = [machine(device), '']
+    for name, peers in results.items():
+        rows = []
+        for peer, figures in peers.items():
+            row = [peer]
+            for what in ('forward', 'forward + backward'):
+                ratio = min(figures[what]) / min(peers[OURS][what])
+                row += [milliseconds(figures[what]), f'{ratio:.2f}', f'{figures[what + ", MB"]:.0f}']
+            rows.append(row)
+        header = [name, 'forward, ms', 'x', 'MB', 'forward + backward, ms', 'x', 'MB']
+        lines += [table(header, rows), '']
+    return '\n'.join(lines)
+
+
+def plot(results: dict[str, dict], path: Path, title: str):
+    """Times of all peers, a panel for each case's forward and forward + backward."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    names = [name for name in results if 'B=1' in name]
+    figure, panels = plt.subplots(len(names), 2, figsize=(10, 1.5 * len(names)), squeeze=False, layout='constrained')
+    for row, name in zip(panels, names):
+        for panel, what in zip(row, ('forward', 'forward + backward')):
+            peers = list(results[name])[::-1]
+            values = [min(results[name][peer][what]) * 1e3 for peer in peers]
+            colors = ['tab:orange' if peer in (OURS, FUSED) else 'tab:gray' for peer in peers]
+            bars = panel.barh(peers, values, color=colors)
+            panel.bar_label(bars, [f'{value:.3g}' for value in values], padding=3, fontsize=8)
+            panel.set_xlim(0, max(values) * 1.15)
+            panel.set_title(f'{name}: {what}, ms', fontsize=9)
+            panel.tick_params(labelsize=8)
+        row[1].set_yticklabels([])
+    figure.suptitle(title, fontsize=9)
+    figure.savefig(path, dpi=110)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
+    parser.add_argument('--dtypes', nargs='+', default=['float32', 'float16', 'bfloat16'])
+    parser.add_argument('--parts', nargs='+', default=['encoder', 'decoder'])
+    parser.add_argument('--batch-sizes', nargs='+', type=int, default=[1, 2])
+    parser.add_argument('--seconds', type=float, default=2, help='of each peer in each case (default: %(default)s)')
+    parser.add_argument('--threads', type=int, help='CPU threads (default: as PyTorch chooses)')
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmarks'), help='for .md, .json and .png')
+    args = parser.parse_args()
+    warnings.filterwarnings('ignore')
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    import mmdet_ddetr  # noqa: F401
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    peers, results = available(args.device), {}
+    stem = args.out / f'ms_deform_attn_{args.device}'
+    for part in args.parts:
+        for B in args.batch_sizes:
+            for dtype in args.dtypes:
+                case = Case(part, B, dtype, args.device)
+                results[case.name] = measure(case, peers, args.seconds)
+                print(report({case.name: results[case.name]}, args.device), flush=True)
+                stem.with_suffix('.json').write_text(json.dumps(results))
+    stem.with_suffix('.md').write_text(report(results, args.device))
+    plot(results, stem.with_suffix('.png'), machine(args.device))
+    print(f'written: {stem}.md, .json, .png')
+
+
+if __name__ == '__main__':
+    main()
