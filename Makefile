@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 DATA ?=
 WORK_DIR ?= work_dirs/demo
-MINUTES ?= 9
+MINUTES ?= 10
 PYTEST_ARGS ?=
 V ?=
 

@@ -19,4 +19,6 @@ STABLE_TORCH_LIBRARY(mmdet_ddetr, m) {
       "ms_deform_attn_fused_backward(Tensor grad_output, Tensor value, SymInt[] spatial_shapes,"
       " Tensor reference_points, Tensor sampling_offsets, Tensor attention_logits, bool needs_grad_reference,"
       " bool deterministic) -> (Tensor, Tensor, Tensor, Tensor)");
+  // -> portable, avx2 or avx512: what the CPU kernels use
+  m.def("cpu_instruction_set() -> str");
 }

@@ -1,0 +1,174 @@
+"""The compiled extension: its instruction sets, its schemas, its errors, and the package without it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from attention_cases import KINDS, Case
+
+import mmdet_ddetr
+from mmdet_ddetr import ops
+from mmdet_ddetr.ops import _load, reference
+
+HERE = Path(__file__).parent
+PACKAGE = Path(mmdet_ddetr.__file__).parent
+INSTRUCTION_SETS = ('portable', 'avx2', 'avx512')
+
+needs_extension = pytest.mark.skipif(not _load.EXTENSION_LOADED, reason='the extension is not built')
+
+
+def run(*command, **environment):
+    env = {'PYTHONPATH': str(PACKAGE.parent), 'OMP_NUM_THREADS': '1', **os.environ, **environment}
+    done = subprocess.run(
+        [sys.executable, *command], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=HERE
+    )
+    return done.returncode, done.stdout
+
+
+# --- instruction sets ------------------------------------------------------------------------------------------------
+
+
+@needs_extension
+@pytest.mark.parametrize('name', INSTRUCTION_SETS)
+def test_every_instruction_set(name):
+    """All values and gradients again, with the instruction set named by the environment."""
+    best = torch.ops.mmdet_ddetr.cpu_instruction_set()
+    if INSTRUCTION_SETS.index(name) > INSTRUCTION_SETS.index(best):
+        pytest.skip(f'this CPU has no {name}')
+    code = 'import torch, mmdet_ddetr.ops; print(torch.ops.mmdet_ddetr.cpu_instruction_set())'
+    assert run('-c', code, MMDET_DDETR_CPU=name)[1].split()[-1] == name
+    tests = [
+        'test_attention_values.py',
+        '-k',
+        'not cuda and not gradcheck',
+        '-q',
+        '-p',
+        'no:cacheprovider',
+        '-p',
+        'no:xdist',
+    ]
+    code, output = run('-m', 'pytest', *tests, MMDET_DDETR_CPU=name)
+    assert code == 0, output
+
+
+@needs_extension
+def test_unknown_instruction_set():
+    code = 'import torch, mmdet_ddetr.ops; torch.ops.mmdet_ddetr.cpu_instruction_set()'
+    assert 'MMDET_DDETR_CPU must be portable, avx2 or avx512, got sse9' in run('-c', code, MMDET_DDETR_CPU='sse9')[1]
+
+
+# --- schemas and errors ----------------------------------------------------------------------------------------------
+
+
+@needs_extension
+@pytest.mark.parametrize('schema', _load.SCHEMAS, ids=lambda schema: schema.split('(')[0])
+def test_python_and_cpp_define_the_same_ops(schema):
+    name = schema.split('(')[0]
+    assert str(getattr(torch.ops.mmdet_ddetr, name).default._schema) == f'mmdet_ddetr::{schema}'
+
+
+def native(case, *tensors):
+    return case.call(*tensors)
+
+
+def plain(case, *tensors):
+    getattr(reference, f'check_{case.name}')(tensors[0], case.flat_shapes, *tensors[1:])
+
+
+@pytest.mark.parametrize('function', [pytest.param(native, marks=needs_extension), plain])
+@pytest.mark.parametrize('kind', KINDS)
+def test_errors_name_the_argument(kind, function):
+    points = {
+        'locations': [('sampling_locations', 'B, Q, M, L, K, 2'), ('attention_weights', 'B, Q, M, L, K')],
+        'points': [
+            ('reference_points', 'B, Q, L, 2 or 4'),
+            ('sampling_offsets', 'B, Q, M, L, K, 2'),
+            ('attention_logits', r'B, Q, M, L\*K'),
+        ],
+    }
+    case = Case(kind)
+    with pytest.raises(RuntimeError, match=r'value must be \[B, S, M, D\], got \[2, 31, 24\]'):
+        function(case, case.tensors[0].flatten(2), *case.tensors[1:])
+    with pytest.raises(RuntimeError, match=r'spatial_shapes give 31 cells, but value \[2, 30, 3, 8\] has 30'):
+        function(case, case.tensors[0][:, 1:], *case.tensors[1:])
+    for i, (name, shape) in enumerate(points['locations' if kind == 'locations' else 'points'], 1):
+        for dim in range(case.tensors[i].dim()):
+            if name.startswith('sampling') and dim in (1, 4):
+                continue  # these give Q and K
+            wrong = list(case.tensors)
+            wrong[i] = torch.cat([wrong[i], wrong[i].narrow(dim, 0, 1)], dim)
+            with pytest.raises(
+                RuntimeError, match=rf'{name} must be \[{shape}\] = \[.*\], got \[{wrong[i].shape[0]}, '
+            ):
+                function(case, *wrong)
+
+
+@needs_extension
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda t: (t[0].int(), *t[1:]), 'value must be fp64, fp32, fp16 or bf16, got Int'),
+        (lambda t: (t[0], t[1].double(), t[2]), 'sampling_locations must be Float .* got Double'),
+        (lambda t: (t[0].half(), t[1].bfloat16(), t[2].bfloat16()), 'sampling_locations must be Half .* got BFloat16'),
+        (
+            lambda t: (t[0].half(), t[1], t[2].half()),
+            'sampling_locations and attention_weights must have the same dtype',
+        ),
+    ],
+)
+def test_the_op_itself_is_strict_about_dtypes(change, message):
+    case = Case()
+    value, *points = change(case.tensors)
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.mmdet_ddetr.ms_deform_attn(value, case.flat_shapes, *points)
+
+
+@needs_extension
+def test_errors_of_the_backward():
+    case = Case()
+    backward = torch.ops.mmdet_ddetr.ms_deform_attn_backward
+    with pytest.raises(RuntimeError, match=r'grad_output must be \[B, Q, M\*D\] = \[2, 5, 24\], got \[2, 5, 25\]'):
+        backward(torch.ones(2, 5, 25), case.tensors[0], case.flat_shapes, *case.tensors[1:], False)
+    with pytest.raises(RuntimeError, match='grad_output must be Float .* got Half'):
+        backward(torch.ones(2, 5, 24).half(), case.tensors[0], case.flat_shapes, *case.tensors[1:], False)
+
+
+def test_negative_and_odd_shapes():
+    case = Case()
+    if _load.EXTENSION_LOADED:
+        with pytest.raises(RuntimeError, match=r'spatial_shapes must not be negative, got \(-6, -4\)'):
+            ops.ms_deform_attn(case.tensors[0], [(-6, -4), (3, 2), (1, 1)], *case.tensors[1:])
+        with pytest.raises(RuntimeError, match=r'spatial_shapes must hold \(H, W\) of each level, got 5 numbers'):
+            torch.ops.mmdet_ddetr.ms_deform_attn(case.tensors[0], [6, 4, 3, 2, 1], *case.tensors[1:])
+    with pytest.raises(ValueError, match='not enough values'):
+        ops.ms_deform_attn(case.tensors[0], [(6, 4), (3,)], *case.tensors[1:])
+
+
+def test_spatial_shapes_as_a_tensor():
+    case = Case()
+    expected = case.call(*case.tensors)
+    case.shapes = torch.tensor(case.shapes)
+    torch.testing.assert_close(case.call(*case.tensors), expected, rtol=0, atol=0)
+
+
+# --- without the extension -----------------------------------------------------------------------------------------
+
+
+def test_the_package_works_without_the_extension(tmp_path):
+    """Values, gradients, compile, export, autocast and vmap are the same; one notice says what is missing."""
+    (tmp_path / 'mmdet_ddetr').mkdir()
+    for path in PACKAGE.iterdir():
+        if not path.name.startswith(('_C.', '__pycache__')):
+            (tmp_path / 'mmdet_ddetr' / path.name).symlink_to(path)
+    environment = dict(PYTHONPATH=str(tmp_path))
+    code, output = run('-c', 'import mmdet_ddetr.ops._load as load; print(load.EXTENSION_LOADED)', **environment)
+    assert code == 0
+    assert output.split()[-1] == 'False'
+    assert output.count('the compiled ops are missing') == 1
+    tests = ['test_attention_values.py', 'test_attention_torch.py', '-q', '-p', 'no:cacheprovider', '-p', 'no:xdist']
+    wanted = 'against_reference or coordinates or inference or compile or export or autocast or vmap'
+    code, output = run('-m', 'pytest', *tests, '-k', f'not cuda and ({wanted})', **environment)
+    assert code == 0, output
