@@ -4,8 +4,8 @@
     python benchmarks/ms_deform_attn.py --device cuda
 
 Peers: mmcv's path without a GPU (grid_sample; detrex and Hugging Face have the same one), mmcv's CUDA kernel where mmcv
-is compiled, torch-ms-deform-attn where it is installed. The shapes are those of an 800 x 1333 image: the encoder asks at
-each of 22223 cells, the decoder 300 times. Peers take turns; a figure is the minimum and (median) of several runs.
+is compiled, torch-ms-deform-attn where it is installed. The shapes are those of an 800 x 1333 image: the encoder asks
+at each of 22223 cells, the decoder 300 times. Peers take turns; a figure is the minimum and (median) of several runs.
 """
 
 import argparse
