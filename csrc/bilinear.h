@@ -7,11 +7,7 @@
 // the map covers [-0.5, W - 0.5], as grid_sample with align_corners=False. Cells outside the map count as zero.
 #pragma once
 
-#if defined(__CUDACC__) || defined(__HIPCC__)
-#define MMDET_DDETR_INLINE __host__ __device__ __forceinline__
-#else
-#define MMDET_DDETR_INLINE inline __attribute__((always_inline))
-#endif
+#include "inline.h"
 
 namespace mmdet_ddetr {
 

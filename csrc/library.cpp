@@ -19,6 +19,11 @@ STABLE_TORCH_LIBRARY(mmdet_ddetr, m) {
       "ms_deform_attn_fused_backward(Tensor grad_output, Tensor value, SymInt[] spatial_shapes,"
       " Tensor reference_points, Tensor sampling_offsets, Tensor attention_logits, bool needs_grad_reference,"
       " bool deterministic) -> (Tensor, Tensor, Tensor, Tensor)");
+  // loss [N, C], or its sum over the classes [N]; grad_output as the loss
+  m.def("sigmoid_focal_loss(Tensor logits, Tensor labels, float alpha, float gamma, bool sum_classes=False) -> Tensor");
+  m.def(
+      "sigmoid_focal_loss_backward(Tensor grad_output, Tensor logits, Tensor labels, float alpha, float gamma)"
+      " -> Tensor");
   // -> portable, avx2 or avx512: what the CPU kernels use
   m.def("cpu_instruction_set() -> str");
 }

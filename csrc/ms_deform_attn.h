@@ -16,17 +16,16 @@
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 
 #include <cstdint>
 #include <tuple>
 #include <vector>
 
 #include "check.h"
+#include "compute_type.h"
 
 namespace mmdet_ddetr {
 
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 struct Sizes {
@@ -44,10 +43,6 @@ struct Sizes {
 struct Level {
   int64_t H, W, start;
 };
-
-inline ScalarType compute_type(ScalarType dtype) {
-  return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
 
 inline std::vector<Level> levels_of(const std::vector<int64_t>& spatial_shapes) {
   std::vector<Level> levels;
@@ -75,9 +70,7 @@ inline void check_device(const char* name, const Tensor& tensor, const Tensor& v
 inline Sizes check_value(const Tensor& value, const std::vector<int64_t>& spatial_shapes) {
   check(value.dim() == 4, "value must be [B, S, M, D], got ", Shape{value});
   const ScalarType dtype = value.scalar_type();
-  check(dtype == ScalarType::Float || dtype == ScalarType::Half || dtype == ScalarType::BFloat16 ||
-            dtype == ScalarType::Double,
-        "value must be fp64, fp32, fp16 or bf16, got ", dtype);
+  check(is_computable(dtype), "value must be fp64, fp32, fp16 or bf16, got ", dtype);
   check(spatial_shapes.size() % 2 == 0, "spatial_shapes must hold (H, W) of each level, got ", spatial_shapes.size(),
         " numbers");
   int64_t cells = 0;

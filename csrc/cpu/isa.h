@@ -14,3 +14,4 @@
 #endif
 
 #include "ms_deform_attn_kernels.h"
+#include "sigmoid_focal_loss_kernels.h"

@@ -11,6 +11,7 @@
 #define MMDET_DDETR_ISA avx2
 #define MMDET_DDETR_BYTES 32
 #include "ms_deform_attn_impl.h"
+#include "sigmoid_focal_loss_impl.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

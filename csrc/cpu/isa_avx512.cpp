@@ -12,6 +12,7 @@
 #define MMDET_DDETR_ISA avx512
 #define MMDET_DDETR_BYTES 64
 #include "ms_deform_attn_impl.h"
+#include "sigmoid_focal_loss_impl.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -4,3 +4,4 @@
 #define MMDET_DDETR_ISA portable
 #define MMDET_DDETR_BYTES 16
 #include "ms_deform_attn_impl.h"
+#include "sigmoid_focal_loss_impl.h"

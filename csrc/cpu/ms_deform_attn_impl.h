@@ -33,34 +33,19 @@ template <typename T>
 class Rows {
  public:
   using C = Compute<T>;
-  static constexpr int N = Simd<C>::N;
 
   Rows(const void* data, bool narrow) : data_(const_cast<void*>(data)), narrow_(narrow) {}
 
   // The numbers from `at` on, of which the row has n; `fill` stands for what a vector reads beyond.
   MMDET_DDETR_INLINE Vec<C> get(int64_t at, int64_t n, C fill = 0) const {
-    return narrow_ ? get(static_cast<const T*>(data_) + at, n, fill) : get(static_cast<const C*>(data_) + at, n, fill);
+    return narrow_ ? load_part(static_cast<const T*>(data_) + at, n, fill)
+                   : load_part(static_cast<const C*>(data_) + at, n, fill);
   }
   MMDET_DDETR_INLINE void put(int64_t at, int64_t n, Vec<C> v) const {
-    narrow_ ? put(static_cast<T*>(data_) + at, n, v) : put(static_cast<C*>(data_) + at, n, v);
+    narrow_ ? store_part(static_cast<T*>(data_) + at, n, v) : store_part(static_cast<C*>(data_) + at, n, v);
   }
 
  private:
-  template <typename E>
-  static MMDET_DDETR_INLINE Vec<C> get(const E* from, int64_t n, C fill) {
-    if (n >= N) return load(from);
-    E part[N];
-    for (int i = 0; i < N; ++i) part[i] = i < n ? from[i] : static_cast<E>(fill);
-    return load(part);
-  }
-  template <typename E>
-  static MMDET_DDETR_INLINE void put(E* to, int64_t n, Vec<C> v) {
-    if (n >= N) return store(to, v);
-    E part[N];
-    store(part, v);
-    for (int i = 0; i < n; ++i) to[i] = part[i];
-  }
-
   void* const data_;
   const bool narrow_;
 };

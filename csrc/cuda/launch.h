@@ -1,12 +1,14 @@
-// Launches on PyTorch's current stream; errors are raised.
+// Launches on PyTorch's current stream, errors are raised; dispatch on the element type.
 #pragma once
 
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include "../compute_type.h"
 #include "simt.h"
 
 // A CPU PyTorch has none of these. Weak, they do not keep it from loading the extension for its CPU kernels.
@@ -15,6 +17,25 @@
 #pragma weak torch_c10_cuda_free_error_msg
 
 namespace mmdet_ddetr::cuda {
+
+inline torch::stable::Tensor dense(const torch::stable::Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+// f(T()): the element type as a type.
+template <typename F>
+void dispatch_dtype(const torch::stable::Tensor& tensor, F f) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Double:
+      return f(double());
+    case ScalarType::Float:
+      return f(float());
+    case ScalarType::Half:
+      return f(c10::Half());
+    default:
+      return f(c10::BFloat16());
+  }
+}
 
 // Makes the tensor's device current and finds its current stream, for the lifetime of the object.
 class Launcher {

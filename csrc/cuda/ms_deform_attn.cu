@@ -439,20 +439,6 @@ bool fits_int32(const Sizes& n) {
 
 // f(T(), width, Index()): the element type, the channels a lane takes at once and the type of offsets, as types.
 template <typename F>
-void dispatch_dtype(const Tensor& value, F f) {
-  switch (value.scalar_type()) {
-    case ScalarType::Double:
-      return f(double());
-    case ScalarType::Float:
-      return f(float());
-    case ScalarType::Half:
-      return f(c10::Half());
-    default:
-      return f(c10::BFloat16());
-  }
-}
-
-template <typename F>
 void dispatch(const Tensor& value, const Sizes& n, std::initializer_list<const Tensor*> rows, F f) {
   const bool aligned = std::all_of(rows.begin(), rows.end(), [](const Tensor* tensor) {
     return reinterpret_cast<uintptr_t>(tensor->data_ptr()) % kBytesPerLoad == 0;
@@ -525,8 +511,6 @@ class Call {
   const std::vector<Level> levels_;
   std::vector<Tensor> rest_;  // levels in device memory
 };
-
-Tensor dense(const Tensor& tensor) { return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor); }
 
 template <typename Points>
 Tensor forward(Call& call, const Tensor& value, const Points& points) {
