@@ -73,11 +73,12 @@ def without_download(model_cfg: dict) -> dict:
 def shrink(model_cfg: dict) -> dict:
     """Make a model small enough for a unit test: R18 for other ResNets, few layers and queries. Changed in place."""
     without_download(model_cfg)
-    if model_cfg['backbone'].get('type', '').endswith('ResNet'):
+    if model_cfg['backbone'].get('type', '').endswith(('ResNet', 'ResNetDC5')):
         model_cfg['backbone']['depth'] = 18
         wide = dict(zip((256, 512, 1024, 2048), (64, 128, 256, 512)))
         model_cfg['neck']['in_channels'] = [wide[c] for c in model_cfg['neck']['in_channels']]
-    model_cfg['num_queries'] = 20
-    model_cfg['encoder']['num_layers'] = 2
-    model_cfg['decoder']['num_layers'] = 3
+    if 'num_queries' in model_cfg:
+        model_cfg['num_queries'] = 20
+        model_cfg['encoder']['num_layers'] = 2
+        model_cfg['decoder']['num_layers'] = 3
     return model_cfg

@@ -2,5 +2,6 @@
 
 from . import efficientnet_lite_weights  # noqa: F401  registers its checkpoint scheme
 from .efficientnet_lite import EfficientNetLite
+from .resnet_dc5 import ResNetDC5
 
-__all__ = ['EfficientNetLite']
+__all__ = ['EfficientNetLite', 'ResNetDC5']

@@ -1,3 +1,4 @@
 from .deformable_detr import DeformableDETR
+from .detr import DETR
 
-__all__ = ['DeformableDETR']
+__all__ = ['DETR', 'DeformableDETR']

@@ -4,13 +4,12 @@ import copy
 import math
 
 import torch
-import torch.nn.functional as F
 from mmdet.models.detectors.base_detr import DetectionTransformer
 from mmdet.structures import OptSampleList
 from mmengine.model import xavier_init
 from torch import Tensor, nn
 
-from mmdet_ddetr.layers import DeformableDecoder, DeformableEncoder, MSDeformAttn
+from mmdet_ddetr.layers import DeformableDecoder, DeformableEncoder, MSDeformAttn, padding_masks
 from mmdet_ddetr.layers.transformer import build
 from mmdet_ddetr.registry import MODELS
 
@@ -116,7 +115,7 @@ class DeformableDETR(DetectionTransformer):
                 f'the neck gives {len(mlvl_feats)} levels, num_feature_levels is {self.num_feature_levels}'
             )
         spatial_shapes = [tuple(feat.shape[-2:]) for feat in mlvl_feats]  # host integers: no device sync anywhere
-        masks = self._padding_masks(spatial_shapes, batch_data_samples, mlvl_feats[0].device)
+        masks = padding_masks(spatial_shapes, batch_data_samples, mlvl_feats[0].device)
         feats, positions, flat_masks = [], [], []
         for level, (feat, mask) in enumerate(zip(mlvl_feats, masks)):
             position = self.positional_encoding(mask, input=feat)
@@ -127,22 +126,6 @@ class DeformableDETR(DetectionTransformer):
         geometry = dict(spatial_shapes=spatial_shapes, valid_ratios=self._valid_ratios(masks, mlvl_feats))
         encoder_inputs = dict(feat=torch.cat(feats, 1), feat_mask=feat_mask, feat_pos=torch.cat(positions, 1))
         return dict(encoder_inputs, **geometry), dict(memory_mask=feat_mask, **geometry)
-
-    @staticmethod
-    def _padding_masks(
-        spatial_shapes: list[tuple[int, int]], batch_data_samples: OptSampleList, device: torch.device
-    ) -> list[Tensor | None]:
-        """[B, H, W] per level, True = padding; None where no image of the batch is padded."""
-        if not batch_data_samples or torch.onnx.is_in_onnx_export():
-            return [None] * len(spatial_shapes)
-        H, W = batch_data_samples[0].batch_input_shape
-        shapes = [tuple(sample.img_shape[:2]) for sample in batch_data_samples]
-        if all(shape == (H, W) for shape in shapes):
-            return [None] * len(spatial_shapes)
-        mask = torch.ones(1, len(shapes), H, W, device=device)
-        for i, (h, w) in enumerate(shapes):
-            mask[0, i, :h, :w] = 0
-        return [F.interpolate(mask, size=shape)[0].bool() for shape in spatial_shapes]
 
     @staticmethod
     def _valid_ratios(masks: list[Tensor | None], mlvl_feats: tuple[Tensor, ...]) -> Tensor:

@@ -32,17 +32,21 @@ ASSIGNER = dict(
 class SetHead(BaseModule):
     """Predicts a set: a class and a box per query and layer, trained with one-to-one matching.
 
-    Takes mmdet's ``DeformableDETRHead`` config and state_dict.
+    Takes the config and state_dict of mmdet's ``DeformableDETRHead`` and ``DETRHead``.
 
     Args:
         num_classes: classes without background.
         embed_dims: channels C of the decoder's states.
         num_reg_fcs: hidden layers of the box branch.
-        sync_cls_avg_factor: average the classification loss's normaliser over all ranks.
+        sync_cls_avg_factor: average the classification loss's normaliser over all ranks; default: with a sigmoid loss,
+            as in the official codes.
         loss_cls, loss_bbox, loss_iou: configs of mmdet's losses, or of any that give unreduced values on request.
         share_pred_layer: one branch for all layers (no box refinement) instead of one each.
         num_pred_layer: branches; one more than decoder layers with a two-stage encoder head.
         as_two_stage: the last branch scores the encoder's proposals.
+        wh_bias: initial bias of w and h in the first box branch (0 with ``as_two_stage``). All else in the last layer
+            of the box branches starts at 0, so boxes start at their reference. None: PyTorch's initialisation, for
+            boxes without a reference (DETR).
         train_cfg: ``assigner``; mmdet's assigner and cost names are read as ours.
         test_cfg: ``max_per_img``, detections kept per image (default: one per query).
     """
@@ -52,13 +56,14 @@ class SetHead(BaseModule):
         num_classes: int,
         embed_dims: int = 256,
         num_reg_fcs: int = 2,
-        sync_cls_avg_factor: bool = True,
+        sync_cls_avg_factor: bool | None = None,
         loss_cls: dict = FOCAL_LOSS,
         loss_bbox: dict = L1_LOSS,
         loss_iou: dict = GIOU_LOSS,
         share_pred_layer: bool = False,
         num_pred_layer: int = 6,
         as_two_stage: bool = False,
+        wh_bias: float | None = -2.0,
         train_cfg: dict | None = None,
         test_cfg: dict | None = None,
         init_cfg: dict | None = None,
@@ -67,14 +72,15 @@ class SetHead(BaseModule):
         self.num_classes = num_classes
         self.embed_dims = embed_dims
         self.num_reg_fcs = num_reg_fcs
-        self.sync_cls_avg_factor = sync_cls_avg_factor
         self.share_pred_layer = share_pred_layer
         self.num_pred_layer = num_pred_layer
         self.as_two_stage = as_two_stage
+        self.wh_bias = wh_bias
         self.train_cfg = train_cfg
         self.test_cfg = test_cfg or {}
         self.assigner = self._build_assigner((train_cfg or {}).get('assigner', ASSIGNER))
         self._init_losses(dict(loss_cls), loss_bbox, loss_iou)
+        self.sync_cls_avg_factor = self.loss_cls.use_sigmoid if sync_cls_avg_factor is None else sync_cls_avg_factor
         self._init_branches()
 
     @staticmethod
@@ -106,14 +112,30 @@ class SetHead(BaseModule):
         self.reg_branches = nn.ModuleList(clone(reg_branch) for _ in range(self.num_pred_layer))
 
     def init_weights(self) -> None:
-        """Class prior 0.01; boxes start at their reference, first-layer boxes at sigmoid(-2) = 0.12 of the image."""
+        """Class prior 0.01 with a sigmoid loss; first-layer boxes of sigmoid(wh_bias), by default 0.12 of the image."""
         if self.loss_cls.use_sigmoid:
             for branch in self.cls_branches:
                 nn.init.constant_(branch.bias, bias_init_with_prob(0.01))
+        if self.wh_bias is None:
+            return
         for branch in self.reg_branches:
             constant_init(branch[-1], 0, bias=0)
         if not self.as_two_stage:
-            nn.init.constant_(self.reg_branches[0][-1].bias.data[2:], -2.0)
+            nn.init.constant_(self.reg_branches[0][-1].bias.data[2:], self.wh_bias)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
+        """Accept the names of mmdet's ``DETRHead``, whose one class and one box branch serve all layers."""
+        last = self.num_reg_fcs
+        names = {'fc_cls': 'cls_branches.{}', 'fc_reg': f'reg_branches.{{}}.{2 * last}'}
+        for i in range(last):
+            names[f'reg_ffn.layers.{i}' + ('' if i == last - 1 else '.0')] = f'reg_branches.{{}}.{2 * i}'
+        for theirs, ours in names.items():
+            for kind in ('weight', 'bias'):
+                tensor = state_dict.pop(f'{prefix}{theirs}.{kind}', None)
+                if tensor is not None:
+                    for layer in range(self.num_pred_layer):
+                        state_dict[f'{prefix}{ours.format(layer)}.{kind}'] = tensor
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def refine(self, layer: int, hidden: Tensor, reference: Tensor) -> Tensor:
         """Boxes of decoder layer ``layer``: hidden [B, Q, C], reference [B, Q, 2 or 4] -> [B, Q, 4]."""

@@ -1,20 +1,27 @@
 from .boxes import inverse_sigmoid, refine_box
-from .ms_deform_attn import MSDeformAttn
-from .multihead_attention import MultiheadAttention
-from .transformer import (
+from .deformable_transformer import (
     DeformableDecoder,
     DeformableDecoderLayer,
     DeformableEncoder,
     DeformableEncoderLayer,
 )
+from .ms_deform_attn import MSDeformAttn
+from .multihead_attention import MultiheadAttention
+from .padding import padding_masks
+from .transformer import DetrDecoder, DetrDecoderLayer, DetrEncoder, DetrEncoderLayer
 
 __all__ = [
     'DeformableDecoder',
     'DeformableDecoderLayer',
     'DeformableEncoder',
     'DeformableEncoderLayer',
+    'DetrDecoder',
+    'DetrDecoderLayer',
+    'DetrEncoder',
+    'DetrEncoderLayer',
     'MSDeformAttn',
     'MultiheadAttention',
     'inverse_sigmoid',
+    'padding_masks',
     'refine_box',
 ]

@@ -1,0 +1,408 @@
+"""Our DETR against mmdet's own and against Hugging Face's, and what it promises beyond them."""
+
+import copy
+import os.path as osp
+import re
+
+import mmdet
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.runner import save_checkpoint
+from mmengine.runner.checkpoint import load_state_dict as mmengine_load_state_dict
+from torch import nn
+
+from mmdet_ddetr import get_config, registry
+from mmdet_ddetr.layers import DetrEncoderLayer, MultiheadAttention
+from mmdet_ddetr.testing import make_batch, randomise, shrink, without_dropout
+
+BATCHES = {
+    'padded, one image empty': ([(128, 160), (96, 121)], [3, 0]),
+    'not padded': ([(128, 160), (128, 160)], [2, 5]),
+    'no box at all': ([(128, 160), (96, 128)], [0, 0]),
+    'more boxes than queries': ([(128, 160), (90, 61)], [25, 3]),
+}
+NUM_CLASSES = 7
+# fp32 sums over some 10^4 terms in another order: measured 1e-6 on losses, logits and boxes.
+TOLERANCE = dict(rtol=1e-5, atol=1e-5)
+FOCAL = dict(type='FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=2.0)
+
+
+@pytest.fixture(autouse=True)
+def scope():
+    init_default_scope('mmdet')
+
+
+def mmdet_config(name='detr_r50_8xb2-150e_coco.py'):
+    return Config.fromfile(osp.join(osp.dirname(mmdet.__file__), '.mim/configs/detr', name)).model
+
+
+def as_ours(model_cfg):
+    """The config with two type names changed and nothing else."""
+    model_cfg = copy.deepcopy(model_cfg)
+    model_cfg.type, model_cfg.bbox_head.type = 'mmdet_ddetr.DETR', 'mmdet_ddetr.SetHead'
+    return model_cfg
+
+
+def small_config(**kwargs):
+    cfg = shrink(get_config('detr_r50_16xb4-500e_coco').model)
+    for part in (cfg.encoder.layer_cfg, cfg.decoder.layer_cfg):
+        for name in ('self_attn_cfg', 'cross_attn_cfg', 'ffn_cfg'):
+            if name in part:
+                part[name].embed_dims = 32
+        part.ffn_cfg.feedforward_channels = 64
+    cfg.neck.out_channels = 32
+    cfg.positional_encoding.num_feats = 16
+    cfg.bbox_head.num_classes = NUM_CLASSES
+    cfg.update(kwargs)
+    return cfg
+
+
+# ------------------------------------------------------------------ mmdet
+
+
+@pytest.fixture(scope='module', params=['softmax', 'focal'])
+def pair(request):
+    """(mmdet's model, ours), built from mmdet's config, equal weights."""
+    init_default_scope('mmdet')
+    torch.manual_seed(0)
+    theirs_cfg = shrink(mmdet_config())
+    theirs_cfg.bbox_head.num_classes = NUM_CLASSES
+    if request.param == 'focal':  # the loss of DETR-DC5+
+        theirs_cfg.bbox_head.loss_cls = dict(FOCAL)
+        theirs_cfg.train_cfg.assigner.match_costs[0] = dict(type='FocalLossCost', weight=2.0)
+    ours_cfg = as_ours(theirs_cfg)
+    before = copy.deepcopy(ours_cfg)
+    theirs = MODELS.build(theirs_cfg)
+    theirs.init_weights()
+    randomise(theirs)
+    randomise(theirs.bbox_head.fc_cls, std=0.1, seed=1)  # scores far enough apart to compare their order
+    MODELS.build(ours_cfg)
+    ours = MODELS.build(ours_cfg)  # a second time from the same config, where mmdet fails
+    assert ours_cfg == before, 'building a model changed its config'
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    return without_dropout(theirs), without_dropout(ours)
+
+
+@pytest.fixture(params=BATCHES)
+def batch(request):
+    return make_batch(*BATCHES[request.param], NUM_CLASSES)
+
+
+HEAD_NAMES = {
+    'fc_cls': 'cls_branches.0',
+    'reg_ffn.layers.0.0': 'reg_branches.0.0',
+    'reg_ffn.layers.1': 'reg_branches.0.2',
+    'fc_reg': 'reg_branches.0.4',
+}
+
+
+def our_name(name):
+    for theirs, ours in HEAD_NAMES.items():
+        name = name.replace(f'bbox_head.{theirs}.', f'bbox_head.{ours}.')
+    return name
+
+
+def test_losses_and_gradients(pair, batch):
+    inputs, samples = batch
+    losses = []
+    for model in pair:
+        model.train()
+        model.zero_grad()
+        losses.append(model.loss(inputs, copy.deepcopy(samples)))
+        sum(losses[-1].values()).backward()
+    theirs, ours = losses
+    assert list(ours) == list(theirs)
+    for name in theirs:  # mmdet's are of shape [1] in part
+        torch.testing.assert_close(ours[name], theirs[name].squeeze(), **TOLERANCE, msg=lambda m, n=name: f'{n}: {m}')
+    theirs = {our_name(n): p.grad for n, p in pair[0].named_parameters()}
+    ours = {n: p.grad for n, p in pair[1].named_parameters()}
+    assert set(ours) == set(theirs)
+    largest = max(grad.norm() for grad in theirs.values() if grad is not None)
+    for name, grad in theirs.items():
+        assert (grad is None) == (ours[name] is None), name
+        if grad is not None:
+            # one rounding in a ReLU's argument can switch one cell's gradient: compare norms, not cells
+            assert (ours[name] - grad).norm() <= 1e-4 * grad.norm() + 1e-6 * largest, name
+
+
+def test_raw_outputs(pair, batch):
+    inputs, samples = batch
+    with torch.no_grad():
+        theirs, ours = (model.eval()(inputs, samples, mode='tensor') for model in pair)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, **TOLERANCE)
+
+
+def test_detections(pair, batch):
+    inputs, samples = batch
+    kept = 15  # below the number of queries: mmdet's top-k fails beyond it
+    for model in pair:
+        model.bbox_head.test_cfg = dict(max_per_img=kept)
+    with torch.no_grad():
+        theirs, ours = (model.eval()(inputs, copy.deepcopy(samples), mode='predict') for model in pair)
+    for a, b in zip(ours, theirs, strict=True):
+        assert len(a.pred_instances) == kept
+        # equal scores may swap places: compare what belongs to each score
+        torch.testing.assert_close(a.pred_instances.scores, b.pred_instances.scores, **TOLERANCE)
+        apart = b.pred_instances.scores.diff().abs() > 1e-5
+        sure = torch.cat([apart, apart.new_ones(1)]) & torch.cat([apart.new_ones(1), apart])
+        sure[-1] = False  # the next one, not kept, may be equal
+        assert sure.sum() > 5
+        assert torch.equal(a.pred_instances.labels[sure], b.pred_instances.labels[sure])
+        torch.testing.assert_close(a.pred_instances.bboxes[sure], b.pred_instances.bboxes[sure], rtol=1e-5, atol=1e-3)
+
+
+def test_every_parameter_counts(pair):
+    """The comparisons above can fail: every parameter that is trained gets a gradient."""
+    inputs, samples = make_batch(*BATCHES['padded, one image empty'], NUM_CLASSES)
+    _, ours = pair
+    ours.train().zero_grad()
+    sum(ours.loss(inputs, copy.deepcopy(samples)).values()).backward()
+    assert [n for n, p in ours.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())] == []
+
+
+def test_mmengine_loads_mmdets_names_too(pair):
+    theirs, ours = pair
+    fresh = MODELS.build(as_ours(shrink(mmdet_config())))
+    for model in (theirs, ours):
+        fresh.bbox_head = copy.deepcopy(ours.bbox_head)
+        for parameter in fresh.parameters():
+            nn.init.zeros_(parameter)
+        mmengine_load_state_dict(fresh, model.state_dict(), strict=True)
+        for name, tensor in ours.state_dict().items():
+            assert torch.equal(fresh.state_dict()[name], tensor), name
+
+
+def test_full_size_state_dict():
+    """mmdet's own config, nothing made smaller: same shapes, same parameter count."""
+    cfg = mmdet_config()
+    theirs, ours = MODELS.build(copy.deepcopy(cfg)), MODELS.build(as_ours(cfg))
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+    state = theirs.state_dict()
+    state['bbox_head.fc_other.weight'] = torch.zeros(1)
+    with pytest.raises(RuntimeError, match='bbox_head.fc_other.weight'):
+        ours.load_state_dict(state)
+    del state['bbox_head.fc_other.weight'], state['bbox_head.fc_cls.bias']
+    with pytest.raises(RuntimeError, match='bbox_head.cls_branches.0.bias'):
+        ours.load_state_dict(state)
+
+
+# ----------------------------------------------------------- Hugging Face
+
+
+def from_hugging_face(state):
+    """Our state_dict of a Hugging Face DETR with a basic-block ResNet backbone."""
+    renames = [
+        (r'model\.backbone\.conv_encoder\.model\.embedder\.embedder\.convolution', 'backbone.conv1'),
+        (r'model\.backbone\.conv_encoder\.model\.embedder\.embedder\.normalization', 'backbone.bn1'),
+        (
+            r'model\.backbone\.conv_encoder\.model\.encoder\.stages\.(\d)\.layers',
+            lambda m: f'backbone.layer{int(m[1]) + 1}',
+        ),
+        (r'\.layer\.(\d)\.convolution', lambda m: f'.conv{int(m[1]) + 1}'),
+        (r'\.layer\.(\d)\.normalization', lambda m: f'.bn{int(m[1]) + 1}'),
+        (r'\.shortcut\.convolution', '.downsample.0'),
+        (r'\.shortcut\.normalization', '.downsample.1'),
+        (r'model\.input_projection', 'neck.convs.0.conv'),
+        (r'model\.query_position_embeddings', 'query_embedding'),
+        (r'model\.decoder\.layernorm', 'decoder.post_norm'),
+        (r'^model\.', ''),
+        (r'(encoder\.layers\.\d+)\.final_layer_norm', r'\1.norms.1'),
+        (r'(decoder\.layers\.\d+)\.final_layer_norm', r'\1.norms.2'),
+        (r'self_attn_layer_norm', 'norms.0'),
+        (r'encoder_attn_layer_norm', 'norms.1'),
+        (r'\.fc1', '.ffn.layers.0.0'),
+        (r'\.fc2', '.ffn.layers.1'),
+        (r'encoder_attn', 'cross_attn'),
+        (r'attn\.out_proj', 'attn.attn.out_proj'),
+        (r'class_labels_classifier', 'bbox_head.fc_cls'),
+        (r'bbox_predictor\.layers\.0', 'bbox_head.reg_ffn.layers.0.0'),
+        (r'bbox_predictor\.layers\.1', 'bbox_head.reg_ffn.layers.1'),
+        (r'bbox_predictor\.layers\.2', 'bbox_head.fc_reg'),
+    ]
+    ours = {}
+    for name, tensor in state.items():
+        for pattern, replacement in renames:
+            name = re.sub(pattern, replacement, name)
+        if name.endswith(('q_proj.weight', 'q_proj.bias')):
+            kind = name.rsplit('.', 1)[1]
+            stem = name.rsplit('.', 2)[0]
+            ours[f'{stem}.attn.in_proj_{kind}'] = [tensor, None, None]
+        else:
+            ours[name] = tensor
+    for name in [n for n in ours if n.endswith(('k_proj.weight', 'k_proj.bias', 'v_proj.weight', 'v_proj.bias'))]:
+        stem, projection, kind = name.rsplit('.', 2)
+        ours[f'{stem}.attn.in_proj_{kind}']['qkv'.index(projection[0])] = ours.pop(name)
+    return {name: torch.cat(x) if isinstance(x, list) else x for name, x in ours.items()}
+
+
+def test_parity_with_hugging_face():
+    """Random weights, a padded batch: final logits and boxes, and the losses of the last layer."""
+    transformers = pytest.importorskip('transformers')
+    widths = [64, 128, 256, 512]
+    backbone = transformers.ResNetConfig(
+        layer_type='basic', depths=[2, 2, 2, 2], hidden_sizes=widths, out_features=['stage4']
+    )
+    config = transformers.DetrConfig(
+        use_timm_backbone=False,
+        use_pretrained_backbone=False,
+        backbone=None,
+        backbone_config=backbone,
+        num_queries=20,
+        num_labels=NUM_CLASSES,
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=3,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        encoder_attention_heads=8,
+        decoder_attention_heads=8,
+        auxiliary_loss=False,
+    )
+    theirs = transformers.DetrForObjectDetection(config).eval()
+    for parameter in theirs.parameters():  # its initial weights are so small that all queries answer alike
+        if parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter)
+    nn.init.normal_(theirs.model.query_position_embeddings.weight)
+    randomise(theirs, std=0.05)
+    rng = torch.Generator().manual_seed(0)
+    for name, buffer in theirs.named_buffers():
+        if name.endswith(('running_var', 'normalization.weight')):
+            buffer.uniform_(0.5, 1.5, generator=rng)
+        elif name.endswith(('running_mean', 'normalization.bias')):
+            buffer.uniform_(-0.2, 0.2, generator=rng)
+    ours = MODELS.build(small_config()).eval()
+    missing, unexpected = ours.load_state_dict(from_hugging_face(theirs.state_dict()), strict=False)
+    assert unexpected == [] and all(name.endswith('num_batches_tracked') for name in missing)
+
+    inputs, samples = make_batch([(128, 160), (96, 121)], [3, 2], NUM_CLASSES)
+    mask = torch.zeros(inputs.shape[0], *inputs.shape[2:], dtype=torch.long)
+    labels = []
+    for i, sample in enumerate(samples):
+        h, w = sample.img_shape
+        mask[i, :h, :w] = 1
+        x1, y1, x2, y2 = (sample.gt_instances.bboxes / torch.tensor([w, h, w, h])).unbind(-1)
+        boxes = torch.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], -1)
+        labels.append(dict(class_labels=sample.gt_instances.labels, boxes=boxes))
+    with torch.no_grad():
+        expected = theirs(inputs, pixel_mask=mask, labels=labels)
+        logits, boxes = ours(inputs, samples, mode='tensor')
+        losses = ours(inputs, samples, mode='loss')
+    assert logits[-1].std() > 0.1 and boxes[-1].std(1).max() > 0.01, 'outputs that say nothing'
+    torch.testing.assert_close(logits[-1], expected.logits, **TOLERANCE)
+    torch.testing.assert_close(boxes[-1], expected.pred_boxes, **TOLERANCE)
+    for name, weight in dict(loss_ce=1.0, loss_bbox=5.0, loss_giou=2.0).items():
+        ours_name = dict(loss_ce='loss_cls', loss_giou='loss_iou').get(name, name)
+        torch.testing.assert_close(losses[ours_name], weight * expected.loss_dict[name], **TOLERANCE)
+
+
+# --------------------------------------------------------- what is promised
+
+
+def test_more_detections_asked_for_than_queries():
+    """mmdet's top-k fails here."""
+    model = MODELS.build(small_config()).eval()  # 20 queries, max_per_img 100
+    inputs, samples = make_batch([(64, 96)], [1], NUM_CLASSES)
+    (result,) = model(inputs, samples, mode='predict')
+    assert len(result.pred_instances) == 20
+
+
+def test_initialisation_follows_the_official_code():
+    """Xavier in the transformer; projection, heads and queries as PyTorch makes them."""
+    model = MODELS.build(small_config())
+    torch.manual_seed(0)
+    model.init_weights()
+    for coder in (model.encoder, model.decoder):
+        for name, parameter in coder.named_parameters():
+            if parameter.dim() > 1:
+                bound = (6 / sum(parameter.shape)) ** 0.5
+                assert 0.95 * bound < parameter.abs().max() <= bound, name
+    for layer in (model.neck.convs[0].conv, model.bbox_head.cls_branches[0], model.bbox_head.reg_branches[0][-1]):
+        bound = layer.weight[0].numel() ** -0.5
+        assert 0.9 * bound < layer.weight.abs().max() <= bound
+        assert 0 < layer.bias.abs().max() <= bound
+    assert 0.9 < model.query_embedding.weight.std() < 1.1
+
+    cfg = small_config()
+    cfg.bbox_head.loss_cls = dict(FOCAL)
+    model = MODELS.build(cfg)
+    model.init_weights()
+    torch.testing.assert_close(model.bbox_head.cls_branches[0].bias.sigmoid(), torch.full((NUM_CLASSES,), 0.01))
+    assert model.bbox_head.reg_branches[0][-1].weight.any()
+
+
+def test_weights_of_the_whole_detector_stay(tmp_path):
+    """mmdet overwrites the transformer of a checkpoint given as ``init_cfg`` with fresh weights."""
+    source = randomise(MODELS.build(small_config()))
+    path = str(tmp_path / 'detr.pth')
+    save_checkpoint(dict(state_dict=source.state_dict()), path)
+    model = MODELS.build(small_config(init_cfg=dict(type='Pretrained', checkpoint=path)))
+    model.init_weights()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, source.state_dict()[name]), name
+
+
+def test_the_class_normaliser_is_averaged_over_ranks_only_for_a_sigmoid_loss():
+    head = small_config().bbox_head
+    assert MODELS.build(head).sync_cls_avg_factor is False
+    assert MODELS.build({**head, 'loss_cls': FOCAL}).sync_cls_avg_factor is True
+    assert MODELS.build({**head, 'sync_cls_avg_factor': True}).sync_cls_avg_factor is True
+
+
+def test_parts_are_swapped_by_type():
+    class SwappedAttention(MultiheadAttention):
+        pass
+
+    class SwappedLayer(DetrEncoderLayer):
+        pass
+
+    for cls in (SwappedAttention, SwappedLayer):
+        registry.MODELS.register_module(module=cls, force=True)
+    cfg = small_config()
+    cfg.encoder.layer_cfg.type = 'mmdet_ddetr.SwappedLayer'
+    cfg.decoder.layer_cfg.cross_attn_cfg.type = 'mmdet_ddetr.SwappedAttention'
+    model = MODELS.build(cfg)
+    assert all(type(layer) is SwappedLayer for layer in model.encoder.layers)
+    assert all(type(layer.cross_attn) is SwappedAttention for layer in model.decoder.layers)
+    assert not any(type(layer.self_attn) is SwappedAttention for layer in model.decoder.layers)
+
+
+def test_one_feature_map():
+    cfg = small_config()
+    cfg.backbone.out_indices = (2, 3)
+    cfg.neck.update(in_channels=[256, 512], num_outs=2)
+    model = MODELS.build(cfg).eval()
+    with pytest.raises(ValueError, match='the neck gives 2 feature maps, DETR reads one'):
+        model(*make_batch([(64, 96)], [1], NUM_CLASSES), mode='tensor')
+
+
+def test_padding_is_not_seen():
+    """What stands in the padding changes nothing behind the neck."""
+    model = MODELS.build(small_config()).eval()
+    _, samples = make_batch([(64, 256), (64, 128)], [1, 1], NUM_CLASSES)
+    feat = torch.randn(2, 32, 2, 8)
+    noisy = feat.clone()
+    noisy[1, :, :, 4:] = 1e3
+    with torch.no_grad():
+        results = [model.bbox_head(**model.forward_transformer((x,), samples)) for x in (feat, noisy)]
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+        assert not torch.allclose(b[:, 0], b[:, 1])
+
+
+def test_autocast():
+    """16-bit attention, fp32 losses and boxes."""
+    model = without_dropout(MODELS.build(small_config()))
+    model.init_weights()
+    inputs, samples = make_batch([(64, 96), (50, 64)], [2, 1], NUM_CLASSES)
+    expected = model.train()(inputs, samples, mode='loss')
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        losses = model(inputs, samples, mode='loss')
+    for name, loss in losses.items():
+        assert loss.dtype == torch.float32
+        # bf16 keeps 8 bits: 1 % a rounding, and one query may change its target
+        torch.testing.assert_close(loss, expected[name], rtol=0.1, atol=0.05, msg=lambda m, n=name: f'{n}: {m}')
