@@ -47,8 +47,8 @@ def test_module_looks_installed(ext):
 
 
 def test_missing_operator_raises_when_called(ext):
-    with pytest.raises(NotImplementedError, match=r'^deform_conv_forward is .*pip install .*mmcv'):
-        ext.deform_conv_forward(torch.zeros(1), im2col_step=1)
+    with pytest.raises(NotImplementedError, match=r'^carafe_forward is .*pip install .*mmcv'):
+        ext.carafe_forward(torch.zeros(1), im2col_step=1)
     for name in ('__path__', '__wrapped__', '_private'):
         assert not hasattr(ext, name)
 

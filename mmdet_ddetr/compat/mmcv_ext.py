@@ -10,6 +10,13 @@ import torch
 import torch.nn.functional as F
 
 from mmdet_ddetr import ops
+from mmdet_ddetr.compat.deform_conv import (  # noqa: F401
+    deform_conv_backward_input,
+    deform_conv_backward_parameters,
+    deform_conv_forward,
+    modulated_deform_conv_backward,
+    modulated_deform_conv_forward,
+)
 from mmdet_ddetr.compat.roi_align import roi_align_backward, roi_align_forward  # noqa: F401
 
 _INSTALL = "pip uninstall -y mmcv-lite && pip install --no-build-isolation 'mmcv>=2.0.0,<2.2'"
