@@ -20,6 +20,7 @@ MODELS = Registry(
     scope=SCOPE,
     locations=[
         'mmdet_ddetr.backbones',
+        'mmdet_ddetr.necks',
         'mmdet_ddetr.layers',
         'mmdet_ddetr.heads',
         'mmdet_ddetr.detectors',
