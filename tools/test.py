@@ -31,16 +31,14 @@ def use_tta(cfg):
     from mmengine.config import ConfigDict
 
     dataset = cfg.test_dataloader.dataset
-    tta_model = cfg.get('tta_model') or dict(
-        type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
-    )
+    tta_model = cfg.get('tta_model') or dict(type='mmdet_ddetr.DDetrTTAModel')
     meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
     tta_pipeline = cfg.get('tta_pipeline') or [
         *dataset.pipeline[:-1],
         dict(
             type='TestTimeAug',
             transforms=[
-                [dict(type='mmdet.RandomFlip', prob=1.0), dict(type='mmdet.RandomFlip', prob=0.0)],
+                [dict(type='mmdet.RandomFlip', prob=0.0), dict(type='mmdet.RandomFlip', prob=1.0)],
                 [dict(type='mmdet.PackDetInputs', meta_keys=meta_keys)],
             ],
         ),

@@ -3,6 +3,7 @@ _base_ = [
     '../_base_/datasets/coco_detr.py',
     '../_base_/schedules/detr_50e.py',
     '../_base_/detr_runtime.py',
+    '../_base_/detr_tta.py',
 ]
 
 model = dict(

@@ -1,4 +1,5 @@
 from .deformable_detr import DeformableDETR
 from .detr import DETR
+from .tta import DDetrTTAModel
 
-__all__ = ['DETR', 'DeformableDETR']
+__all__ = ['DDetrTTAModel', 'DETR', 'DeformableDETR']

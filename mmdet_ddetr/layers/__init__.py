@@ -7,6 +7,7 @@ from .deformable_transformer import (
 )
 from .ms_deform_attn import MSDeformAttn
 from .multihead_attention import MultiheadAttention
+from .own_level_attn import OwnLevelDeformAttn
 from .padding import padding_masks
 from .transformer import DetrDecoder, DetrDecoderLayer, DetrEncoder, DetrEncoderLayer
 
@@ -21,6 +22,7 @@ __all__ = [
     'DetrEncoderLayer',
     'MSDeformAttn',
     'MultiheadAttention',
+    'OwnLevelDeformAttn',
     'inverse_sigmoid',
     'padding_masks',
     'refine_box',
