@@ -32,7 +32,12 @@ def make_batch(
         size = torch.rand(count, 2, generator=rng) * 0.35 + 0.04
         boxes = torch.cat([corner, corner + size], 1) * torch.tensor([w, h, w, h])
         metainfo = dict(
-            img_id=i, img_shape=(h, w), ori_shape=(2 * h, 2 * w), scale_factor=(0.5, 0.5), batch_input_shape=(H, W)
+            img_id=i,
+            img_shape=(h, w),
+            pad_shape=(h, w),
+            batch_input_shape=(H, W),
+            ori_shape=(2 * h, 2 * w),
+            scale_factor=(0.5, 0.5),
         )
         sample = DetDataSample(metainfo=metainfo)
         labels = torch.randint(0, num_classes, (count,), generator=rng)
