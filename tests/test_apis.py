@@ -156,7 +156,7 @@ def test_tta(checkpoint, run_tool):
     assert 'coco/bbox_mAP: ' in text
 
 
-@pytest.mark.parametrize('name', ['train.py', 'test.py', 'finetune.py'])
+@pytest.mark.parametrize('name', ['train.py', 'test.py', 'finetune.py', 'complexity.py'])
 def test_help_is_fast(name):
     """mim asks for it before each training: nothing is imported for it that takes time."""
     code = f"""

@@ -1,13 +1,15 @@
 """What PyTorch has to know about an attention op besides its compiled kernels.
 
 LibTorch's stable ABI registers kernels and nothing else. Here the ops get shape functions, derivatives of any order in
-both modes, the autocast rule and vmap, and kernels in plain PyTorch for devices that have no compiled one.
+both modes, the autocast rule, vmap, a count of their operations, and kernels in plain PyTorch for devices that have no
+compiled one.
 
 An op is ``name(value, spatial_shapes, *points) -> output`` with ``name_backward(grad_output, value, spatial_shapes,
 *points, *flags) -> grad_value, *grad_points``. The first dimension of all tensors is the batch. spatial_shapes is flat:
 H0, W0, H1, W1, ...
 """
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils.flop_counter import register_flop_formula
 
 from ._load import EXTENSION_LOADED, LIBRARY
 
@@ -62,6 +65,8 @@ class AttentionOp:
         LIBRARY.impl(self.name, self._autocast('cuda', 'AutocastCUDA'), 'AutocastCUDA')
         torch.library.register_vmap(f'mmdet_ddetr::{self.name}', self._vmap, lib=LIBRARY)
         torch.library.register_vmap(f'mmdet_ddetr::{backward}', self._vmap_backward, lib=LIBRARY)
+        register_flop_formula(self.forward.overloadpacket)(self._flops)
+        register_flop_formula(self.backward.overloadpacket)(self._flops_backward)
 
     # --- devices without a compiled kernel ---------------------------------------------------------------------------
 
@@ -92,9 +97,9 @@ class AttentionOp:
     def _autograd(self, value, spatial_shapes, *points):
         if _beyond_first_order():
             return self.differentiable(value, pairs(spatial_shapes), *points)
-        if not self._is_compiled_for(value.device.type):
-            return self._reference(value, spatial_shapes, *points)  # PyTorch differentiates it
         if torch.is_grad_enabled() and (value.requires_grad or any(p.requires_grad for p in points)):
+            if not self._is_compiled_for(value.device.type):
+                return self._reference(value, spatial_shapes, *points)  # PyTorch differentiates it
             return _Forward.apply(self, value, spatial_shapes, *points)
         with torch._C._AutoDispatchBelowAutograd():
             return self.forward(value, spatial_shapes, *points)
@@ -139,6 +144,18 @@ class AttentionOp:
         return tuple(
             grad.unflatten(0, (info.batch_size, -1)) if needed else grad for grad, needed in zip(grads, needs_grad)
         ), out_dims
+
+    # --- operations, for torch.utils.flop_counter; it gives shapes for tensors ---------------------------------------
+
+    def _flops(self, value, spatial_shapes, *points, out_shape=None):
+        """Of each sample and channel five multiply-adds, four for the bilinear sample and one for its weight, and each
+        counts as two operations (Deformable DETR, appendix A.1: 5 N_q K C)."""
+        return 2 * 5 * math.prod(points[-1]) * value[-1]
+
+    def _flops_backward(self, grad_output, value, spatial_shapes, *rest, out_shape=None):
+        """Twice the forward's, as for a product: once for the value, once for what weighs it."""
+        points, *_ = self._split(rest)
+        return 2 * self._flops(value, spatial_shapes, *points)
 
     # --- the last arguments of the backward op -----------------------------------------------------------------------
 
