@@ -1,6 +1,5 @@
 """From a folder in COCO format to a config that trains on it."""
 
-import colorsys
 import copy
 import io
 import logging
@@ -18,11 +17,12 @@ from mmengine.config import Config
 from mmengine.runner import CheckpointLoader, Runner
 
 from ..datasets import CocoFolder, CocoSplit, DataError, Report, check_coco, check_splits, clean_coco, read_coco
+from .pictures import palette
 
 WARMUP_SHARE = 0.1  # of the iterations, at most
 PROBE_ITERS = 12  # timed, after as many to warm up
 PROBE_IMAGES = 64
-LONG_RUN = 1.1  # an iteration of a long training takes so many of a short one's: the machine warms up
+LONG_RUN = 1.25  # an iteration of a long training takes so many of a probe's: measured 1.2 and 1.3 on 2 busy cores
 RESERVE = 15  # seconds for start, inferencer and pictures
 
 
@@ -134,6 +134,8 @@ def configure(
         cfg.train_dataloader.batch_size = batch_size
     if lr is not None:
         optimizer.lr = lr
+    if cfg.get('auto_scale_lr'):
+        cfg.auto_scale_lr.enable = False  # the rate is this batch size's
     if length is not None:
         set_length(cfg, length)
     _limit_warmup(cfg, len(read_coco(folder.train.ann_file)['images']))
@@ -230,7 +232,7 @@ def _time_iteration_and_image(cfg: Config) -> tuple[float, float]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as work_dir:
         cfg.update(work_dir=work_dir, experiment_name=name, visualizer=dict(type='Visualizer', name=name))
         cfg.update(custom_hooks=[], param_scheduler=None, load_from=None)
-        cfg.default_hooks.checkpoint = None
+        cfg.default_hooks = dict(checkpoint=None)  # and mmengine's own
         cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=2 * PROBE_ITERS, val_interval=10**9)
         cfg.train_dataloader.sampler = dict(type='InfiniteSampler')
         innermost_dataset(cfg.val_dataloader).indices = PROBE_IMAGES
@@ -273,12 +275,6 @@ def silence():
     console = sys.stdout
     with redirect_stdout(io.StringIO()):
         yield console
-
-
-def palette(n: int) -> list[tuple[int, int, int]]:
-    """``n`` colours that differ, RGB in 0..255: hues a golden section apart."""
-    hues = [(0.6 + i * 0.618034) % 1 for i in range(n)]
-    return [tuple(round(255 * v) for v in colorsys.hsv_to_rgb(hue, 0.85, 0.95)) for hue in hues]
 
 
 def _stretch(cfg: Config, factor: float) -> None:

@@ -1,5 +1,6 @@
 """Annotated pictures: what is there beside what was found."""
 
+import colorsys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,6 +48,32 @@ def side_by_side(panes: dict[str, np.ndarray]) -> np.ndarray:
     return np.hstack(framed)
 
 
+def compare(
+    image: np.ndarray,  # [H, W, 3], BGR
+    true_boxes: np.ndarray,  # [T, 4]
+    true_labels: Sequence[int],
+    boxes: np.ndarray,  # [N, 4]
+    labels: Sequence[int],
+    scores: Sequence[float],
+    classes: Sequence[str],
+    palette: Sequence[tuple[int, int, int]],
+    score_thr: float,
+) -> np.ndarray:  # BGR
+    """Ground truth beside prediction; boxes (x1, y1, x2, y2) in px, the predicted ones chosen by ``score_thr``."""
+    return side_by_side(
+        {
+            'ground truth': draw_boxes(image, true_boxes, true_labels, classes, palette),
+            f'prediction, score >= {score_thr}': draw_boxes(image, boxes, labels, classes, palette, scores),
+        }
+    )
+
+
+def palette(n: int) -> list[tuple[int, int, int]]:
+    """``n`` colours that differ, RGB in 0..255: hues a golden section apart."""
+    hues = [(0.6 + i * 0.618034) % 1 for i in range(n)]
+    return [tuple(round(255 * v) for v in colorsys.hsv_to_rgb(hue, 0.85, 0.95)) for hue in hues]
+
+
 def write_comparisons(
     inferencer, coco: dict, image_dir: str | Path, out_dir: str | Path, n_images: int = 12, score_thr: float = 0.3
 ) -> list[Path]:
@@ -78,20 +105,16 @@ def write_comparisons(
         corners = np.array([a['bbox'] for a in truth], float).reshape(-1, 4)
         corners[:, 2:] += corners[:, :2]
         kept = [i for i, score in enumerate(prediction['scores']) if score >= score_thr]
-        row = side_by_side(
-            {
-                'ground truth': draw_boxes(
-                    pixels, corners, [label_of[a['category_id']] for a in truth], classes, colours
-                ),
-                f'prediction, score >= {score_thr}': draw_boxes(
-                    pixels,
-                    np.array([prediction['bboxes'][i] for i in kept]).reshape(-1, 4),
-                    [prediction['labels'][i] for i in kept],
-                    classes,
-                    colours,
-                    [prediction['scores'][i] for i in kept],
-                ),
-            }
+        row = compare(
+            pixels,
+            corners,
+            [label_of[a['category_id']] for a in truth],
+            np.array([prediction['bboxes'][i] for i in kept]).reshape(-1, 4),
+            [prediction['labels'][i] for i in kept],
+            [prediction['scores'][i] for i in kept],
+            classes,
+            colours,
+            score_thr,
         )
         written.append(out_dir / f'{Path(image["file_name"]).stem}.jpg')
         cv2.imwrite(str(written[-1]), row)

@@ -1,6 +1,9 @@
+import logging
+
 import mmcv
 from mmcv.transforms import LoadImageFromFile as MMCVLoadImageFromFile
 from mmengine import fileio
+from mmengine.logging import print_log
 
 from ..registry import TRANSFORMS
 from .errors import DataError
@@ -15,7 +18,8 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
     of a JPEG that ends too early where OpenCV decodes one. Meant for train pipelines: ``DetInferencer`` looks for
     mmcv's by name in test pipelines.
 
-    Args: those of ``mmcv.transforms.LoadImageFromFile``. With ``ignore_empty=True`` a bad image is skipped.
+    Args: those of ``mmcv.transforms.LoadImageFromFile``. With ``ignore_empty=True`` a bad image is an error in the log, and
+    another one, drawn at random, takes its place.
 
     Raises:
         DataError: the image is missing, empty, truncated or does not decode.
@@ -25,10 +29,12 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
         try:
             image = self._load(results['img_path'])
         except (OSError, DataError) as error:
-            if self.ignore_empty:
-                return None
             image_id = f' (image id {results["img_id"]})' if 'img_id' in results else ''
-            raise DataError(f'{results["img_path"]}{image_id}: {error}') from error
+            message = f'{results["img_path"]}{image_id}: {error}'
+            if self.ignore_empty:
+                print_log(f'{message}; another image takes its place', 'current', logging.ERROR)
+                return None
+            raise DataError(message) from error
         results['img'] = image.astype('float32') if self.to_float32 else image
         results['img_shape'] = results['ori_shape'] = image.shape[:2]
         return results

@@ -1,0 +1,44 @@
+"""The learning rate that fits the number of images behind an optimizer step."""
+
+import os
+
+from mmengine.config import Config
+
+RULES = {'linear': 1.0, 'sqrt': 0.5}  # exponents
+_WORLD_SIZE = {'none': None, 'pytorch': 'WORLD_SIZE', 'slurm': 'SLURM_NTASKS', 'mpi': 'OMPI_COMM_WORLD_SIZE'}
+
+
+def scale_lr(cfg: Config, world_size: int | None = None) -> str | None:
+    """Scale a config's learning rate, in place, if its ``auto_scale_lr`` is enabled.
+
+    mmengine's runner does this, too, but knows neither accumulated batches nor another rule than the linear one. So it
+    is done here, and switched off there.
+
+    Args:
+        cfg: its ``auto_scale_lr`` has ``enable``, ``base_batch_size``, the images a step that the rate was chosen for,
+            and ``rule``: 'linear' (default), the rate grows with the images, or 'sqrt', with their root, which fits
+            Adam's normalised steps.
+        world_size: number of processes; None: as the config's launcher tells in the environment.
+
+    Returns:
+        What was done, for the log; None if nothing was.
+    """
+    auto = cfg.get('auto_scale_lr') or {}
+    if not auto.get('enable', False):
+        return None
+    rule = auto.get('rule', 'linear')
+    if rule not in RULES:
+        raise ValueError(f'auto_scale_lr.rule must be one of {list(RULES)}, got {rule!r}')
+    if world_size is None:
+        variable = _WORLD_SIZE[cfg.get('launcher', 'none')]
+        world_size = int(os.environ[variable]) if variable else 1
+    accumulated = cfg.optim_wrapper.get('accumulative_counts', 1)
+    images = cfg.train_dataloader.batch_size * world_size * accumulated
+    factor = (images / auto.base_batch_size) ** RULES[rule]
+    before = cfg.optim_wrapper.optimizer.lr
+    cfg.optim_wrapper.optimizer.lr = before * factor
+    auto.enable = False
+    return (
+        f'Learning rate {before:.3g} x {factor:.3g} = {before * factor:.3g}: {images} images a step instead of '
+        f'{auto.base_batch_size}, {rule} rule (auto_scale_lr)'
+    )

@@ -1,0 +1,79 @@
+import io
+import re
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+
+from ..files import write_atomically
+from ..registry import HOOKS
+
+LOSSES = 'curve/losses'
+METRICS = 'curve/metrics'
+
+
+@HOOKS.register_module()
+class LearningCurvesHook(Hook):
+    """Draws losses and AP over the iterations into ``curves.png``, anew after each evaluation and at the end.
+
+    The points are part of the checkpoint, so a resumed training continues its curves.
+
+    Args:
+        interval: iterations that one point of a loss averages.
+        losses: regular expression of the losses to draw; by default the total and those of the last layer.
+        metrics: regular expression of the figures to draw.
+    """
+
+    def __init__(
+        self, interval: int = 50, losses: str = r'^(enc_)?loss[^.]*$', metrics: str = r'mAP(_50|_75|_s|_m|_l)?$'
+    ):
+        self.interval = interval
+        self.losses = re.compile(losses)
+        self.metrics = re.compile(metrics)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        if self.every_n_train_iters(runner, self.interval) or runner.iter + 1 == runner.max_iters:
+            means = {
+                key.removeprefix('train/'): history.mean(self.interval)
+                for key, history in runner.message_hub.log_scalars.items()
+                if key.startswith('train/') and self.losses.search(key.removeprefix('train/'))
+            }
+            self._add(runner, LOSSES, runner.iter + 1, means)
+
+    def after_val_epoch(self, runner, metrics=None) -> None:
+        chosen = {key: value for key, value in (metrics or {}).items() if self.metrics.search(key)}
+        self._add(runner, METRICS, runner.iter, chosen)
+        self._draw(runner)
+
+    def after_train(self, runner) -> None:
+        self._draw(runner)
+
+    @staticmethod
+    def _add(runner, name: str, iteration: int, values: dict) -> None:
+        """Append a point to each curve: {name: [[iterations], [values]]}, plain numbers for the checkpoint's sake."""
+        curves = runner.message_hub.get_info(name, {})
+        for key, value in values.items():
+            iterations, points = curves.setdefault(key, [[], []])
+            iterations.append(int(iteration))
+            points.append(float(value))
+        runner.message_hub.update_info(name, curves)
+
+    def _draw(self, runner) -> None:
+        losses, metrics = (runner.message_hub.get_info(name, {}) for name in (LOSSES, METRICS))
+        if not is_main_process() or not (losses or metrics):
+            return
+        figure = Figure(figsize=(12, 4.5), layout='constrained')
+        left, right = figure.subplots(1, 2)
+        for axes, curves, title in ((left, losses, 'loss'), (right, metrics, 'evaluation')):
+            for name, (iterations, values) in curves.items():
+                axes.plot(iterations, values, label=name, marker='.' if len(values) < 20 else None)
+            axes.set(xlabel='iteration', title=title)
+            axes.grid(alpha=0.3)
+            if curves:
+                axes.legend(fontsize='small')
+        left.set_yscale('log')
+        right.set_ylim(bottom=0)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format='png', dpi=100)
+        write_atomically(Path(runner.work_dir, 'curves.png'), buffer.getvalue())

@@ -1,0 +1,65 @@
+from collections import defaultdict
+
+from mmengine.dist import get_world_size
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapperDict
+from torch import nn
+
+from ..registry import HOOKS
+
+
+@HOOKS.register_module()
+class OptimReportHook(Hook):
+    """Logs, before training starts, what each optimizer step is made of.
+
+    The number of images behind a step, and the parameters by learning rate and weight decay, with the key of
+    ``paramwise_cfg.custom_keys`` that put them there. A key that matches no parameter gets a warning.
+    """
+
+    priority = 'VERY_LOW'
+
+    def before_train(self, runner) -> None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        wrappers = runner.optim_wrapper
+        wrappers = wrappers if isinstance(wrappers, OptimWrapperDict) else {'': wrappers}
+        keys = list(((runner.cfg.get('optim_wrapper') or {}).get('paramwise_cfg') or {}).get('custom_keys') or {})
+        images = runner.train_dataloader.batch_sampler.batch_size
+        world = get_world_size()
+        for name, wrapper in wrappers.items():
+            counts = wrapper._accumulative_counts
+            runner.logger.info(
+                f'{name} {type(wrapper.optimizer).__name__}: {images * world * counts} images a step ({images} in a '
+                f'batch x {world} processes x {counts} accumulated)\n{parameter_table(model, wrapper.optimizer, keys)}'
+            )
+        for key in keys:
+            if not any(key in parameter for parameter, _ in model.named_parameters()):
+                runner.logger.warning(f'paramwise_cfg.custom_keys: no parameter has {key!r} in its name')
+
+
+def parameter_table(model: nn.Module, optimizer, keys: list[str]) -> str:
+    """Parameters of a model by learning rate and weight decay.
+
+    Args:
+        model: not wrapped.
+        optimizer: of some or all of its parameters; the rates before any warm-up are shown.
+        keys: parts of parameter names; a parameter counts to the longest that it contains, as in mmengine.
+    """
+    settings = {
+        id(parameter): (f'{group.get("initial_lr", group["lr"]):.3g}', f'{group.get("weight_decay", 0):.3g}')
+        for group in optimizer.param_groups
+        for parameter in group['params']
+    }
+    rows = defaultdict(lambda: [0, 0])
+    for name, parameter in model.named_parameters():
+        key = max((key for key in keys if key in name), key=len, default='(others)')
+        lr, decay = settings.get(id(parameter), ('frozen', '-'))
+        rows[key, lr, decay][0] += 1
+        rows[key, lr, decay][1] += parameter.numel()
+    cells = [('name contains', 'tensors', 'parameters', 'lr', 'weight decay')]
+    cells += [(key, str(tensors), f'{size:,}', lr, decay) for (key, lr, decay), (tensors, size) in sorted(rows.items())]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    return '\n'.join(
+        f'  {row[0]:{widths[0]}}  ' + '  '.join(f'{cell:>{width}}' for cell, width in zip(row[1:], widths[1:]))
+        for row in cells
+    )
