@@ -1,11 +1,13 @@
 """What the benchmarks share: times of peers taken in turns, peak memory, the machine's name, tables."""
 
+import ctypes
 import gc
 import multiprocessing
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -58,14 +60,19 @@ def peak_memory(make_step: Callable[..., Step], *arguments, device: str = 'cpu')
     """MB that ``make_step(*arguments)()`` needs beyond what its inputs took, in a process of its own (Linux on a CPU).
 
     Both the function and its arguments are sent to that process, so they must be picklable.
+
+    Raises:
+        BrokenProcessPool: the process died.
     """
-    with multiprocessing.get_context('spawn').Pool(1) as pool:
-        return pool.apply(_peak_memory, (make_step, arguments, device))
+    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
+        return pool.submit(_peak_memory, make_step, arguments, device).result()
 
 
 def _peak_memory(make_step, arguments, device):
     step = make_step(*arguments)
+    step()  # loads libraries and fills caches
     if device == 'cpu':
+        ctypes.CDLL(None).malloc_trim(0)
         Path('/proc/self/clear_refs').write_text('5')  # resets the peak
         before = _resident('VmRSS')
         keep = step()

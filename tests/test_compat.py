@@ -144,7 +144,7 @@ BROKEN_STACKS = {
     ),
     'no mmcv': (
         lambda site: remove(site / 'mmcv'),
-        'mmdet_ddetr needs mmcv, which is not installed: pip install "mmcv-lite>=2.0.0,<2.2"',
+        'mmdet_ddetr needs mmcv, which is not installed: pip install "mmcv-lite>=2.1.0,<2.2"',
     ),
     'no mmdet': (
         lambda site: remove(site / 'mmdet'),
@@ -152,7 +152,7 @@ BROKEN_STACKS = {
     ),
     'leftovers of mmcv': (
         lambda site: remove(site / 'mmcv' / '__init__.py'),
-        'mmdet_ddetr needs mmcv, which is not installed: pip install "mmcv-lite>=2.0.0,<2.2"',
+        'mmdet_ddetr needs mmcv, which is not installed: pip install "mmcv-lite>=2.1.0,<2.2"',
     ),
     'old torch': (
         lambda site: set_version(site / 'torch', '2.9.1+cu128'),
@@ -169,12 +169,12 @@ BROKEN_STACKS = {
     'new mmcv': (
         lambda site: set_version(site / 'mmcv', '2.2.0'),
         'mmdet 3.3.0 needs mmcv>=2.0.0rc4,<2.2.0, got 2.2.0: '
-        'pip uninstall -y mmcv mmcv-lite && pip install "mmcv-lite>=2.0.0,<2.2"',
+        'pip uninstall -y mmcv mmcv-lite && pip install "mmcv-lite>=2.1.0,<2.2"',
     ),
     'old mmcv': (
         lambda site: set_version(site / 'mmcv', '1.7.2'),
         'mmdet 3.3.0 needs mmcv>=2.0.0rc4,<2.2.0, got 1.7.2: '
-        'pip uninstall -y mmcv mmcv-lite && pip install "mmcv-lite>=2.0.0,<2.2"',
+        'pip uninstall -y mmcv mmcv-lite && pip install "mmcv-lite>=2.1.0,<2.2"',
     ),
 }
 
@@ -190,7 +190,7 @@ def test_extension_for_another_torch_is_one_sentence(site):
     (site / 'mmcv' / f'_ext{EXTENSION_SUFFIXES[0]}').write_bytes(b'not a library')
     sentence, _ = run('import mmdet_ddetr', site, ROOT)
     assert sentence.startswith('ImportError: the compiled operators of mmcv 2.1.0 do not load with torch 2.13.0+cpu (')
-    assert sentence.endswith('): pip uninstall -y mmcv mmcv-lite && pip install "mmcv-lite>=2.0.0,<2.2"')
+    assert sentence.endswith('): pip uninstall -y mmcv mmcv-lite && pip install "mmcv-lite>=2.1.0,<2.2"')
 
 
 def test_sound_stacks_pass(site):

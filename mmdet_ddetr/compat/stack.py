@@ -15,7 +15,7 @@ _MINIMUM = {'torch': '2.10', 'mmdet': '3.3.0'}  # torch: LibTorch's stable ABI, 
 _INSTALL = {
     'torch': 'pip install "torch>=2.10"',
     'mmengine': 'pip install "mmengine>=0.10.7,<1"',
-    'mmcv': 'pip install "mmcv-lite>=2.0.0,<2.2"',
+    'mmcv': 'pip install "mmcv-lite>=2.1.0,<2.2"',
     'mmdet': 'pip install "mmdet>=3.3.0,<4"',
 }
 _REPLACE_MMCV = f'pip uninstall -y mmcv mmcv-lite && {_INSTALL["mmcv"]}'
