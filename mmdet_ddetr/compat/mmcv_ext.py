@@ -7,7 +7,6 @@ comments here say what is not obvious from there. What is not defined here raise
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from mmdet_ddetr import ops
 from mmdet_ddetr.compat.deform_conv import (  # noqa: F401
@@ -155,27 +154,20 @@ def ms_deform_attn_backward(
 
 def sigmoid_focal_loss_forward(input, target, weight, output, gamma, alpha):
     """Loss of each logit ``[N, C]`` into ``output``; a target outside of [0, C) is background."""
-    positive, p, log_p, log_q, class_weight = _sigmoid_terms(input, target, weight)
-    loss = torch.where(positive, -alpha * (1 - p) ** gamma * log_p, -(1 - alpha) * p**gamma * log_q)
-    output.copy_(loss * class_weight)
+    loss = ops.sigmoid_focal_loss(input, target, alpha, gamma)
+    output.copy_(loss * _weight_of(target, weight))
 
 
 def sigmoid_focal_loss_backward(input, target, weight, grad_input, gamma, alpha):
     """Derivative of each loss by its logit into ``grad_input [N, C]``."""
-    positive, p, log_p, log_q, class_weight = _sigmoid_terms(input, target, weight)
-    gradient = torch.where(
-        positive,
-        -alpha * (1 - p) ** gamma * (1 - p - gamma * p * log_p),
-        -(1 - alpha) * p**gamma * (gamma * (1 - p) * log_q - p),
-    )
-    grad_input.copy_(gradient * class_weight)
+    logits = input.detach().requires_grad_()
+    with torch.enable_grad():
+        loss = ops.sigmoid_focal_loss(logits, target, alpha, gamma) * _weight_of(target, weight)
+    grad_input.copy_(torch.autograd.grad(loss.sum(), logits)[0])
 
 
-def _sigmoid_terms(input, target, weight):
-    logit = input.to(torch.promote_types(input.dtype, torch.float32))
-    positive = target[:, None] == torch.arange(logit.shape[1], device=target.device)
-    class_weight = weight.index_select(0, target)[:, None] if weight.numel() else 1
-    return positive, logit.sigmoid(), F.logsigmoid(logit), F.logsigmoid(-logit), class_weight
+def _weight_of(target, weight):
+    return weight.index_select(0, target)[:, None] if weight.numel() else 1
 
 
 def softmax_focal_loss_forward(softmax, target, weight, output, gamma, alpha):

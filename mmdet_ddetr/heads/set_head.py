@@ -4,6 +4,7 @@ import copy
 from dataclasses import replace
 
 import torch
+from mmdet.models.losses import FocalLoss
 from mmdet.structures import SampleList
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_xyxy_to_cxcywh
 from mmdet.utils import InstanceList, reduce_mean
@@ -12,6 +13,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from mmdet_ddetr.layers import refine_box
+from mmdet_ddetr.ops import sigmoid_focal_loss
 from mmdet_ddetr.registry import MODELS, TASK_UTILS
 from mmdet_ddetr.task_modules import Match, Targets
 
@@ -224,24 +226,24 @@ class SetHead(BaseModule):
         # a box type of mmdet's, or a plain tensor
         boxes = torch.cat([getattr(gt.bboxes, 'tensor', gt.bboxes).float() for gt in batch_gt_instances])
         labels = torch.cat([gt.labels for gt in batch_gt_instances])
-        image = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(boxes.device)
+        image = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts), output_size=len(labels))
+        image = image.to(boxes.device)
         sizes = boxes.new_tensor([meta['img_shape'][1::-1] * 2 for meta in batch_img_metas])
         return Targets(bbox_xyxy_to_cxcywh(boxes / sizes[image]), labels, image, counts, sizes)
 
     def _set_loss(self, logits: Tensor, boxes: Tensor, match: Match, targets: Targets) -> dict[str, Tensor]:
         """Losses per layer of one set of predictions, each a tensor [L]."""
-        L, B, Q, C = logits.shape
+        L, B, Q, _ = logits.shape
         matched = (match.layer, match.image, match.query)
         target_boxes = targets.boxes[match.target]
 
         labels = match.target.new_full((L, B, Q), self.num_classes)
         labels[matched] = targets.labels[match.target]
-        loss_cls = self.loss_cls(logits.reshape(-1, C), labels.flatten(), reduction_override='none')
         num_pos = match.per_layer
         cls_factor = self._average(num_pos + (B * Q - num_pos) * self.bg_cls_weight, self.sync_cls_avg_factor, logits)
         box_factor = self._average(num_pos, True, logits)
 
-        losses = dict(loss_cls=loss_cls.reshape(L, -1).sum(1) / cls_factor)
+        losses = dict(loss_cls=self._class_loss(logits, labels) / cls_factor)
         if num_pos == 0:  # no boxes: zero, but still part of the graph, so that every rank has every gradient
             zero = boxes.flatten(1).sum(1) * 0
             return dict(losses, loss_bbox=zero, loss_iou=zero)
@@ -251,10 +253,18 @@ class SetHead(BaseModule):
         loss_iou = self.loss_iou(  # in pixels: the loss's eps is meant for them
             bbox_cxcywh_to_xyxy(pred) * size, bbox_cxcywh_to_xyxy(target_boxes) * size, reduction_override='none'
         )
-        zeros = boxes.new_zeros(L)
-        losses['loss_bbox'] = zeros.index_add(0, match.layer, loss_bbox) / box_factor
-        losses['loss_iou'] = zeros.index_add(0, match.layer, loss_iou) / box_factor
+        losses['loss_bbox'] = loss_bbox.view(L, num_pos).sum(1) / box_factor
+        losses['loss_iou'] = loss_iou.view(L, num_pos).sum(1) / box_factor
         return losses
+
+    def _class_loss(self, logits: Tensor, labels: Tensor) -> Tensor:  # [L, B, Q, C], [L, B, Q] -> [L]
+        L, _, _, C = logits.shape
+        logits, labels, loss = logits.reshape(-1, C), labels.flatten(), self.loss_cls
+        if type(loss) is FocalLoss and not loss.activated:  # the same, in one pass over the logits
+            values = loss.loss_weight * sigmoid_focal_loss(logits, labels, loss.alpha, loss.gamma, sum_classes=True)
+        else:
+            values = loss(logits, labels, reduction_override='none')
+        return values.reshape(L, -1).sum(1)
 
     @staticmethod
     def _average(count: float, sync: bool, like: Tensor) -> Tensor:

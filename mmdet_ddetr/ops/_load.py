@@ -18,8 +18,7 @@ SCHEMAS = (
     'Tensor sampling_offsets, Tensor attention_logits, bool needs_grad_reference, bool deterministic) '
     '-> (Tensor, Tensor, Tensor, Tensor)',
     'sigmoid_focal_loss(Tensor logits, Tensor labels, float alpha, float gamma, bool sum_classes=False) -> Tensor',
-    'sigmoid_focal_loss_backward(Tensor grad_output, Tensor logits, Tensor labels, float alpha, float gamma) '
-    '-> Tensor',
+    'sigmoid_focal_loss_backward(Tensor grad_output, Tensor logits, Tensor labels, float alpha, float gamma) -> Tensor',
 )
 
 

@@ -9,6 +9,7 @@ An op is ``name(value, spatial_shapes, *points) -> output`` with ``name_backward
 H0, W0, H1, W1, ...
 """
 
+import functools
 import math
 import warnings
 from collections.abc import Callable
@@ -48,7 +49,6 @@ class AttentionOp:
     optional_grads: int = 0
     forward: torch._ops.OpOverload = field(init=False)
     backward: torch._ops.OpOverload = field(init=False)
-    _compiled: dict[str, bool] = field(init=False, default_factory=dict)  # by device type
 
     def __post_init__(self):
         self.forward = getattr(torch.ops.mmdet_ddetr, self.name).default
@@ -71,16 +71,9 @@ class AttentionOp:
     # --- devices without a compiled kernel ---------------------------------------------------------------------------
 
     def _reference(self, value, spatial_shapes, *points):
-        _warn_of_device(value.device.type)
+        warn_of_device(value.device.type)
         self.check(value, spatial_shapes, *points)
         return self.reference(value, pairs(spatial_shapes), *points)
-
-    def _is_compiled_for(self, device_type):
-        if device_type not in self._compiled:
-            key = torch._C._dispatch_key_for_device(device_type)
-            name = f'mmdet_ddetr::{self.name}'
-            self._compiled[device_type] = torch._C._dispatch_has_kernel_for_dispatch_key(name, key)
-        return self._compiled[device_type]
 
     # --- shapes ------------------------------------------------------------------------------------------------------
 
@@ -95,17 +88,17 @@ class AttentionOp:
     # --- derivatives -------------------------------------------------------------------------------------------------
 
     def _autograd(self, value, spatial_shapes, *points):
-        if _beyond_first_order():
+        if beyond_first_order():
             return self.differentiable(value, pairs(spatial_shapes), *points)
         if torch.is_grad_enabled() and (value.requires_grad or any(p.requires_grad for p in points)):
-            if not self._is_compiled_for(value.device.type):
+            if not has_compiled_kernel(self.name, value.device.type):
                 return self._reference(value, spatial_shapes, *points)  # PyTorch differentiates it
             return _Forward.apply(self, value, spatial_shapes, *points)
         with torch._C._AutoDispatchBelowAutograd():
             return self.forward(value, spatial_shapes, *points)
 
     def _autograd_backward(self, grad_output, value, spatial_shapes, *rest):
-        if _beyond_first_order():
+        if beyond_first_order():
             points, needs_grad, _ = self._split(rest)
             return self._drop_unasked(
                 _vjp(self.differentiable, spatial_shapes)(grad_output, value, *points), needs_grad
@@ -217,7 +210,13 @@ def _vjp(attention: Callable[..., Tensor], spatial_shapes: list[int]) -> Callabl
     return backward
 
 
-def _beyond_first_order() -> bool:
+@functools.cache
+def has_compiled_kernel(name: str, device_type: str) -> bool:
+    key = torch._C._dispatch_key_for_device(device_type)
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f'mmdet_ddetr::{name}', key)
+
+
+def beyond_first_order() -> bool:
     """True under forward-mode differentiation and torch.func, which an autograd.Function would answer with zeros."""
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
@@ -234,7 +233,7 @@ def _fold(batch_size: int, dims: tuple[int | None, ...], tensors: tuple[Tensor, 
 _warned: set[str] = set()
 
 
-def _warn_of_device(device_type: str):
+def warn_of_device(device_type: str):
     if EXTENSION_LOADED and device_type not in _warned:
         _warned.add(device_type)
         warnings.warn(

@@ -201,3 +201,28 @@ def _check_points(value: Tensor, spatial_shapes: list[int], name: str, points: T
 def _check(ok: bool, message: str):
     if not ok:
         raise RuntimeError(message)
+
+
+def sigmoid_focal_loss(
+    logits: Tensor,  # [N, C]
+    labels: Tensor,  # [N]
+    alpha: float,
+    gamma: float,
+    sum_classes: bool = False,
+) -> Tensor:  # [N, C], or [N] if sum_classes
+    """Focal loss of every logit (RetinaNet, eq. 5), in fp32 (fp64 where ``logits`` is), from log-sigmoid."""
+    x = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    target = labels[:, None] == torch.arange(x.shape[1], device=x.device)
+    y = torch.where(target, -x, x)  # sigmoid(y) is the probability of the wrong answer
+    # not sigmoid(y) ** gamma, whose derivative is inf * 0 for gamma < 1 where sigmoid(y) is 0
+    loss = torch.where(target, alpha, 1 - alpha) * (gamma * F.logsigmoid(y)).exp() * -F.logsigmoid(-y)
+    return loss.sum(1) if sum_classes else loss
+
+
+def check_sigmoid_focal_loss(logits: Tensor, labels: Tensor, gamma: float):
+    """The argument checks of csrc/sigmoid_focal_loss.h, with its messages."""
+    _check(logits.dim() == 2, f'logits must be [N, C], got {list(logits.shape)}')
+    _check(logits.is_floating_point(), f'logits must be fp64, fp32, fp16 or bf16, got {logits.dtype}')
+    _check(labels.shape == logits.shape[:1], f'labels must be [N] = {list(logits.shape[:1])}, got {list(labels.shape)}')
+    _check(labels.dtype == torch.int64, f'labels must be int64, got {labels.dtype}')
+    _check(gamma >= 0, f'gamma must not be negative, got {gamma}')

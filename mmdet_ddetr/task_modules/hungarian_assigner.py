@@ -1,5 +1,6 @@
 """One-to-one matching of queries and targets (DETR, section 3.1), for all layers and images in one pass."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,12 +13,17 @@ from torch import Tensor
 
 from mmdet_ddetr.registry import TASK_UTILS
 
-from .match_costs import MatchCost, Pairs, Targets
+from .match_costs import MatchCost, Pairs, Predictions, Targets
+
+# Pairs to treat at once. Costs are some fifty passes over them: on a CPU they should stay in its caches, elsewhere they
+# should be many.
+_PAIRS = {'cpu': 2**17}
+_MANY_PAIRS = 2**22
 
 
 @dataclass
 class Match:
-    """The matched (query, target) pairs of one set of predictions.
+    """The matched (query, target) pairs of one set of predictions, layer by layer.
 
     Attributes:
         layer, image, query: where each matched query stands in [L, B, Q].
@@ -66,11 +72,19 @@ class HungarianAssigner(BaseAssigner):
         logits: Tensor,  # [L, B, Q, C]
         boxes: Tensor,  # [L, B, Q, 4] (cx, cy, w, h) in [0, 1]
         targets: Targets,
+        out: Tensor | None = None,  # [L, T, Q]
     ) -> Tensor:  # [L, T, Q]
-        """Cost of every (target, query) pair of the same image, in fp32."""
+        """Cost of every (target, query) pair of the same image, in fp32; written into ``out`` if there is one."""
+        (L, _, Q, _), T = logits.shape, len(targets.labels)
+        cost = logits.new_empty(L, T, Q, dtype=torch.float32) if out is None else out
+        step = max(1, _PAIRS.get(logits.device.type, _MANY_PAIRS) // max(1, L * Q))
         with torch.autocast(logits.device.type, enabled=False):
-            pairs = Pairs(logits.float(), boxes.float()[:, targets.image], targets)
-            return sum(match_cost(pairs) for match_cost in self.match_costs)
+            predictions = Predictions(logits.float(), boxes.float())
+            for first in range(0, T, step):
+                chosen = slice(first, first + step)
+                pairs = Pairs(predictions, targets, chosen)
+                cost[:, chosen] = sum(match_cost(pairs) for match_cost in self.match_costs)
+        return cost
 
     def match(self, predictions: list[tuple[Tensor, Tensor]], targets: list[Targets]) -> list[Match]:
         """Match several sets of predictions (say decoder and encoder) with one copy to the host.
@@ -82,14 +96,13 @@ class HungarianAssigner(BaseAssigner):
         Raises:
             ValueError: if a cost is not finite; it names the layer and the image.
         """
-        costs = [self.cost(logits, boxes, t) for (logits, boxes), t in zip(predictions, targets)]
-        on_host = torch.cat([cost.flatten() for cost in costs]).cpu().numpy()
-        matches, start = [], 0
-        for cost, target in zip(costs, targets):
-            block = on_host[start : start + cost.numel()].reshape(cost.shape)
-            start += cost.numel()
-            matches.append(self._solve(block, target, cost.device))
-        return matches
+        shapes = [(len(logits), len(t.labels), logits.shape[2]) for (logits, _), t in zip(predictions, targets)]
+        sizes = [math.prod(shape) for shape in shapes]
+        costs = predictions[0][0].new_empty(sum(sizes), dtype=torch.float32)
+        for part, shape, outputs, t in zip(costs.split(sizes), shapes, predictions, targets):
+            self.cost(*outputs, t, out=part.view(shape))
+        blocks = np.split(costs.cpu().numpy(), np.cumsum(sizes[:-1]))
+        return [self._solve(block.reshape(shape), t, costs.device) for block, shape, t in zip(blocks, shapes, targets)]
 
     @staticmethod
     def _solve(cost: np.ndarray, targets: Targets, device: torch.device) -> Match:

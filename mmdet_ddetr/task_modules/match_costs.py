@@ -1,13 +1,13 @@
-"""Matching costs, each for all layers and images at once.
+"""Matching costs, each for all layers and for many targets at once.
 
-A cost takes ``logits [L, T, Q, C]``-like pairs already gathered per target (see ``Pairs``) and gives ``[L, T, Q]``.
+A cost takes ``Pairs`` and gives a new tensor [L, T, Q].
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
-from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_overlaps
 from torch import Tensor
 
 from mmdet_ddetr.registry import TASK_UTILS
@@ -41,23 +41,62 @@ class Targets:
         return offsets
 
 
-@dataclass
-class Pairs:
-    """Every (target, query) pair within an image; no pair across images is ever computed.
+class Predictions:
+    """Predictions of all layers and images; boxes as planes, so that a cost reads whole rows of queries.
 
     Attributes:
-        logits: [L, B, Q, C] of all layers, fp32.
-        pred: [L, T, Q, 4] predicted boxes of each target's image, (cx, cy, w, h) in [0, 1], fp32.
-        targets: the ground truth.
+        logits: [L, B, Q, C], fp32.
+        cxcywh, xyxy: [4, L, B, Q] boxes in [0, 1], fp32.
+        log_sum: [L, B, Q] logarithm of the softmax's normaliser.
     """
 
-    logits: Tensor
-    pred: Tensor
-    targets: Targets
+    def __init__(self, logits: Tensor, boxes: Tensor):
+        self.logits = logits
+        self.cxcywh = boxes.movedim(-1, 0).contiguous()
+
+    @cached_property
+    def xyxy(self) -> Tensor:
+        return _corners(self.cxcywh)
+
+    @cached_property
+    def log_sum(self) -> Tensor:
+        return self.logits.logsumexp(-1)
+
+
+class Pairs:
+    """T targets, each with all queries of its image; no pair across images is ever computed.
+
+    Args:
+        predictions: of all layers and images.
+        targets: the ground truth.
+        chosen: which targets, T of them.
+    """
+
+    def __init__(self, predictions: Predictions, targets: Targets, chosen: slice):
+        self.predictions = predictions
+        self.image, self.labels, self.boxes = (x[chosen] for x in (targets.image, targets.labels, targets.boxes))
+
+    def of_image(self, planes: Tensor) -> Tensor:  # [..., B, Q] -> [..., T, Q]
+        """What belongs to each target's image."""
+        return planes.index_select(-2, self.image)
 
     def class_logits(self) -> Tensor:
         """Logit of each target's class, [L, T, Q]."""
-        return self.logits[:, self.targets.image, :, self.targets.labels].transpose(0, 1)
+        logits = self.predictions.logits.transpose(2, 3)
+        layer = torch.arange(len(logits), device=logits.device)[:, None]
+        return logits[layer, self.image, self.labels]
+
+    def box_planes(self, box_format: str) -> tuple[Tensor, Tensor]:
+        """Predicted boxes [4, L, T, Q] and targets [4, T, 1] as 'cxcywh' or 'xyxy'."""
+        target = self.boxes.T[..., None]
+        if box_format == 'xyxy':
+            target = _corners(target)
+        return self.of_image(getattr(self.predictions, box_format)), target
+
+
+def _corners(boxes: Tensor) -> Tensor:  # [4, ...]
+    centre, half = boxes[:2], boxes[2:] / 2
+    return torch.cat([centre - half, centre + half])
 
 
 class MatchCost:
@@ -87,8 +126,9 @@ class FocalLossCost(MatchCost):
     def __call__(self, pairs: Pairs) -> Tensor:
         x = pairs.class_logits()
         p = x.sigmoid()
-        positive = -self.alpha * (1 - p) ** self.gamma * F.logsigmoid(x)
-        negative = -(1 - self.alpha) * p**self.gamma * F.logsigmoid(-x)
+        loss = F.softplus(-x)  # -log(p)
+        positive = self.alpha * (1 - p) ** self.gamma * loss
+        negative = (1 - self.alpha) * p**self.gamma * (x + loss)
         return (positive - negative) * self.weight
 
 
@@ -97,8 +137,8 @@ class ClassificationCost(MatchCost):
     """Minus the softmax probability of the target's class (DETR, eq. 2)."""
 
     def __call__(self, pairs: Pairs) -> Tensor:
-        log_sum = pairs.logits.logsumexp(-1)[:, pairs.targets.image]  # [L, T, Q]
-        return -(pairs.class_logits() - log_sum).exp() * self.weight
+        log_sum = pairs.of_image(pairs.predictions.log_sum)
+        return (pairs.class_logits() - log_sum).exp() * -self.weight
 
 
 @TASK_UTILS.register_module()
@@ -117,10 +157,8 @@ class BBoxL1Cost(MatchCost):
         self.box_format = box_format
 
     def __call__(self, pairs: Pairs) -> Tensor:
-        pred, target = pairs.pred, pairs.targets.boxes[:, None]
-        if self.box_format == 'xyxy':
-            pred, target = bbox_cxcywh_to_xyxy(pred), bbox_cxcywh_to_xyxy(target)
-        return (pred - target).abs().sum(-1) * self.weight
+        pred, target = pairs.box_planes('cxcywh' if self.box_format == 'xywh' else 'xyxy')
+        return sum((p - t).abs_() for p, t in zip(pred, target)) * self.weight
 
 
 @TASK_UTILS.register_module()
@@ -139,9 +177,15 @@ class IoUCost(MatchCost):
         self.iou_mode = iou_mode
 
     def __call__(self, pairs: Pairs) -> Tensor:
-        L, T, Q, _ = pairs.pred.shape
-        pred = bbox_cxcywh_to_xyxy(pairs.pred)
-        target = bbox_cxcywh_to_xyxy(pairs.targets.boxes)[None, :, None].expand(L, T, 1, 4)
-        # eps far below any normalised area: mmdet's 1e-6 is meant for pixels
-        overlap = bbox_overlaps(pred, target, mode=self.iou_mode, eps=torch.finfo(torch.float32).tiny)
-        return -overlap.squeeze(-1) * self.weight
+        (x1, y1, x2, y2), (tx1, ty1, tx2, ty2) = pairs.box_planes('xyxy')
+        tiny = torch.finfo(x1.dtype).tiny  # far below any normalised area; a box without area has an IoU of 0
+        width = (torch.minimum(x2, tx2) - torch.maximum(x1, tx1)).clamp_(min=0)
+        height = (torch.minimum(y2, ty2) - torch.maximum(y1, ty1)).clamp_(min=0)
+        intersection = width * height
+        union = ((x2 - x1) * (y2 - y1) + (tx2 - tx1) * (ty2 - ty1) - intersection).clamp_(min=tiny)
+        iou = intersection / union
+        if self.iou_mode == 'giou':
+            width = torch.maximum(x2, tx2) - torch.minimum(x1, tx1)
+            height = torch.maximum(y2, ty2) - torch.minimum(y1, ty1)
+            iou += union / (width * height).clamp_(min=tiny) - 1
+        return iou * -self.weight

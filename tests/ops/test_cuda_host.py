@@ -57,7 +57,7 @@ def host(host_library):
 
 
 class Kernels:
-    """The four operators with spatial_shapes as pairs, on the device that they run on."""
+    """The operators, with spatial_shapes as pairs, on the device that they run on."""
 
     def __init__(self, ops, device):
         self.ops, self.device = ops, device
@@ -294,6 +294,39 @@ def test_reference_gradient_on_request_only(kernels):
     without = case.backward(kernels, deterministic=True)
     assert without[1].shape == (0,)
     assert all(torch.equal(a, b) for i, (a, b) in enumerate(zip(with_it, without)) if i != 1)
+
+
+# --- sigmoid focal loss -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('gamma', [2.0, 0.0, 1.5])
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize('N, C', [(1, 1), (70, 3), (5, 32), (9, 91), (0, 5), (5, 0)])
+def test_sigmoid_focal_loss(kernels, N, C, dtype, gamma):
+    """Rows that do not fill a block, classes that do not fill a group of lanes; labels outside of the classes."""
+    logits, labels = (4 * torch.randn(N, C, dtype=torch.float64)).to(dtype), torch.randint(-1, C + 2, (N,))
+    for sum_classes in (False, True):
+        exact = logits.double().requires_grad_()
+        expected = reference.sigmoid_focal_loss(exact, labels, 0.25, gamma, sum_classes)
+        loss = kernels('sigmoid_focal_loss', logits, labels, 0.25, gamma, sum_classes)
+        assert loss.dtype == torch.promote_types(dtype, torch.float32)
+        torch.testing.assert_close(loss.cpu().double(), expected, rtol=5e-6, atol=1e-30)
+
+        grad_output = torch.randn(expected.shape, dtype=loss.dtype)
+        grad = kernels('sigmoid_focal_loss_backward', grad_output, logits, labels, 0.25, gamma)
+        (expected,) = torch.autograd.grad(expected, exact, grad_output.double())
+        assert grad.dtype == dtype
+        info = torch.finfo(dtype)
+        torch.testing.assert_close(grad.cpu().double(), expected, rtol=5e-6 + info.eps / 2, atol=info.smallest_normal)
+
+
+@pytest.mark.parametrize('seed', [1, 2])
+def test_focal_sums_in_any_order_of_threads(host, seed):
+    kernels = Kernels(torch.ops.mmdet_ddetr_cuda_on_host, 'cpu')
+    logits, labels = torch.randn(37, 45), torch.randint(45, (37,))
+    first = kernels('sigmoid_focal_loss', logits, labels, 0.25, 2.0, True)
+    host.set_seed(seed)
+    assert torch.equal(kernels('sigmoid_focal_loss', logits, labels, 0.25, 2.0, True), first)
 
 
 # --- the deterministic mode -------------------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ def test_every_instruction_set(name):
     assert run('-c', code, MMDET_DDETR_CPU=name)[1].split()[-1] == name
     tests = [
         'test_attention_values.py',
+        'test_sigmoid_focal_loss.py',
         '-k',
         'not cuda and not gradcheck',
         '-q',
@@ -168,7 +169,18 @@ def test_the_package_works_without_the_extension(tmp_path):
     assert code == 0
     assert output.split()[-1] == 'False'
     assert output.count('the compiled ops are missing') == 1
-    tests = ['test_attention_values.py', 'test_attention_torch.py', '-q', '-p', 'no:cacheprovider', '-p', 'no:xdist']
-    wanted = 'against_reference or coordinates or inference or compile or export or autocast or vmap'
+    tests = [
+        'test_attention_values.py',
+        'test_attention_torch.py',
+        'test_sigmoid_focal_loss.py',
+        '-q',
+        '-p',
+        'no:cacheprovider',
+        '-p',
+        'no:xdist',
+    ]
+    wanted = (
+        'against_reference or against_fp64 or huge or coordinates or inference or compile or export or autocast or vmap'
+    )
     code, output = run('-m', 'pytest', *tests, '-k', f'not cuda and ({wanted})', **environment)
     assert code == 0, output

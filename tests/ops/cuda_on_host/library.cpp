@@ -9,6 +9,7 @@
 #define mmdet_ddetr mmdet_ddetr_cuda_on_host  // the namespace of the operators
 #define CUDA CPU                              // the key they are registered for
 #include "../../../csrc/cuda/ms_deform_attn.cu"
+#include "../../../csrc/cuda/sigmoid_focal_loss.cu"
 #include "../../../csrc/library.cpp"
 
 // What libtorch_cuda would supply; linked with -Bsymbolic, so that these come before libtorch's own.
