@@ -5,6 +5,7 @@ from pathlib import Path
 from mmdet.apis import DetInferencer
 from mmdet.apis.det_inferencer import IMG_EXTENSIONS
 
+from ..checkpoints import CheckpointError, adopt, check_fit
 from .configs import find_config, get_config, list_configs
 
 
@@ -17,7 +18,8 @@ class DDetrInferencer(DetInferencer):
     Args:
         model (str | Path | Config | dict, optional): Name of a config of this package, path of a config, a config, or a
             model name of mmdet. By default the config inside the checkpoint, which always fits its weights.
-        weights (str | Path, optional): Checkpoint. A model of mmdet's downloads its own if none is given.
+        weights (str | Path, optional): Checkpoint of any layout in docs/checkpoints.md; one of another code base needs
+            a ``model``. A model of mmdet's downloads its own if none is given.
         **kwargs: ``device``, ``palette``, ``show_progress``; see :class:`mmdet.apis.DetInferencer`.
 
     Raises:
@@ -55,7 +57,13 @@ class DDetrInferencer(DetInferencer):
 
     def _load_weights_to_model(self, model, checkpoint, cfg):
         if checkpoint is not None:
-            _check_shapes(model, checkpoint.get('state_dict', checkpoint))
+            checkpoint = adopt(checkpoint)
+            try:
+                check_fit(checkpoint.get('state_dict', checkpoint), model)
+            except CheckpointError as error:
+                raise ValueError(
+                    f'weights: {error}. Pass the config the checkpoint was trained with, or no model at all'
+                ) from None
         super()._load_weights_to_model(model, checkpoint, cfg)
 
     def _inputs_to_list(self, inputs):
@@ -85,16 +93,3 @@ class DDetrInferencer(DetInferencer):
             pixels}; ``visualization``, RGB images if ``return_vis`` or ``out_dir`` is set.
         """
         return super().__call__(inputs, batch_size=batch_size, no_save_pred=no_save_pred, **kwargs)
-
-
-def _check_shapes(model, state_dict):
-    """Refuse weights of another shape: mmengine would only warn, and predict with a random head."""
-    own = model.state_dict()
-    wrong = [key for key, value in state_dict.items() if key in own and own[key].shape != value.shape]
-    if wrong:
-        key = wrong[0]
-        raise ValueError(
-            f'weights: {len(wrong)} tensors do not fit the model; {key} is {list(state_dict[key].shape)} in the '
-            f'checkpoint and {list(own[key].shape)} in the model. Pass the config the checkpoint was trained with, '
-            'or no model at all'
-        )

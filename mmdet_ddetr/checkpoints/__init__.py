@@ -1,0 +1,24 @@
+"""Weights of DETR and Deformable DETR from and to the official codes, the Hugging Face hub, MMDetection and detrex."""
+
+from .conversion import convert
+from .description import describe
+from .errors import CheckpointError
+from .fitting import check_fit, fit
+from .layouts import NAMES, TARGETS, find_layout
+from .load import adopt, convert_checkpoint, load_checkpoint
+from .report import Report
+
+__all__ = [
+    'NAMES',
+    'CheckpointError',
+    'TARGETS',
+    'Report',
+    'adopt',
+    'check_fit',
+    'convert',
+    'convert_checkpoint',
+    'describe',
+    'find_layout',
+    'fit',
+    'load_checkpoint',
+]

@@ -1,0 +1,67 @@
+"""The class and box branches of our head in a state_dict: how many, which is the encoder's, and are they one."""
+
+import re
+
+import torch
+from torch import Tensor
+
+from .errors import CheckpointError
+from .report import Report
+
+BRANCH = re.compile(r'bbox_head\.(?P<kind>cls|reg)_branches\.(?P<index>\d+)\.(?P<rest>.+)')
+
+
+def is_two_stage(state_dict: dict[str, Tensor]) -> bool:
+    """Whether the encoder proposes the first references, with a branch of its own after the decoder's."""
+    return 'memory_trans_fc.weight' in state_dict
+
+
+def num_decoder_layers(state_dict: dict[str, Tensor]) -> int:
+    """Decoder layers; also the index of the encoder's branch in a two-stage model."""
+    return len({key.split('.')[2] for key in state_dict if key.startswith('decoder.layers.')})
+
+
+def class_branches(state_dict: dict[str, Tensor]) -> dict[str, int]:
+    """Keys of the class branches' weights and biases, and the index of each one's branch."""
+    found = {key: BRANCH.fullmatch(key) for key in state_dict}
+    return {key: int(match['index']) for key, match in found.items() if match and match['kind'] == 'cls'}
+
+
+def are_shared(state_dict: dict[str, Tensor], kind: str) -> bool:
+    """Whether all branches of a kind, 'cls' or 'reg', are one."""
+    for key, tensor in state_dict.items():
+        match = BRANCH.fullmatch(key)
+        if match and match['kind'] == kind:
+            first = state_dict.get(f'bbox_head.{kind}_branches.0.{match["rest"]}')
+            if first is None or not torch.equal(first, tensor):
+                return False
+    return True
+
+
+def spread(state_dict: dict[str, Tensor], report: Report) -> None:
+    """Write a branch that is stored once under the names of all layers. Changes ``state_dict``."""
+    count = num_decoder_layers(state_dict) + is_two_stage(state_dict)
+    indices = {
+        kind: {m['index'] for key in state_dict if (m := BRANCH.fullmatch(key)) and m['kind'] == kind}
+        for kind in ('cls', 'reg')
+    }
+    for key, tensor in list(state_dict.items()):
+        match = BRANCH.fullmatch(key)
+        if match and indices[match['kind']] == {'0'}:
+            for index in range(1, count):
+                name = f'bbox_head.{match["kind"]}_branches.{index}.{match["rest"]}'
+                state_dict[name] = tensor
+                report.added[name] = 'one branch serves all layers'
+
+
+def gather(state_dict: dict[str, Tensor], report: Report) -> None:
+    """Keep one branch of each kind for all layers. Changes ``state_dict``."""
+    for kind in ('cls', 'reg'):
+        if not are_shared(state_dict, kind):
+            raise CheckpointError(f'the layers have different {kind}_branches; this layout has one for all')
+    for key in list(state_dict):
+        match = BRANCH.fullmatch(key)
+        if match and match['index'] != '0':
+            del state_dict[key]
+            if report.added.pop(key, None) is None:  # else it was written for us alone
+                report.dropped[key] = 'one branch serves all layers'

@@ -1,0 +1,79 @@
+"""COCO's 80 classes and its 91 category ids.
+
+The official codes give their heads a row for every category id: 0 is unused, and so are ten others. MMDetection numbers
+the 80 classes in the order of their ids. DETR has a last row for "no object" in both.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .branches import class_branches, is_two_stage, num_decoder_layers
+from .errors import CheckpointError
+from .report import Report
+
+IDS = tuple(i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
+NUM_IDS = 91
+NEVER = -100.0  # logit of a row without class: no detection, and nothing added to a softmax
+
+
+def dataset_meta() -> dict:
+    """MMDetection's names and colours of the 80 classes."""
+    from mmdet.datasets import CocoDataset  # seconds
+
+    return dict(CocoDataset.METAINFO)
+
+
+def are_coco(names: Sequence[str]) -> bool:
+    """Whether these are COCO's classes: its 80 names, or 91 with each name at its category id."""
+    classes = dataset_meta()['classes']
+    return list(names[i] for i in IDS if i < len(names)) == list(classes) or list(names) == list(classes)
+
+
+def num_rows(state_dict: dict[str, Tensor]) -> int:
+    """Rows of the class branches, the one for "no object" included.
+
+    Raises:
+        CheckpointError: there are no class branches, or they differ.
+    """
+    rows = {key: len(state_dict[key]) for key in class_branches(state_dict)}
+    if len(set(rows.values())) != 1:
+        raise CheckpointError(f'the class branches have different numbers of rows: {rows or "none"}')
+    return next(iter(rows.values()))
+
+
+def counts(num_classes: int, architecture: str) -> tuple[int, ...]:
+    """Rows that class branches with so many classes can have; DETR has a further one unless its loss is a focal one."""
+    return (num_classes, num_classes + 1) if architecture == 'DETR' else (num_classes,)
+
+
+def to_80(state_dict: dict[str, Tensor], report: Report) -> None:
+    """Select the rows of the 80 classes. Changes ``state_dict``.
+
+    The encoder's branch of a two-stage model keeps row 0, the only one that is trained and read: it says "object".
+    """
+    no_object = range(NUM_IDS, num_rows(state_dict))
+    for key, is_encoder in _branches(state_dict):
+        rows = [*((0, *IDS[1:]) if is_encoder else IDS), *no_object]
+        before = state_dict[key]
+        state_dict[key] = before[rows]
+        why = 'rows of the 80 COCO classes' + (', row 0 kept' if is_encoder else '')
+        report.resize(key, before.shape, state_dict[key].shape, why)
+
+
+def to_91(state_dict: dict[str, Tensor], report: Report) -> None:
+    """The inverse of :func:`to_80`; rows without class get zero weights and a bias that no score survives."""
+    num_no_object = num_rows(state_dict) - len(IDS)
+    for key, is_encoder in _branches(state_dict):
+        before = state_dict[key]
+        rows = [*((0, *IDS[1:]) if is_encoder else IDS), *range(NUM_IDS, NUM_IDS + num_no_object)]
+        after = before.new_full((NUM_IDS + num_no_object, *before.shape[1:]), NEVER if before.dim() == 1 else 0)
+        after[rows] = before
+        state_dict[key] = after
+        report.resize(key, before.shape, after.shape, 'a row for each COCO category id')
+
+
+def _branches(state_dict: dict[str, Tensor]) -> list[tuple[str, bool]]:
+    """Keys of the class branches, each with whether it is the encoder's."""
+    encoder = num_decoder_layers(state_dict) if is_two_stage(state_dict) else None
+    return [(key, index == encoder) for key, index in class_branches(state_dict).items()]

@@ -1,0 +1,129 @@
+"""Files of the Hugging Face hub: ``hf://owner/name`` and ``hf://owner/name@revision``."""
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from urllib.error import HTTPError
+
+import torch
+from mmengine.dist import barrier, get_dist_info
+
+from .errors import CheckpointError
+from .files import CONFIG, HUB_FILES
+
+SCHEME = 'hf://'
+ADDRESS = re.compile(r'hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>\S+))?')
+
+
+def download(address: str) -> tuple[Path, Path | None]:
+    """Bring a model of the hub onto this machine, if it is not there yet.
+
+    ``huggingface_hub`` does it where it is installed, with its cache and its access to private models; else plain
+    HTTPS, and a file once there is taken as it is. ``HF_HUB_CACHE``, ``HF_HOME``, ``HF_ENDPOINT`` and
+    ``HF_HUB_OFFLINE`` count for both. In a distributed run the first process goes first.
+
+    Returns:
+        The weights and, if there is one, the ``config.json``.
+
+    Raises:
+        CheckpointError: no address of the hub, no such model or file, or no network.
+    """
+    parts = ADDRESS.fullmatch(address)
+    if not parts:
+        raise CheckpointError(f'checkpoint: got {address!r}, expected hf://owner/name or hf://owner/name@revision')
+    try:
+        import huggingface_hub  # noqa: F401
+
+        get = _get_with_huggingface_hub
+    except ModuleNotFoundError:
+        get = _get_with_https
+    return _first_process_first(lambda: _weights_and_config(get, parts['repo'], parts['revision'] or 'main'))
+
+
+def cache_folder() -> Path:
+    """Where the hub's files are kept, by the rules of ``huggingface_hub``."""
+    home = os.environ.get('HF_HOME') or Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache', 'huggingface')
+    return Path(os.environ.get('HF_HUB_CACHE') or Path(home, 'hub')).expanduser()
+
+
+class _Unreachable(Exception):
+    """The hub does not answer, or is not to be asked."""
+
+
+def _weights_and_config(get: Callable, repo: str, revision: str) -> tuple[Path, Path | None]:
+    unreachable = None
+    for name in HUB_FILES:
+        try:
+            weights = get(repo, name, revision)
+        except _Unreachable as error:
+            unreachable = error  # the other file may still be in the cache
+            continue
+        if weights:
+            try:
+                return weights, get(repo, CONFIG, revision)
+            except _Unreachable:
+                return weights, None
+    if unreachable:
+        raise CheckpointError(
+            f'{SCHEME}{repo} is not in {cache_folder()} and cannot be downloaded ({unreachable}). On a machine with '
+            f'network, download {HUB_FILES[0]} and {CONFIG}, and give their folder instead'
+        )
+    raise CheckpointError(f'{SCHEME}{repo}@{revision} has neither {" nor ".join(HUB_FILES)}')
+
+
+def _get_with_huggingface_hub(repo: str, name: str, revision: str) -> Path | None:
+    """A file's path in the cache; None if the model has no such file."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            hf_hub_download(
+                repo, name, revision=revision, cache_dir=cache_folder(), endpoint=os.environ.get('HF_ENDPOINT')
+            )
+        )
+    except LocalEntryNotFoundError as error:
+        raise _Unreachable(str(error).splitlines()[0]) from None
+    except EntryNotFoundError:
+        return None
+    except HfHubHTTPError as error:
+        raise CheckpointError(f'{SCHEME}{repo}@{revision}: {_first_sentence(error)}') from None
+
+
+def _get_with_https(repo: str, name: str, revision: str) -> Path | None:
+    path = cache_folder() / 'mmdet_ddetr' / f'{repo.replace("/", "--")}@{revision.replace("/", "--")}' / name
+    if path.is_file():
+        return path
+    if os.environ.get('HF_HUB_OFFLINE', '').upper() in ('1', 'ON', 'YES', 'TRUE'):
+        raise _Unreachable('HF_HUB_OFFLINE is set')
+    url = f'{os.environ.get("HF_ENDPOINT", "https://huggingface.co")}/{repo}/resolve/{revision}/{name}'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(url, str(path), progress=False)
+    except HTTPError as error:
+        if error.code == 404:
+            return None
+        if error.code in (401, 403):
+            raise CheckpointError(
+                f'{SCHEME}{repo}: no such model, or a private one, which needs pip install huggingface_hub'
+            ) from None
+        raise _Unreachable(error) from None
+    except OSError as error:  # no network
+        raise _Unreachable(getattr(error, 'reason', error)) from None
+    return path
+
+
+def _first_sentence(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _first_process_first(function: Callable):
+    """Let one process fill the cache, then the others read it."""
+    rank, world_size = get_dist_info()
+    try:
+        result = function() if rank == 0 else None
+    finally:
+        if world_size > 1:
+            barrier()
+    return result if rank == 0 else function()

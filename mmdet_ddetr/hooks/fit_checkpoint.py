@@ -1,0 +1,40 @@
+"""Start from a checkpoint of another code base, of other classes or another number of queries."""
+
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.runner import BaseLoop
+
+from mmdet_ddetr.checkpoints import Report, adopt, check_fit, fit
+from mmdet_ddetr.registry import HOOKS
+
+
+@HOOKS.register_module()
+class FitCheckpointHook(Hook):
+    """Makes ``load_from`` take any checkpoint that :func:`mmdet_ddetr.checkpoints.convert` knows.
+
+    A training may start from a model with other classes or another number of queries, see
+    :func:`mmdet_ddetr.checkpoints.fit`; a test may not, as it would measure rows that nobody has trained.
+    """
+
+    def after_load_checkpoint(self, runner, checkpoint):
+        """Change ``checkpoint``, before the runner loads it, unless a training is resumed.
+
+        Raises:
+            CheckpointError: the model cannot hold the weights, or would miss some in a test.
+        """
+        if runner._resume:
+            return
+        converted = adopt(checkpoint)
+        checkpoint.update(converted)
+        model = runner.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
+        state_dict = checkpoint.get('state_dict', checkpoint)
+        if isinstance(runner._train_loop, BaseLoop):  # a test leaves it a config
+            report = Report()
+            checkpoint['state_dict'] = fit(state_dict, model, report)
+            if report.dropped or report.resized:
+                print_log(f'Fitted the checkpoint to the model:\n{report}', logger='current')
+        else:
+            check_fit(state_dict, model)

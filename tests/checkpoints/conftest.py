@@ -1,0 +1,79 @@
+"""Models of both architectures that are small in width and depth only: every kind of layer is there."""
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmengine.registry import init_default_scope
+
+from mmdet_ddetr import get_config
+from mmdet_ddetr.testing import randomise, without_download
+
+CHANNELS = 64  # two in each of the neck's 32 groups: with one, a bias before the norm would have no effect
+VARIANTS = {
+    'base': {},
+    'refine': dict(with_box_refine=True),
+    'two-stage': dict(with_box_refine=True, as_two_stage=True),
+    'two-stage without refine': dict(as_two_stage=True),
+}
+
+
+def small_config(name):
+    """The model config of ``name`` with few channels and 2 + 2 layers; ResNet-50 keeps its blocks."""
+    model = without_download(get_config(name).model)
+    model.backbone.update(base_channels=8, stem_channels=8)
+    model.neck.update(in_channels=[channels // 8 for channels in model.neck.in_channels], out_channels=CHANNELS)
+    for coder in (model.encoder, model.decoder):
+        coder.num_layers = 2
+        for attention in ('self_attn_cfg', 'cross_attn_cfg'):
+            if attention in coder.layer_cfg:
+                coder.layer_cfg[attention].update(embed_dims=CHANNELS, num_heads=4)
+        coder.layer_cfg.ffn_cfg.update(embed_dims=CHANNELS, feedforward_channels=128)
+    model.positional_encoding.num_feats = CHANNELS // 2
+    model.num_queries = 12
+    return model
+
+
+def with_noise(model, seed=0, std=0.15):
+    """Noise on every parameter and all statistics of batch norms: at their initial values, they hide errors."""
+    randomise(model, std=std, seed=seed)
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            if name.endswith('running_mean'):
+                buffer += 0.1 * torch.randn(buffer.shape, generator=rng)
+            elif name.endswith('running_var'):
+                buffer *= 0.5 + torch.rand(buffer.shape, generator=rng)
+    return model
+
+
+@pytest.fixture(scope='session')
+def noise():
+    return with_noise
+
+
+class Builder:
+    """``build('two-stage', num_classes=80)``: a small model, random in every parameter, in eval mode; the same each time."""
+
+    def __init__(self):
+        self._models = {}
+
+    def config(self, variant, num_classes=80, no_neck_bias=False, **settings):
+        config = small_config('detr_r50_16xb4-500e_coco' if variant == 'DETR' else 'deformable-detr_r50_16xb2-50e_coco')
+        config.bbox_head.num_classes = num_classes
+        if no_neck_bias:
+            config.neck.bias = 'auto'  # MMDetection's default: none before a norm
+        config.update(VARIANTS.get(variant, {}), **settings)
+        return config
+
+    def __call__(self, variant, seed=0, **settings):
+        key = (variant, seed, *sorted(settings.items()))
+        if key not in self._models:
+            init_default_scope('mmdet')
+            torch.manual_seed(seed)
+            self._models[key] = with_noise(MODELS.build(self.config(variant, **settings)), seed).eval()
+        return self._models[key]
+
+
+@pytest.fixture(scope='session')
+def build():
+    return Builder()

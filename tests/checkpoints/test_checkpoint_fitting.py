@@ -1,0 +1,127 @@
+"""Fine-tuning from a checkpoint with other classes or another number of queries."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmengine.runner import EpochBasedTrainLoop
+
+from mmdet_ddetr.checkpoints import CheckpointError, Report, check_fit, convert, fit
+from mmdet_ddetr.hooks.fit_checkpoint import FitCheckpointHook
+
+CLASSES = 'bbox_head.cls_branches.{}.{}'
+
+
+@pytest.mark.parametrize('variant', ['base', 'refine', 'two-stage', 'DETR'])
+def test_only_class_rows_start_anew(build, variant):
+    model = build(variant, num_classes=5, seed=3)
+    own, checkpoint = model.state_dict(), build(variant, num_classes=80).state_dict()
+    before = {key: value.clone() for key, value in checkpoint.items()}
+    report = Report()
+    fitted = fit(checkpoint, model, report)
+    assert set(fitted) == set(own)
+    for key, value in fitted.items():
+        if 'cls_branches' not in key:
+            assert torch.equal(value, checkpoint[key]), key
+    rows = 6 if variant == 'DETR' else 5
+    kept = {('two-stage', 2): 0, ('DETR', 0): -1, ('DETR', 1): -1}  # "object"; "no object"
+    for layer in range(3 if variant == 'two-stage' else 2):
+        for part in ('weight', 'bias'):
+            name = CLASSES.format(layer, part)
+            expected = own[name].clone()
+            if (variant, layer) in kept:
+                row = kept[variant, layer]
+                expected[row] = checkpoint[name][row]
+                assert not torch.equal(own[name][row], checkpoint[name][row])
+            assert len(fitted[name]) == rows
+            assert torch.equal(fitted[name], expected)
+            assert report.resized[name].startswith(f'{list(checkpoint[name].shape)} -> {list(own[name].shape)}')
+    assert len(report.resized) == 2 * (3 if variant == 'two-stage' else 2)
+    assert all(torch.equal(checkpoint[key], value) for key, value in before.items())  # not changed
+    model.load_state_dict(fitted, strict=True)
+
+
+@pytest.mark.parametrize(('queries', 'kept'), [(7, 7), (30, 12)])
+def test_other_number_of_queries(build, queries, kept):
+    model = build('base', seed=4, num_queries=queries)
+    own, checkpoint = model.state_dict()['query_embedding.weight'].clone(), build('base').state_dict()
+    report = Report()
+    fitted = fit(checkpoint, model, report)
+    embedding = fitted['query_embedding.weight']
+    assert torch.equal(embedding[:kept], checkpoint['query_embedding.weight'][:kept])
+    assert torch.equal(embedding[kept:], own[kept:])
+    assert report.resized == {'query_embedding.weight': f'[12, 128] -> [{queries}, 128], the first {kept} kept'}
+    model.load_state_dict(fitted, strict=True)
+
+
+def test_equal_models_are_left_alone(build):
+    report = Report()
+    checkpoint = build('two-stage').state_dict()
+    fitted = fit(checkpoint, build('two-stage', seed=1), report)
+    assert all(fitted[key] is value for key, value in checkpoint.items())
+    assert report == Report()
+
+
+def test_neck_without_bias(build):
+    """Zeros are dropped, anything else is refused: the outputs would be wrong."""
+    model = build('base', no_neck_bias=True)
+    checkpoint = build('base', seed=1).state_dict()
+    with pytest.raises(
+        CheckpointError, match=r'neck\.convs\.0\.conv\.bias and 3 more have no place in the model, .*True'
+    ):
+        fit(checkpoint, model)
+    with pytest.raises(CheckpointError, match='have no place'):
+        check_fit(checkpoint, model)
+    zoo = convert({key: value for key, value in checkpoint.items() if not ('neck' in key and 'conv.bias' in key)})
+    report = Report()
+    model.load_state_dict(fit(zoo, model, report), strict=True)
+    assert len(report.dropped) == 4
+
+
+# --- the hook --------------------------------------------------------------------------------------------------------
+
+
+def runner_of(model, training=True, resume=False):
+    """What the hook reads of a runner."""
+    loop = EpochBasedTrainLoop.__new__(EpochBasedTrainLoop) if training else dict(type='EpochBasedTrainLoop')
+    return SimpleNamespace(model=model, _resume=resume, _train_loop=loop)
+
+
+def test_hook_converts_and_fits(build):
+    model = build('two-stage', num_classes=5, seed=3)
+    ours = build('two-stage').state_dict()
+    for checkpoint in (
+        dict(model=convert(ours, target='official'), epoch=49),
+        convert(ours, target='huggingface'),
+        dict(state_dict=dict(ours), meta={}),
+    ):
+        FitCheckpointHook().after_load_checkpoint(runner_of(model), checkpoint)
+        loaded = checkpoint['state_dict']
+        assert loaded['bbox_head.cls_branches.0.weight'].shape == (5, 64)
+        model.load_state_dict(loaded, strict=True)
+
+
+def test_hook_leaves_a_resumed_training_alone(build):
+    checkpoint = dict(state_dict=dict(build('base').state_dict()))
+    before = dict(checkpoint['state_dict'])
+    FitCheckpointHook().after_load_checkpoint(runner_of(build('base', num_classes=5), resume=True), checkpoint)
+    assert checkpoint == dict(state_dict=before)
+
+
+def test_hook_refuses_a_test_of_other_classes(build):
+    checkpoint = dict(model=convert(build('refine').state_dict(), target='official'))
+    hook, runner = FitCheckpointHook(), runner_of(build('refine', num_classes=5), training=False)
+    with pytest.raises(
+        CheckpointError, match=r'4 tensors do not fit the model; bbox_head\.cls_branches\.0\.weight is \[80'
+    ):
+        hook.after_load_checkpoint(runner, checkpoint)
+    checkpoint = dict(model=convert(build('refine').state_dict(), target='official'))
+    hook.after_load_checkpoint(runner_of(build('refine', seed=5), training=False), checkpoint)
+    assert len(checkpoint['meta']['dataset_meta']['classes']) == 80
+
+
+def test_hook_leaves_other_models_alone():
+    checkpoint = dict(state_dict=dict(weight=torch.ones(2, 3), bias=torch.ones(2)))
+    before = dict(checkpoint['state_dict'])
+    FitCheckpointHook().after_load_checkpoint(runner_of(torch.nn.Linear(3, 2)), checkpoint)
+    assert checkpoint['state_dict'] == before

@@ -1,0 +1,177 @@
+"""Our models with converted weights against ``transformers``' own, and back; skipped where it is not installed."""
+
+import re
+
+import pytest
+import torch
+
+from mmdet_ddetr.checkpoints import convert, load_checkpoint
+from mmdet_ddetr.checkpoints.coco_classes import IDS
+from mmdet_ddetr.checkpoints.files import write
+from mmdet_ddetr.testing import make_batch
+
+transformers = pytest.importorskip('transformers')
+
+VARIANTS = {
+    'base': {},
+    'refine': dict(with_box_refine=True),
+    'two-stage': dict(with_box_refine=True, two_stage=True, two_stage_num_proposals=12),
+}
+BATCHES = {'padded': [(64, 96), (45, 70)], 'not padded': [(64, 96), (64, 96)]}
+# Sums in another order: measured 1e-6 on logits, 2e-7 on boxes.
+TOLERANCE = dict(rtol=1e-5, atol=1e-5)
+
+
+def their_config(variant, **settings):
+    """The config of ``conftest.small_config``; a ``backbone_config`` makes do without timm."""
+    backbone = transformers.ResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[32, 64, 128, 256],
+        depths=[3, 4, 6, 3],
+        layer_type='bottleneck',
+        out_features=['stage4'] if variant == 'DETR' else ['stage2', 'stage3', 'stage4'],
+    )
+    kind = transformers.DetrConfig if variant == 'DETR' else transformers.DeformableDetrConfig
+    return kind(
+        use_timm_backbone=False,
+        use_pretrained_backbone=False,
+        backbone=None,
+        backbone_config=backbone,
+        d_model=64,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=128,
+        decoder_ffn_dim=128,
+        num_queries=12,
+        num_labels=91,
+        **VARIANTS.get(variant, {}),
+        **settings,
+    )
+
+
+def their_class(variant):
+    return getattr(transformers, f'{"Detr" if variant == "DETR" else "DeformableDetr"}ForObjectDetection')
+
+
+@pytest.fixture(scope='module', params=[*VARIANTS, 'DETR'])
+def theirs(request, noise):
+    """(variant, a model of transformers), random in every parameter and statistic."""
+    torch.manual_seed(0)
+    return request.param, noise(their_class(request.param)(their_config(request.param))).eval()
+
+
+def outputs_of_theirs(model, shapes):
+    inputs, _ = make_batch(shapes, [0] * len(shapes), 1)
+    pixel_mask = torch.zeros(len(inputs), *inputs.shape[-2:], dtype=torch.long)
+    for mask, (h, w) in zip(pixel_mask, shapes):
+        mask[:h, :w] = 1
+    with torch.no_grad():
+        outputs = model(pixel_values=inputs, pixel_mask=pixel_mask)
+    return outputs.logits, outputs.pred_boxes
+
+
+def outputs_of_ours(model, shapes):
+    with torch.no_grad():
+        logits, boxes = model(*make_batch(shapes, [0] * len(shapes), 1), mode='tensor')
+    return logits[-1], boxes[-1]
+
+
+def load(build, variant, state_dict, num_classes):
+    model = build(variant, num_classes=num_classes, seed=7)
+    model.load_state_dict(state_dict, strict=True)
+    return model
+
+
+@pytest.mark.parametrize('shapes', BATCHES.values(), ids=BATCHES)
+def test_outputs_are_theirs(theirs, build, shapes):
+    variant, model = theirs
+    logits, boxes = outputs_of_theirs(model, shapes)
+    assert logits.std() > 0.5 and boxes.std((0, 1)).max() > 0.002  # something to compare
+
+    all_rows = load(build, variant, convert(model.state_dict(), classes='keep'), 91)
+    our_logits, our_boxes = outputs_of_ours(all_rows, shapes)
+    torch.testing.assert_close(our_logits, logits, **TOLERANCE)
+    torch.testing.assert_close(our_boxes, boxes, **TOLERANCE)
+
+    coco = load(build, variant, convert(model.state_dict()), 80)
+    our_logits, our_boxes = outputs_of_ours(coco, shapes)
+    no_object = [91] if variant == 'DETR' else []
+    torch.testing.assert_close(our_logits, logits[..., [*IDS, *no_object]], **TOLERANCE)
+    torch.testing.assert_close(our_boxes, boxes, **TOLERANCE)
+
+
+def test_a_changed_weight_is_seen(theirs, build):
+    """The comparison above can fail: every tensor of ours moves an output."""
+    variant, model = theirs
+    state_dict = convert(model.state_dict(), classes='keep')
+    shapes = BATCHES['padded']
+    ours = load(build, variant, state_dict, 91)
+    logits, boxes = outputs_of_ours(ours, shapes)
+    still = []
+    own = ours.state_dict(keep_vars=True)
+    for name in (key for key in own if re.search(r'neck|decoder\.layers\.1|branches\.1|embed|_fc|trans_norm', key)):
+        with torch.no_grad():
+            value = own[name].clone()
+            own[name] += 0.3 * torch.randn_like(value)
+            moved = outputs_of_ours(ours, shapes)
+            own[name].copy_(value)
+        if torch.allclose(moved[0], logits, **TOLERANCE) and torch.allclose(moved[1], boxes, **TOLERANCE):
+            still.append(name)
+    assert still == []
+
+
+def test_saved_by_them(theirs, build, tmp_path):
+    """The files that ``save_pretrained`` writes; it stores shared tensors once."""
+    variant, model = theirs
+    if variant in ('refine', 'two-stage') and transformers.__version__.startswith('4.'):
+        model.save_pretrained(tmp_path, safe_serialization=False)  # 4.x refuses these as safetensors
+    else:
+        model.save_pretrained(tmp_path)
+        assert (tmp_path / 'model.safetensors').is_file()
+    checkpoint = load_checkpoint(tmp_path)
+    expected = convert(model.state_dict())
+    assert set(checkpoint['state_dict']) == set(expected)
+    for key, value in expected.items():
+        assert torch.equal(checkpoint['state_dict'][key], value), key
+    assert len(checkpoint['meta']['dataset_meta']['classes']) == 80
+
+
+def test_loaded_by_them(theirs, build, tmp_path):
+    """What we write, ``from_pretrained`` reads; its model predicts what ours does."""
+    variant, _ = theirs
+    ours = build(variant)
+    state_dict = renamed_backbone(convert(ours.state_dict(), target='huggingface'))
+    write(dict(state_dict=state_dict), tmp_path / 'model.safetensors', 'huggingface')
+    config = their_config(variant, tie_word_embeddings=variant not in ('refine', 'two-stage'))
+    config.save_pretrained(tmp_path)
+    model, info = their_class(variant).from_pretrained(tmp_path, config=config, output_loading_info=True)
+    assert not info['missing_keys'] and not info['unexpected_keys'] and not info['mismatched_keys']
+    logits, boxes = outputs_of_theirs(model.eval(), BATCHES['padded'])
+    our_logits, our_boxes = outputs_of_ours(ours, BATCHES['padded'])
+    no_object = [91] if variant == 'DETR' else []
+    torch.testing.assert_close(logits[..., [*IDS, *no_object]], our_logits, **TOLERANCE)
+    torch.testing.assert_close(boxes, our_boxes, **TOLERANCE)
+    scores = logits.softmax(-1) if variant == 'DETR' else logits.sigmoid()
+    assert scores[..., sorted(set(range(91)) - set(IDS))].max() == 0  # rows without class never score
+
+
+def renamed_backbone(state_dict):
+    """timm's names, which the hub has, in those of a ``backbone_config``."""
+    rules = [
+        (r'model\.conv1\.', 'model.embedder.embedder.convolution.'),
+        (r'model\.bn1\.', 'model.embedder.embedder.normalization.'),
+        (r'model\.layer(\d)\.(\d+)', lambda m: f'model.encoder.stages.{int(m[1]) - 1}.layers.{m[2]}'),
+        (r'(layers\.\d+)\.conv(\d)', lambda m: f'{m[1]}.layer.{int(m[2]) - 1}.convolution'),
+        (r'(layers\.\d+)\.bn(\d)', lambda m: f'{m[1]}.layer.{int(m[2]) - 1}.normalization'),
+        (r'downsample\.0', 'shortcut.convolution'),
+        (r'downsample\.1', 'shortcut.normalization'),
+    ]
+    result = {}
+    for key, value in state_dict.items():
+        if 'backbone' in key:
+            for pattern, replacement in rules:
+                key = re.sub(pattern, replacement, key)
+        result[key] = value
+    return result
