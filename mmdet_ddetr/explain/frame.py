@@ -1,0 +1,54 @@
+"""From the network's normalised coordinates back to pixels of the original image."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How one original image lies in the network's input: resized, perhaps flipped, then padded right and below.
+
+    Args:
+        size: (w, h) in px after resizing, without padding.
+        padded_size: (W, H) in px of the batch.
+        scale: (x, y) factors of the resizing.
+        flip: None, ``'horizontal'``, ``'vertical'`` or ``'diagonal'`` (both).
+    """
+
+    size: tuple[int, int]
+    padded_size: tuple[int, int]
+    scale: tuple[float, float] = (1.0, 1.0)
+    flip: str | None = None
+
+    @classmethod
+    def of(cls, metainfo: dict) -> 'Frame':
+        """Frame of a data sample, from what the pipeline and the data preprocessor noted."""
+        h, w = metainfo['img_shape'][:2]
+        H, W = metainfo.get('batch_input_shape', (h, w))
+        scale = tuple(float(factor) for factor in metainfo.get('scale_factor', (1.0, 1.0)))
+        return cls((w, h), (W, H), scale, metainfo.get('flip_direction') if metainfo.get('flip') else None)
+
+    @property
+    def image_size(self) -> tuple[float, float]:
+        """(w, h) of the original image, up to the rounding of the resizing."""
+        return self.size[0] / self.scale[0], self.size[1] / self.scale[1]
+
+    def to_image(
+        self,
+        points: Tensor,  # [..., 2], (x, y) normalised by the unpadded image
+    ) -> Tensor:  # [..., 2]
+        """Pixels of the original image; (0, 0) is the corner of its first pixel."""
+        return self.unflip(points * points.new_tensor(self.image_size))
+
+    def unflip(
+        self,
+        points: Tensor,  # [..., 2], (x, y) in px of the original image's size
+    ) -> Tensor:  # [..., 2]
+        """Mirror the points back. The flip is an involution, so this also flips them."""
+        if self.flip is None:
+            return points
+        w, h = self.image_size
+        mirrored = points.new_tensor([w, h]) - points
+        flipped = points.new_tensor([self.flip != 'vertical', self.flip != 'horizontal']).bool()
+        return mirrored.where(flipped, points)

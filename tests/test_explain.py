@@ -1,0 +1,593 @@
+"""What is recorded is what was computed and changes nothing; figures and page show it where it belongs."""
+
+import base64
+import copy
+import dataclasses
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import cv2
+import mmdet
+import numpy as np
+import pytest
+import torch
+from chromium import EXECUTABLE, Chromium
+from mmdet.registry import MODELS
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+
+from mmdet_ddetr import accelerate, get_config
+from mmdet_ddetr.explain import Explanation, Recording, SampledAttention, explain, explanation_of, record
+from mmdet_ddetr.explain.figures import decoder_figure, encoder_figure, figure6, grid_figure, level_of, to_array
+from mmdet_ddetr.explain.frame import Frame
+from mmdet_ddetr.explain.page import page_data, write_page
+from mmdet_ddetr.ops import reference
+from mmdet_ddetr.testing import make_batch, randomise, shrink, without_download
+
+SHAPES = [(64, 96), (57, 64)]  # the second image is padded
+ROOT = Path(__file__).parents[1]
+CLASSES = ['circle', 'square', 'triangle', 'star', 'ring']
+NAME = 'deformable-detr-refine-twostage_lite0_shapes'
+
+
+@pytest.fixture(autouse=True)
+def scope():
+    init_default_scope('mmdet')
+
+
+def build(name, embed_dims=32):
+    cfg = shrink(get_config(name).model)
+    for stack in (cfg.encoder, cfg.decoder):
+        for key, part in stack.layer_cfg.items():
+            if key.endswith('_cfg'):
+                part.embed_dims = embed_dims
+    cfg.neck.out_channels = embed_dims
+    cfg.positional_encoding.num_feats = embed_dims // 2
+    cfg.bbox_head.update(num_classes=3, embed_dims=embed_dims)
+    cfg.test_cfg.max_per_img = 60
+    return randomise(MODELS.build(cfg), std=0.05).eval()
+
+
+@pytest.fixture(scope='module')
+def models():
+    """Random models by name: references of two and of four coordinates, and dense attention."""
+    init_default_scope('mmdet')
+    torch.manual_seed(0)
+    return dict(
+        points=build('deformable-detr_r50_16xb2-50e_coco'),
+        boxes=build('deformable-detr-refine-twostage_r50_16xb2-50e_coco'),
+        dense=build('detr_r50_16xb4-500e_coco'),
+    )
+
+
+def predict(model):
+    inputs, samples = make_batch(SHAPES, [1, 1], 3)
+    with torch.no_grad():
+        return model(inputs, samples, mode='predict')
+
+
+# --- recording -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', ['points', 'boxes'])
+def test_recorded_points_give_the_modules_output(models, name):
+    """``ops.reference`` on the recorded locations and weights, between the module's two projections."""
+    model, seen = models[name], []
+    attentions = [layer.self_attn for layer in model.encoder.layers] + [
+        layer.cross_attn for layer in model.decoder.layers
+    ]
+    handles = [
+        attention.register_forward_hook(lambda *args: seen.append(args), with_kwargs=True) for attention in attentions
+    ]
+    with record(model) as recording:
+        predict(model)
+    for handle in handles:
+        handle.remove()
+
+    recorded = recording.encoder + recording.decoder
+    assert len(recorded) == len(seen) == 5
+    for attention, (module, (query,), kwargs, output) in zip(recorded, seen):
+        value = module.value_proj(kwargs.get('value', query))
+        value = value.masked_fill(kwargs['key_padding_mask'][..., None], 0.0)
+        attended = reference.ms_deform_attn(
+            value.unflatten(-1, (module.num_heads, -1)),
+            recording.spatial_shapes,
+            attention.locations,
+            attention.weights,
+        )
+        # fp32 sums over 128 samples in another order
+        torch.testing.assert_close(module.output_proj(attended) + query, output, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(attention.reference_points, kwargs['reference_points'])
+        assert attention.reference_points.shape[-1] == (4 if name == 'boxes' and module in attentions[2:] else 2)
+
+
+def test_attentions_of_mmcv():
+    """mmdet's own detector is recorded, too: with mmcv's attention, and with this package's operator in its place."""
+    folder = Path(mmdet.__file__).parent / '.mim/configs/deformable_detr'
+    model = build(str(folder / 'deformable-detr-refine_r50_16xb2-50e_coco.py'))
+    with record(model) as by_mmcv:
+        predict(model)
+    assert accelerate(model) == 5
+    with record(model) as by_ours:
+        predict(model)
+    for part in ('encoder', 'decoder'):
+        for a, b in zip(getattr(by_mmcv, part), getattr(by_ours, part), strict=True):
+            torch.testing.assert_close(a.locations, b.locations, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(a.weights, b.weights, rtol=1e-5, atol=1e-5)
+            assert a.weights.std() > 0
+
+
+def test_recorded_maps_are_those_of_multihead_attention(models):
+    model, seen = models['dense'], []
+    attentions = [layer.self_attn.attn for layer in model.encoder.layers]
+    attentions += [layer.cross_attn.attn for layer in model.decoder.layers]
+    handles = [a.register_forward_pre_hook(lambda *args: seen.append(args), with_kwargs=True) for a in attentions]
+    with record(model) as recording:
+        predict(model)
+    for handle in handles:
+        handle.remove()
+    assert recording.spatial_shapes == [(2, 3)]
+    for attention, (module, args, kwargs) in zip(recording.encoder + recording.decoder, seen, strict=True):
+        kwargs.update(need_weights=True, average_attn_weights=False)
+        expected = type(module).forward(module, *args, **kwargs)[1]  # [B, M, Q, S]
+        for image in range(2):
+            for query in (0, expected.shape[2] - 1):
+                torch.testing.assert_close(attention.weights(image, query), expected[image, :, query])
+
+
+@pytest.mark.parametrize('name', ['points', 'boxes', 'dense'])
+def test_results_are_unchanged(models, name):
+    """Bit for bit, while recording and afterwards; no hook stays, not even after an error."""
+    model = models[name]
+
+    def same(results):
+        for a, b in zip(before, results, strict=True):
+            for key in ('bboxes', 'scores', 'labels'):
+                assert torch.equal(a.pred_instances[key], b.pred_instances[key])
+
+    before = predict(model)
+    with record(model):
+        same(predict(model))
+    same(predict(model))
+    with pytest.raises(ZeroDivisionError), record(model):
+        raise ZeroDivisionError
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_other_models_are_refused():
+    model = torch.nn.Linear(1, 1)
+    with pytest.raises(TypeError, match='must have a transformer encoder with layers.*Linear'), record(model):
+        pass
+    model = build('deformable-detr_r50-own-level_16xb2-50e_coco')
+    message = 'self_attn in the encoder of DeformableDETR must be MSDeformAttn or MultiheadAttention, got OwnLevel'
+    with pytest.raises(TypeError, match=message), record(model):
+        pass
+
+
+# --- from the network's coordinates to the image's -------------------------------------------------------------------
+
+
+def explanation_by_hand(flip=None):
+    """One query at the same place of an image of 400 x 200, resized to 100 x 40 and padded to 160 x 64."""
+    frame = Frame.of(
+        dict(
+            img_shape=(40, 100),
+            batch_input_shape=(64, 160),
+            scale_factor=(0.25, 0.2),
+            flip=flip is not None,
+            flip_direction=flip,
+        )
+    )
+    ratios = torch.tensor([[[0.625, 0.625], [0.6, 0.75]]])  # of a 20 x 8 map, rounded on a 5 x 4 map
+    references = torch.tensor([0.5, 0.25, 0.2, 0.4]) * ratios.repeat(1, 1, 2)
+    locations = torch.zeros(1, 1, 1, 2, 1, 2)
+    locations[0, 0, 0, 0, 0] = torch.tensor([0.3125, 0.5])  # (5/16, 1/2) of the padded map: 1/2 and 4/5 of the image
+    locations[0, 0, 0, 1, 0] = torch.tensor([0.9, -0.15])  # 3/2 and -1/5 of the image: outside
+    attention = SampledAttention(locations, torch.full((1, 1, 1, 2, 1), 0.5), references[:, None])
+    recording = Recording([attention], [attention], [(8, 20), (4, 5)], ratios)
+    return Explanation(np.zeros((200, 400, 3), np.uint8), [], recording, 0, frame)
+
+
+@pytest.mark.parametrize(
+    ('flip', 'points', 'point', 'box'),
+    [
+        (None, [[200, 160], [600, -40]], [200, 50], [160, 10, 240, 90]),
+        ('horizontal', [[200, 160], [-200, -40]], [200, 50], [160, 10, 240, 90]),
+        ('vertical', [[200, 40], [600, 240]], [200, 150], [160, 110, 240, 190]),
+        ('diagonal', [[200, 40], [-200, 240]], [200, 150], [160, 110, 240, 190]),
+    ],
+)
+def test_pixels_by_hand(flip, points, point, box):
+    look = explanation_by_hand(flip).look('decoder', 0, 0)
+    np.testing.assert_allclose(look.points[0, 0, :, 0], points, rtol=1e-5)
+    np.testing.assert_allclose(look.references[0], point, rtol=1e-5)
+    np.testing.assert_allclose(look.boxes[0], box, rtol=1e-5)
+
+
+def test_encoder_query_by_hand():
+    """12.5 x 5 cells of the first level and 3 x 3 of the second are image."""
+    explanation = explanation_by_hand()
+    explanation.recording.valid_ratios[0, 0, 0] = 0.6
+    assert explanation.valid_cells(0) == (5, 12)
+    assert explanation.valid_cells(1) == (3, 3)
+    assert explanation.encoder_query(0, 0) == 0
+    assert explanation.encoder_query(399, 199) == 4 * 20 + 11
+    assert explanation.encoder_query(399 / 12, 41) == 20
+    assert explanation.encoder_query(150, 100, level=1) == 8 * 20 + 1 * 5 + 1
+    flipped = explanation_by_hand('horizontal')
+    assert flipped.encoder_query(150, 100, level=1) == 8 * 20 + 1 * 5 + 1
+    assert flipped.encoder_query(10, 199, level=1) == 8 * 20 + 2 * 5 + 2
+    with pytest.raises(ValueError, match=r'0 <= x < 400 and 0 <= y < 200, got \(400, 3\)'):
+        explanation.encoder_query(400, 3)
+    with pytest.raises(ValueError, match=r'level must be in 0\.\.1, got 2'):
+        explanation.encoder_query(0, 0, 2)
+
+
+@pytest.mark.parametrize('index', [0, 1])
+def test_encoder_references_are_the_pixels_own_centres(models, index):
+    """On every level of a padded batch whose images are shown at twice their size."""
+    with record(models['boxes']) as recording:
+        samples = predict(models['boxes'])
+    h, w = (2 * size for size in SHAPES[index])
+    explanation = explanation_of(models['boxes'], recording, index, samples[index], np.zeros((h, w, 3), np.uint8), 0.0)
+    for level in range(4):
+        rows, columns = explanation.valid_cells(level)
+        for row, column in ((0, 0), (rows - 1, columns - 1)):
+            x, y = (column + 0.5) / columns * w, (row + 0.5) / rows * h
+            query = explanation.encoder_query(x, y, level)
+            np.testing.assert_allclose(explanation.look('encoder', 0, query).references[0], [x, y], rtol=1e-5)
+
+
+def test_detections_know_their_queries(models):
+    """The box of a query is the one its decoder state gives; a query may be detected as several classes."""
+    for name, model in models.items():
+        with record(model) as recording:
+            samples = predict(model)
+        logits, boxes = recording.head_outputs[0][-1], recording.head_outputs[1][-1]
+        for index, (h, w) in enumerate(SHAPES):
+            image = np.zeros((2 * h, 2 * w, 3), np.uint8)
+            explanation = explanation_of(model, recording, index, samples[index], image, 0.0)
+            assert len(explanation.detections) == (20 if name == 'dense' else 60)
+            for detection in explanation.detections:
+                cx, cy, bw, bh = (boxes[index, detection.query] * torch.tensor([2 * w, 2 * h] * 2)).tolist()
+                expected = np.array([cx - bw / 2, cy - bh / 2, cx + bw / 2, cy + bh / 2]).clip(0, [2 * w, 2 * h] * 2)
+                np.testing.assert_allclose(detection.box, expected, atol=1e-3)
+                if name != 'dense':
+                    score = logits[index, detection.query, detection.label].sigmoid().item()
+                    assert detection.score == pytest.approx(score)
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def explanations(models):
+    """Of one image, 114 x 128, with three detections of known and disjoint boxes."""
+    made = {}
+    for name, model in models.items():
+        with record(model) as recording:
+            samples = predict(model)
+        image = np.full((114, 128, 3), 200, np.uint8)
+        explanation = explanation_of(model, recording, 1, samples[1], image, 0.0)
+        boxes = np.array([[8, 8, 40, 40], [60, 10, 120, 50], [20, 60, 90, 110]], np.float32)
+        kept = {detection.query: detection for detection in explanation.detections}
+        chosen = [
+            dataclasses.replace(detection, box=box, name=f'<kind {i}>')
+            for i, (detection, box) in enumerate(zip(kept.values(), boxes))
+        ]
+        made[name] = dataclasses.replace(explanation, detections=chosen)
+    return made
+
+
+@pytest.mark.parametrize('name', ['points', 'boxes', 'dense'])
+def test_figures(explanations, name):
+    """Panels, their titles, and every point of the query at its place."""
+    explanation = explanations[name]
+    detection = explanation.detections[1]
+    figures = dict(
+        paper=figure6(explanation),
+        decoder=decoder_figure(explanation, detection),
+        encoder=encoder_figure(explanation, 50, 20, 0),
+        grid=grid_figure(explanation, 'decoder', -1, detection.query, detection),
+    )
+    heads, levels = (8, 1) if name == 'dense' else (8, 4)
+    panels = dict(paper=2 * 3, decoder=3, encoder=2, grid=heads * levels)
+    for kind, figure in figures.items():
+        assert len(figure.axes) == panels[kind] + 1, 'and the colour bar'
+        assert to_array(figure).std() > 0
+    assert [ax.get_title() for ax in figures['decoder'].axes[:3]] == [f'decoder layer {i}' for i in (1, 2, 3)]
+    if name == 'dense':
+        return
+    look = explanation.look('decoder', 1, detection.query)
+    (points,) = figures['decoder'].axes[1].collections
+    order = np.argsort(look.weights, axis=None)
+    np.testing.assert_allclose(points.get_offsets(), look.points.reshape(-1, 2)[order])
+    np.testing.assert_allclose(points.get_array(), look.weights.ravel()[order])
+    (points,) = figures['grid'].axes[8 + 2].collections  # level 2, head 3
+    drawn = points.get_offsets().compressed().reshape(-1, 2)
+    last = explanation.look('decoder', -1, detection.query)
+    np.testing.assert_allclose(np.sort(drawn, 0), np.sort(last.points[0, 2, 1], 0))
+
+
+def test_objects_leave_out_duplicates(explanations):
+    explanation = explanations['points']
+    first, second, third = explanation.detections
+    double = dataclasses.replace(second, box=first.box + 1)
+    assert dataclasses.replace(explanation, detections=[first, double, third]).objects(4) == [first, third]
+    assert explanation.objects(2) == [first, second]
+
+
+def test_level_of(explanations):
+    """Four cells of the two finest levels are 64 and 128 of 128 px."""
+    explanation = explanations['points']
+    assert [explanation.valid_cells(level)[1] for level in range(4)] == [8, 4, 2, 2]
+    for side, level in ((20, 0), (64, 0), (120, 1)):
+        box = np.array([0, 0, 128, side], np.float32)
+        assert level_of(explanation, dataclasses.replace(explanation.detections[0], box=box)) == level
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+def numbers(text, dtype):
+    return np.frombuffer(base64.b64decode(text), dtype)
+
+
+def test_page_data_keep_the_numbers(explanations):
+    explanation = explanations['boxes']
+    data = json.loads(json.dumps(page_data(explanation)))
+    queries = [detection.query for detection in explanation.detections]
+    for layer, stored in enumerate(data['decoder']['layers']):
+        look = explanation.look('decoder', layer, queries)
+        points = (numbers(stored['points'], '<u2') / 65535 * 2 - 0.5).reshape(-1, 2) * data['size']
+        inside = ((look.points > -57) & (look.points < 171)).all(-1).ravel()
+        np.testing.assert_allclose(points[inside], look.points.reshape(-1, 2)[inside], atol=128 / 65535)
+        weights = (numbers(stored['weights'], 'u1') / 255) ** 2
+        np.testing.assert_allclose(weights, look.weights.ravel(), atol=1 / 255)
+    grids = data['encoder']['grids']
+    assert [(grid['rows'], grid['columns'], grid['step']) for grid in grids] == [
+        (8, 8, 1),
+        (4, 4, 1),
+        (2, 2, 1),
+        (1, 2, 1),
+    ]
+
+
+def test_page_data_within_their_room(explanations):
+    """Fewer pixels of the finest level first, spread over the image, and never none."""
+    explanation = explanations['points']
+    full = sum(len(layer['points'] + layer['weights']) for layer in page_data(explanation)['encoder']['layers'])
+    data = page_data(explanation, encoder_mb=full / 2e6)
+    size = sum(len(layer['points'] + layer['weights']) for layer in data['encoder']['layers'])
+    assert full / 8 < size <= full / 2
+    grids = data['encoder']['grids']
+    assert [grid['step'] for grid in grids] == [2, 1, 1, 1]
+    assert grids[0]['first'] == [0, 0] and grids[0]['rows'] == 4
+    smallest = page_data(explanation, encoder_mb=0)['encoder']['grids']
+    assert all(grid['rows'] == grid['columns'] == 1 for grid in smallest)
+
+
+def test_page_is_self_contained(explanations, tmp_path):
+    """Nothing to fetch, and nothing that text from outside could break."""
+    text = write_page(explanations['points'], tmp_path / 'page.html', 'a <b> & {{data}}', '</script>').read_text()
+    assert '<title>a &lt;b&gt; &amp; {{data}}</title>' in text
+    assert text.count('</script>') == 2
+    assert not re.search(r'(src|href)="(?!data:)|@import|url\(|fetch\(', text)
+    with pytest.raises(ValueError, match='no detection'):
+        write_page(dataclasses.replace(explanations['points'], detections=[]), tmp_path / 'none.html', '')
+
+
+@pytest.fixture(scope='module')
+def browser(tmp_path_factory):
+    if EXECUTABLE is None:
+        pytest.skip('no Chromium')
+    browser = Chromium(tmp_path_factory.mktemp('chromium'))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def page(browser, explanations, tmp_path, request):
+    """The page of a model in the browser; afterwards, no error and no request but for the page itself."""
+    path = write_page(explanations[getattr(request, 'param', 'boxes')], tmp_path / 'page.html', 'title', 'subtitle')
+    browser.events.clear()
+    browser.mouse('Moved', 1, 1)
+    browser.open(path.as_uri())
+    yield browser
+    methods = [event.get('method') for event in browser.events]
+    assert 'Runtime.exceptionThrown' not in methods and 'Log.entryAdded' not in methods, browser.events
+    sent = [e['params']['request']['url'] for e in browser.events if e.get('method') == 'Network.requestWillBeSent']
+    assert [url for url in sent if not url.startswith('data:')] == [path.as_uri()]
+
+
+def shown(browser):
+    """(x, y) of the circles, in px of the image."""
+    circles = "[...document.querySelectorAll('circle')].map((c) => [+c.getAttribute('cx'), +c.getAttribute('cy')])"
+    return np.array(browser.evaluate(circles)).reshape(-1, 2)
+
+
+def status(browser):
+    return browser.evaluate("document.getElementById('status').textContent")
+
+
+def at_image(browser, x, y):
+    """Where a pixel of the image is in the window."""
+    frame = browser.evaluate('(({x, y, width, height}) => [x, y, width, height])(stage.getBoundingClientRect())')
+    return frame[0] + x / 128 * frame[2], frame[1] + y / 114 * frame[3]
+
+
+def middle(browser, selector):
+    script = f'(({{x, y, width, height}}) => [x + width / 2, y + height / 2])({selector}.getBoundingClientRect())'
+    return browser.evaluate(script)
+
+
+def assert_shows(browser, explanation, part, layer, query):
+    points = np.concatenate(explanation.look(part, layer, query).points[0]).reshape(-1, 2)
+    inside = lambda p: np.array(sorted(p[((p > -50) & (p < 160)).all(1)].tolist()))  # noqa: E731
+    drawn, expected = inside(shown(browser)), inside(points)
+    assert len(drawn) == len(expected) > 0
+    distance = np.abs(drawn[:, None] - expected[None]).max(-1)
+    assert distance.min(0).max() < 0.02 and distance.min(1).max() < 0.02
+
+
+def test_hovering_shows_points(page, explanations):
+    explanation = explanations['boxes']
+    first, second, _ = (detection.query for detection in explanation.detections)
+    assert len(shown(page)) == 8 * 4 * 4
+    assert_shows(page, explanation, 'decoder', -1, first)
+    page.mouse('Moved', *at_image(page, 90, 30))
+    assert status(page).startswith('<kind 1> ') and 'decoder layer 3: 128 points' in status(page)
+    assert_shows(page, explanation, 'decoder', -1, second)
+    page.mouse('Moved', *at_image(page, 126, 60))  # on none
+    assert_shows(page, explanation, 'decoder', -1, first)
+    page.click(*at_image(page, 90, 30))
+    page.mouse('Moved', 1, 1)  # a click stays
+    assert_shows(page, explanation, 'decoder', -1, second)
+
+
+def test_keyboard_list_and_slider(page, explanations):
+    explanation = explanations['boxes']
+    last = explanation.detections[2].query
+    for _ in range(5):  # stage, tabs, three detections
+        page.press('Tab')
+    assert page.evaluate('document.activeElement.textContent').startswith('<kind 2>')
+    assert_shows(page, explanation, 'decoder', -1, last)
+    assert page.evaluate("document.querySelectorAll('[aria-pressed=true]').length") == 1
+    page.press('Tab')
+    page.press('Tab')
+    assert page.evaluate('document.activeElement.id') == 'layer'
+    page.press('ArrowLeft')
+    assert 'decoder layer 2' in status(page)
+    assert_shows(page, explanation, 'decoder', 1, last)
+
+
+def test_toggles_and_close_up(page, explanations):
+    page.click(*middle(page, "document.querySelector('[name=head]')"))
+    assert len(shown(page)) == 7 * 4 * 4
+    page.click(*middle(page, "document.querySelector('[name=level]')"))
+    assert len(shown(page)) == 7 * 3 * 4
+    page.click(*middle(page, "document.getElementById('next')"))
+    assert len(shown(page)) == 1 * 3 * 4
+    box = "document.querySelector('.chosen:not(.under)').getBoundingClientRect().width / stage.clientWidth"
+    assert page.evaluate(box) == pytest.approx(32 / 128, abs=0.02)
+    page.click(*middle(page, "document.getElementById('close')"))
+    assert page.evaluate(box) == pytest.approx(32 / 114 * 114 / 128 / (2.4 * 32 / 114), abs=0.02)
+
+
+def test_encoder_pixels(page, explanations):
+    explanation = explanations['boxes']
+    page.click(*middle(page, "document.querySelector('[value=encoder]')"))
+    for x, y in ((5, 5), (77, 100)):
+        page.mouse('Moved', *at_image(page, x, y))
+        assert_shows(page, explanation, 'encoder', -1, explanation.encoder_query(x, y, 0))
+    assert 'Pixel (column 5, row 8) of level 1, encoder layer 2' in status(page)
+    page.click(*at_image(page, 5, 5))
+    page.mouse('Moved', 1, 1)
+    page.press('ArrowRight')
+    assert_shows(page, explanation, 'encoder', -1, explanation.encoder_query(5 + 16, 5, 0))
+    page.click(*middle(page, "document.querySelectorAll('[name=pixel-level]')[1]"))
+    assert_shows(page, explanation, 'encoder', -1, explanation.encoder_query(5 + 16, 5, 1))
+
+
+@pytest.mark.parametrize('page', ['dense'], indirect=True)
+def test_maps_of_a_detr(page, explanations):
+    def colour():
+        return page.evaluate("document.getElementById('heat').getAttribute('href')")
+
+    first = colour()
+    assert first.startswith('data:image/png') and not len(shown(page))
+    page.mouse('Moved', *at_image(page, 90, 30))
+    assert status(page).startswith('<kind 1> ') and 'column' in status(page)
+    assert colour() != first
+    page.click(*middle(page, "document.querySelector('[value=encoder]')"))
+    assert 'encoder layer 2' in status(page)
+
+
+# --- the tool and the hook -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def checkpoint(workspace):
+    """A config and random weights of the quick start's model, in the workspace."""
+    init_default_scope('mmdet')
+    cfg = get_config(NAME)
+    without_download(cfg.model)
+    torch.manual_seed(0)
+    model = randomise(MODELS.build(copy.deepcopy(cfg.model)), std=0.02)
+    cfg.dump(workspace / 'config.py')
+    meta = dict(dataset_meta=dict(classes=CLASSES))
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), workspace / 'random.pth')
+    return workspace / 'random.pth'
+
+
+def test_tool(checkpoint, workspace, run_tool):
+    image = sorted((workspace / 'data/shapes/images/val').iterdir())[0]
+    arguments = ['config.py', 'random.pth', image, '--device=cpu', '--out=explained']
+    code, text = run_tool('explain.py', *arguments, '--score-thr=0', '--detections=1', '--grid', '--pixel', 20, 30)
+    assert code == 0, text
+    names = {path.name.removeprefix(image.stem) for path in (workspace / 'explained').iterdir()}
+    assert {'.html', '-figure6.png', '-encoder-20-30.png', '-grid-20-30.png'} < names and len(names) == 6
+    for path in (workspace / 'explained').glob('*.png'):
+        assert min(cv2.imread(str(path)).shape[:2]) > 150
+        assert str(path.relative_to(workspace)) in text
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (
+            ['config.py', 'random.pth', '--score-thr=2'],
+            'no detection in .*jpg with a score of .* 2 or more; the best is ',
+        ),
+        (['config.py', 'nowhere.pth'], "weights: no checkpoint 'nowhere.pth'"),
+        (['config.py', 'random.pth', '--pixel', '96', '3'], r'pixel must lie in the image.* got \(96, 3\)'),
+        (['no-config', 'random.pth'], "'no-config'"),
+    ],
+)
+def test_tool_says_what_is_wrong(checkpoint, workspace, monkeypatch, arguments, message):
+    """In one line, without a traceback."""
+    monkeypatch.chdir(workspace)
+    image = sorted((workspace / 'data/shapes/images/val').iterdir())[0]
+    spec = importlib.util.spec_from_file_location('tools_explain', ROOT / 'tools/explain.py')
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    with pytest.raises(SystemExit, match=message):
+        tool.main([*arguments[:2], str(image), '--device=cpu', *(arguments[2:] or ['--score-thr=0'])])
+
+
+def test_hook(checkpoint, workspace, monkeypatch):
+    """In a run of its own: figures of the first images in the visualizer's folder, and no hook left on the model."""
+    monkeypatch.chdir(workspace)
+    cfg = get_config(str(workspace / 'config.py'))
+    cfg.merge_from_dict(
+        {
+            'work_dir': str(workspace / 'hooked'),
+            'load_from': str(checkpoint),
+            'custom_hooks': [dict(type='mmdet_ddetr.SamplingPointsHook', num_images=3, score_thr=0.0)],
+            'default_hooks.checkpoint': None,  # nothing to save
+            'val_dataloader.batch_size': 2,
+            'val_dataloader.num_workers': 0,
+            'val_dataloader.persistent_workers': False,
+            'experiment_name': 'test_hook_of_explain',
+        }
+    )
+    runner = Runner.from_cfg(cfg)
+    runner.val()
+    pictures = sorted(path.name for path in (workspace / 'hooked').rglob('vis_image/sampling_points*.png'))
+    assert pictures == [f'sampling_points_{i}_0.png' for i in range(3)]
+    assert not any(module._forward_pre_hooks for module in runner.model.modules())
+
+
+def test_explain_reads_the_image_once(checkpoint, workspace):
+    """From a path and from its pixels: the same; the image is RGB."""
+    from mmdet_ddetr.apis import DDetrInferencer
+
+    model = DDetrInferencer(str(workspace / 'config.py'), checkpoint, device='cpu', show_progress=False).model
+    path = sorted((workspace / 'data/shapes/images/val').iterdir())[0]
+    bgr = cv2.imread(str(path))
+    by_path, by_pixels = explain(model, str(path), 0.0), explain(model, bgr, 0.0)
+    assert (by_path.image == bgr[..., ::-1]).all()
+    assert by_path.detections[0].name in CLASSES
+    assert [d.score for d in by_path.detections] == [d.score for d in by_pixels.detections]

@@ -1,0 +1,117 @@
+"""Draw what a Deformable DETR looks at: the paper's figure 6 as PNG files, and an interactive page.
+
+python tools/explain.py deformable-detr_r50_16xb2-50e_coco epoch_50.pth photo.jpg --out outputs/explain
+"""
+
+import argparse
+import sys
+import warnings
+from pathlib import Path
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description='Draw what the queries of a Deformable DETR or DETR look at, as PNG files and one HTML page'
+    )
+    parser.add_argument('config', help='path of a config, or the name of one of this package')
+    parser.add_argument('weights', help='checkpoint file')
+    parser.add_argument('image', help='image file')
+    parser.add_argument(
+        '--out', default='outputs/explain', metavar='DIR', help='folder for the files (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--score-thr', type=float, default=0.3, metavar='S', help='leave out detections below it (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--detections', type=int, default=4, metavar='N', help='draw the N best as PNG (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--pixel',
+        type=float,
+        nargs=2,
+        action='append',
+        default=[],
+        metavar=('X', 'Y'),
+        help='also draw what the encoder looks at from this pixel of the image; may be given several times',
+    )
+    parser.add_argument(
+        '--level',
+        type=int,
+        default=1,
+        metavar='N',
+        help='feature level of --pixel, 1 the finest (default: %(default)s)',
+    )
+    parser.add_argument('--grid', action='store_true', help='also draw every level and head apart, in the last layer')
+    parser.add_argument(
+        '--page-mb',
+        type=float,
+        default=6,
+        metavar='MB',
+        help="room for the encoder's pixels in the page; where they take more, it holds every n-th of them "
+        '(default: %(default)s)',
+    )
+    parser.add_argument('--device', help='cpu, cuda, ... (default: a GPU if there is one)')
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    warnings.filterwarnings('ignore', message='Failed to add .*LocalVisBackend')  # the inferencer writes nothing
+    try:
+        write(args)
+    except (FileNotFoundError, TypeError, ValueError) as error:
+        sys.exit(f'{Path(sys.argv[0]).name}: {error}')
+
+
+def write(args):
+    """Predict, and write the figures and the page."""
+    from mmdet_ddetr.apis import DDetrInferencer
+    from mmdet_ddetr.explain import attentions, explain
+    from mmdet_ddetr.explain.figures import decoder_figure, encoder_figure, figure6, grid_figure
+    from mmdet_ddetr.explain.page import write_page
+
+    model = DDetrInferencer(args.config, args.weights, device=args.device, show_progress=False).model
+    attentions(model)  # of another kind: say so before anything is predicted
+    explanation = explain(model, args.image, 0.0)
+    found = [detection for detection in explanation.detections if detection.score >= args.score_thr]
+    if not found:
+        best = explanation.detections[0]
+        raise ValueError(
+            f'no detection in {args.image} with a score of --score-thr {args.score_thr:g} or more; '
+            f'the best is {best.name} with {best.score:.3f}'
+        )
+    explanation.detections[:] = found
+
+    stem = Path(args.image).stem
+    figures = {'figure6': figure6(explanation, found[: args.detections])}
+    for i, detection in enumerate(found[: args.detections], 1):
+        name = f'{i}-{"".join(c if c.isalnum() else "-" for c in detection.name)}'
+        figures[f'decoder-{name}'] = decoder_figure(explanation, detection)
+        if args.grid:
+            figures[f'grid-{name}'] = grid_figure(explanation, 'decoder', -1, detection.query, detection)
+    for x, y in args.pixel:
+        figures[f'encoder-{x:g}-{y:g}'] = encoder_figure(explanation, x, y, args.level - 1)
+        if args.grid:
+            query = explanation.encoder_query(x, y, args.level - 1)
+            figures[f'grid-{x:g}-{y:g}'] = grid_figure(explanation, 'encoder', -1, query)
+
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        path = out / f'{stem}-{name}.png'
+        figure.savefig(path)
+        print(path)
+    subtitle = f'{Path(args.config).stem} · {Path(args.weights).name} · scores of {args.score_thr:g} and above'
+    print(
+        write_page(
+            explanation,
+            out / f'{stem}.html',
+            f'What the detector looks at in {Path(args.image).name}',
+            subtitle,
+            args.page_mb,
+        )
+    )
+
+
+if __name__ == '__main__':
+    main()
