@@ -15,7 +15,8 @@ def parse_args():
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
-        help='scale the learning rate by batch size / auto_scale_lr.base_batch_size',
+        help='scale the learning rate by images a step / auto_scale_lr.base_batch_size, where the config does not do '
+        'so anyway (auto_scale_lr.enable; auto_scale_lr.rule: linear or sqrt)',
     )
     parser.add_argument(
         '--resume',
@@ -45,7 +46,13 @@ def main():
     if args.seed is not None:
         cfg.randomness = dict(cfg.get('randomness', {}), seed=args.seed)
 
-    build_runner(cfg).train()
+    from mmdet_ddetr.apis.scale_lr import scale_lr
+
+    scaled = scale_lr(cfg)
+    runner = build_runner(cfg)
+    if scaled:
+        runner.logger.info(scaled)
+    runner.train()
 
 
 if __name__ == '__main__':

@@ -1,7 +1,18 @@
-# mmdet's runtime; keeps the best and the last checkpoints instead of one for every epoch.
+# mmdet's runtime; keeps the best and the last checkpoints instead of one for every epoch. docs/training.md says what the
+# hooks do; name=None leaves one out.
 _base_ = 'mmdet::_base_/default_runtime.py'
 
 default_hooks = dict(
-    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2, save_best='coco/bbox_mAP', rule='greater'),
+    checkpoint=dict(
+        type='mmdet_ddetr.SafeCheckpointHook', interval=1, max_keep_ckpts=2, save_best='coco/bbox_mAP', rule='greater'
+    ),
     visualization=dict(type='DetVisualizationHook', draw=False),  # tools/test.py --show-dir switches it on
+    resume=dict(type='mmdet_ddetr.ResumeHook'),
+    signals=dict(type='mmdet_ddetr.SignalHook'),
+    non_finite=dict(type='mmdet_ddetr.NonFiniteHook'),
+    memory=dict(type='mmdet_ddetr.MemoryHook'),
+    optim_report=dict(type='mmdet_ddetr.OptimReportHook'),
+    evaluation_table=dict(type='mmdet_ddetr.EvaluationTableHook'),
+    curves=dict(type='mmdet_ddetr.LearningCurvesHook'),
+    pictures=dict(type='mmdet_ddetr.SamplePicturesHook'),
 )

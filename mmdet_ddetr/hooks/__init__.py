@@ -1,4 +1,28 @@
 from .accelerate import AccelerateHook
+from .checkpoint import SafeCheckpointHook
+from .evaluation_table import EvaluationTableHook
+from .learning_curves import LearningCurvesHook
+from .memory import MemoryHook
+from .non_finite import NonFiniteError, NonFiniteHook
+from .optim_report import OptimReportHook
 from .progress_bar import ProgressBarHook
+from .resume import ResumeHook
+from .sample_pictures import SamplePicturesHook
+from .sampling_points import SamplingPointsHook
+from .signals import SignalHook
 
-__all__ = ['AccelerateHook', 'ProgressBarHook']
+__all__ = [
+    'AccelerateHook',
+    'EvaluationTableHook',
+    'LearningCurvesHook',
+    'MemoryHook',
+    'NonFiniteError',
+    'NonFiniteHook',
+    'OptimReportHook',
+    'ProgressBarHook',
+    'ResumeHook',
+    'SafeCheckpointHook',
+    'SamplePicturesHook',
+    'SamplingPointsHook',
+    'SignalHook',
+]

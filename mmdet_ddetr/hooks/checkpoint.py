@@ -79,6 +79,8 @@ class SafeCheckpointHook(CheckpointHook):
 
     def _save_best_checkpoint(self, runner, metrics: dict) -> None:
         """Save, if it is the best so far, and only then remove the previous best."""
+        if not hasattr(self, 'file_backend'):  # evaluated alone, without training
+            return
         info = runner.message_hub.runtime_info
         before = {key: value for key, value in info.items() if key.startswith('best_')}
         own = {key: copy.copy(value) for key, value in vars(self).items() if key.startswith('best_ckpt_path')}

@@ -22,5 +22,5 @@ optim_wrapper = dict(
     ),
 )
 
-# The lr above belongs to 16 GPUs x 2 images.
-auto_scale_lr = dict(base_batch_size=32)
+# The lr above belongs to 16 GPUs x 2 images; for other numbers it is scaled (rule='sqrt': with their root).
+auto_scale_lr = dict(enable=True, base_batch_size=32)
