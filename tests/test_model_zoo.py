@@ -1,0 +1,72 @@
+"""docs/model_zoo.md against the configs and their metafiles."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from mmdet_ddetr.apis import get_config, list_configs
+from mmdet_ddetr.apis.complexity import build_detector, count_multiply_adds, count_parameters
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / 'docs/model_zoo.md'
+SIZE = (800, 1120)  # that the page says its GFLOPs are for
+
+
+def read_rows():
+    """[(config name, {column: cell})] of every table row that links to a config."""
+    rows, header = [], []
+    for line in PAGE.read_text().splitlines():
+        if not line.startswith('|'):
+            header = []
+            continue
+        cells = [cell.strip() for cell in line.strip('|').split('|')]
+        header = header or cells
+        link = re.search(r'\(\.\./configs/[\w-]+/([\w.-]+)\.py\)', line)
+        if link:
+            rows.append((link[1], dict(zip(header, cells, strict=True))))
+    return rows
+
+
+ROWS = read_rows()
+METAFILES = {
+    entry['Name']: entry
+    for path in yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
+    for entry in yaml.safe_load((ROOT / path).read_text())['Models']
+}
+
+
+def test_every_config_is_on_the_page():
+    assert {name for name, _ in ROWS} == set(list_configs())
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r'\]\((?!http)([^)#]+)', PAGE.read_text()):
+        assert (PAGE.parent / target).exists(), target
+
+
+@pytest.mark.parametrize(('name', 'row'), [row for row in ROWS if 'paper AP' in row[1] and row[1]['paper AP']])
+def test_published_figures(name, row):
+    """The page says what the metafile says, which is what `mim search` shows."""
+    results = METAFILES[name]['Results']
+    assert any(
+        f'{metrics["box AP"]}' == row['paper AP'] or f'{metrics["box AP"]}' == row['official AP']
+        for metrics in (result['Metrics'] for result in results)
+    )
+
+
+@pytest.mark.parametrize(('name', 'row'), [row for row in ROWS if 'params here' in row[1]])
+def test_parameters(name, row):
+    with torch.device('meta'):
+        model = build_detector(get_config(name))
+    assert row['params here'] == f'{count_parameters(model).paper / 1e6:.2f} M'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('name', 'row'), [row for row in ROWS if 'GFLOPs here' in row[1]])
+def test_multiply_adds(name, row):
+    """Slow: predicts at full size."""
+    model = build_detector(get_config(name))
+    assert row['GFLOPs here'] == f'{count_multiply_adds(model, SIZE) / 1e9:.0f}'
