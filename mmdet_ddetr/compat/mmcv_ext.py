@@ -162,8 +162,8 @@ def sigmoid_focal_loss_backward(input, target, weight, grad_input, gamma, alpha)
     """Derivative of each loss by its logit into ``grad_input [N, C]``."""
     logits = input.detach().requires_grad_()
     with torch.enable_grad():
-        loss = ops.sigmoid_focal_loss(logits, target, alpha, gamma) * _weight_of(target, weight)
-    grad_input.copy_(torch.autograd.grad(loss.sum(), logits)[0])
+        loss = (ops.sigmoid_focal_loss(logits, target, alpha, gamma) * _weight_of(target, weight)).sum()
+    grad_input.copy_(torch.autograd.grad(loss, logits)[0])
 
 
 def _weight_of(target, weight):
