@@ -1,6 +1,8 @@
 """The compiled extension: its instruction sets, its schemas, its errors, and the package without it."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -153,6 +155,23 @@ def test_spatial_shapes_as_a_tensor():
     expected = case.call(*case.tensors)
     case.shapes = torch.tensor(case.shapes)
     torch.testing.assert_close(case.call(*case.tensors), expected, rtol=0, atol=0)
+
+
+# --- the stable ABI ----------------------------------------------------------------------------------------------------
+
+
+@needs_extension
+@pytest.mark.skipif(shutil.which('nm') is None, reason='needs nm of binutils')
+def test_needs_nothing_but_the_stable_abi():
+    """What one build may take from PyTorch to load under later ones is its C interface; from Python, nothing."""
+    library = next(PACKAGE.glob('_C.*'))
+    lines = subprocess.run(['nm', '-D', '--undefined-only', library], capture_output=True, text=True, check=True).stdout
+    symbols = {line.split()[-1] for line in lines.splitlines()}
+    assert 'torch_call_dispatcher' in symbols
+    cxx_runtime = re.compile(r'_Z.*@(GLIBCXX|CXXABI)|.*@(GLIBC|GCC|GLIBCXX|CXXABI|GOMP|OMP)_|__cuda|cuda[A-Z]')
+    others = {symbol for symbol in symbols if not cxx_runtime.match(symbol)}
+    weak = {'__gmon_start__', '_ITM_deregisterTMCloneTable', '_ITM_registerTMCloneTable', '__cxa_finalize'}
+    assert [s for s in sorted(others - weak) if not s.startswith(('torch_', 'aoti_torch_'))] == []
 
 
 # --- without the extension -----------------------------------------------------------------------------------------
