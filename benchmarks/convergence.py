@@ -1,62 +1,110 @@
-"""Convergence of DETR and Deformable DETR, equally wide, on the same drawn shapes and in about the same time.
+"""How fast detectors learn: AP against epochs and against minutes, each trained for the same time on the same data.
 
-    python benchmarks/convergence.py          # an hour on two cores, which the two trainings share
+    python benchmarks/convergence.py                  # DETR and Deformable DETR on drawn shapes, an hour on two cores
+    python benchmarks/convergence.py --data DIR --budget MINUTES NAME=CONFIG NAME=CONFIG,key=value ...
 
-Each model first tries every learning rate for a few epochs. The rate with the lowest training loss there (AP is still
-near 0) trains the model from scratch, for as many epochs as its config says. Trainings side by side disturb each other, so
-the minutes of the report are epochs times the seconds of a step, measured afterwards with the models in turns. Finished
-trainings are kept: an interrupted benchmark goes on with the next.
+DIR is a folder in COCO format, as tools/finetune.py takes it; CONFIG the path of a config or the name of one of this
+package, each key=value a setting in it. A training's length is the budget divided by the time of a step, which is
+measured first, with the models in turns, so that what runs beside the trainings disturbs none of them; schedule and
+warm-up of the config are stretched to it. Minutes are those of training steps, without the loading of images and
+evaluations.
+
+Each model first tries its config's learning rate times every one of --rates in a short training, in all of which the
+time is the same. The rate with the lowest loss in the last epoch trains it from scratch for the budget; a single rate
+needs no trial. Finished trainings are kept in --out: an interrupted benchmark goes on with the next.
 """
 
 import argparse
 import json
+import math
 import multiprocessing
+import re
 import statistics
 import subprocess
 import sys
 import warnings
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from _measure import machine, milliseconds, table, times
 
-IMAGES = dict(train=800, val=150, test=1)
-LEARNING_RATES = (3e-4, 1e-3, 3e-3)
+SHAPES = dict(size=128, train=1600, val=150, test=1)  # px and images
+MODELS = ('DETR=detr_lite0_shapes', 'Deformable DETR=deformable-detr_lite0_shapes')
 FIGURES = {'AP': 'coco/bbox_mAP', 'AP50': 'coco/bbox_mAP_50', 'small-object AP': 'coco/bbox_mAP_s'}
 PLOTTED = ('AP', 'small-object AP')
-LOSSES = ('loss_cls', 'loss_bbox', 'loss_iou')  # of the last decoder layer
+EVALUATIONS = 16  # of a training; a trial has one
 
 
 @dataclass(frozen=True)
 class Model:
     name: str
     config: str
-    trial_epochs: int
+    options: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> 'Model':
+        """Read 'NAME=CONFIG,key=value,...'; a value may be a list, as in key=[1,2]."""
+        name, _, rest = text.partition('=')
+        config, *options = re.split(r',(?=[\w.]+=)', rest)
+        if not name or not config:
+            raise argparse.ArgumentTypeError(f'{text!r}, expected NAME=CONFIG[,key=value...]')
+        return cls(name, config, tuple(options))
+
+    @property
+    def slug(self) -> str:
+        return re.sub(r'\W+', '-', self.name).strip('-').lower()
 
 
-MODELS = (
-    Model('DETR', 'detr_lite0_shapes', 6),
-    Model('Deformable DETR', 'deformable-detr_lite0_shapes', 3),
-)
+def config_of(model: Model, data: str, epochs: int | None = None):
+    """The model's config on the data, its plan stretched to ``epochs``."""
+    from mmengine.config import DictAction
 
-
-def config_of(model: Model, data: Path):
-    """The model's config on the data."""
     from mmdet_ddetr import get_config
+    from mmdet_ddetr.apis.finetune import configure, length_of
+    from mmdet_ddetr.datasets import find_coco_folder, read_coco
 
     cfg = get_config(model.config)
-    for split in ('train', 'val', 'test'):
-        cfg[f'{split}_dataloader'].dataset.data_root = f'{data}/'
-    for split in ('val', 'test'):
-        cfg[f'{split}_evaluator'].ann_file = str(data / 'annotations/val.json')
-    cfg.auto_scale_lr.enable = False
+    if model.options:
+        parser = argparse.ArgumentParser(prog=model.name)
+        parser.add_argument('options', nargs='+', action=DictAction)
+        cfg.merge_from_dict(parser.parse_args(model.options).options)
+    if length_of(cfg)[1] != 'epochs':
+        raise ValueError(f'{model.config} counts iterations, expected a config that counts epochs')
+    folder = find_coco_folder(data)
+    classes = [category['name'] for category in read_coco(folder.train.ann_file)['categories']]
+    cfg = configure(cfg, folder, classes, length=epochs)
+    cfg.default_hooks = dict(checkpoint=None, logger=dict(type='LoggerHook', interval=50))
+    cfg.randomness = dict(seed=0)
     return cfg
 
 
-def make_recorder(path: Path, run: dict):
-    """A hook that writes ``run`` with its curve and the last epoch's training loss to ``path``."""
+def steps_per_epoch(model: Model, data: str) -> int:
+    from mmdet_ddetr.apis.finetune import innermost_dataset
+    from mmdet_ddetr.datasets import read_coco
+
+    loader = config_of(model, data).train_dataloader
+    return math.ceil(len(read_coco(Path(innermost_dataset(loader).ann_file))['images']) / loader.batch_size)
+
+
+def make_step(model: Model, data: str, out: Path):
+    """A training step on a batch of the data, without the loading of it."""
+    from mmdet_ddetr.apis.finetune import build_runner
+
+    cfg = config_of(model, data)
+    cfg.train_dataloader.update(num_workers=0, persistent_workers=False)
+    cfg.work_dir = str(out / 'timing')
+    cfg.experiment_name = f'{model.slug}_timing'
+    runner = build_runner(cfg)
+    optim_wrapper = runner.build_optim_wrapper(cfg.optim_wrapper)
+    batch = next(iter(runner.build_dataloader(cfg.train_dataloader)))
+    runner.model.train()
+    return lambda: runner.model.train_step(batch, optim_wrapper)
+
+
+def make_recorder(path: Path, run: dict, console):
+    """A hook that completes ``run`` with its curve and the last epoch's loss, prints them and writes it to ``path``."""
     from mmengine.hooks import Hook
 
     class Recorder(Hook):
@@ -66,72 +114,76 @@ def make_recorder(path: Path, run: dict):
             self.losses = []
 
         def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-            self.losses.append(sum(float(outputs[name]) for name in LOSSES))
+            self.losses.append(float(outputs['loss']))
 
         def after_val_epoch(self, runner, metrics=None):
             point = {name: float(metrics[key]) for name, key in FIGURES.items()}
             run['curve'].append(dict(epoch=runner.epoch, **point))
+            print(f'{path.stem}: epoch {runner.epoch}, AP {point["AP"]:.3f}', file=console, flush=True)
 
         def after_train_epoch(self, runner):
             run['loss'] = statistics.fmean(self.losses)
 
         def after_train(self, runner):
-            run['finished'] = True
             path.write_text(json.dumps(run))
 
     return Recorder()
 
 
-def train(model: Model, lr: float, epochs: int | None, data: Path, out: Path) -> dict:
-    """A training for ``epochs``, None for all of the config's; or its result, if ``out`` has it already.
+def train(model: Model, rate: float, epochs: int, evaluations: int, data: str, out: Path) -> dict:
+    """A training, or its result, if ``out`` has it already.
+
+    Args:
+        rate: the config's learning rate is multiplied by it.
+        evaluations: how many, about.
 
     Returns:
-        ``lr``, ``epochs``, ``curve`` (figures by epoch), ``loss`` (mean of the last epoch, of the last decoder layer).
+        ``lr``, ``epochs``, ``curve`` (figures by epoch), ``loss`` (mean of the last epoch).
     """
-    from mmengine.runner import Runner
+    from mmdet_ddetr.apis.finetune import build_runner, silence
 
-    cfg = config_of(model, data)
-    epochs = epochs or cfg.train_cfg.max_epochs
-    path = out / f'{model.config}_{epochs}e_lr{lr:g}.json'
+    path = out / f'{model.slug}_{epochs}e_rate{rate:g}.json'
     if path.exists():
         return json.loads(path.read_text())
-    cfg.optim_wrapper.optimizer.lr = lr
-    cfg.train_cfg.max_epochs = epochs
-    cfg.train_cfg.val_interval = min(cfg.train_cfg.val_interval, epochs)
-    cfg.default_hooks = dict(checkpoint=None, logger=dict(type='LoggerHook', interval=50))
-    cfg.work_dir = str(out / path.stem)
-    cfg.randomness = dict(seed=0)
-    runner = Runner.from_cfg(cfg)
-    run = dict(model=model.name, lr=lr, epochs=epochs, curve=[])
-    runner.register_hook(make_recorder(path, run))
-    runner.train()
+    cfg = config_of(model, data, epochs)
+    cfg.optim_wrapper.optimizer.lr *= rate
+    cfg.train_cfg.val_interval = max(1, round(epochs / evaluations))
+    cfg.work_dir = str(path.with_suffix(''))
+    runner = build_runner(cfg)
+    run = dict(lr=cfg.optim_wrapper.optimizer.lr, epochs=epochs, curve=[])
+    with silence() as console:
+        runner.register_hook(make_recorder(path, run, console))
+        runner.train()
     return run
 
 
-def study(model: Model, data: Path, out: Path, threads: int) -> dict:
+def study(model: Model, rates: list[float], trial_epochs: int, epochs: int, data: str, out: Path, threads: int) -> dict:
     """Try the learning rates, train with the best."""
     warnings.filterwarnings('ignore')
     torch.set_num_threads(threads)
-    trials = [train(model, lr, model.trial_epochs, data, out) for lr in LEARNING_RATES]
-    best = min(trials, key=lambda run: run['loss'])
-    return dict(trials=trials, training=train(model, best['lr'], None, data, out))
+    trials = {rate: train(model, rate, trial_epochs, 1, data, out) for rate in rates} if len(rates) > 1 else {}
+    rate = min(trials, key=lambda rate: trials[rate]['loss']) if trials else rates[0]
+    return dict(trials=list(trials.values()), training=train(model, rate, epochs, EVALUATIONS, data, out))
 
 
-def step(model: Model, data: Path):
-    """A training step on a batch of the data, without the loading of it."""
-    from mmengine.runner import Runner
+def plan(models: list[Model], data: str, out: Path, seconds: float) -> dict:
+    """Machine, models, data and the time of a step; measured once, so that an interrupted benchmark goes on as planned.
 
-    cfg = config_of(model, data)
-    cfg.train_dataloader.update(num_workers=0, persistent_workers=False)
-    cfg.default_hooks = dict(checkpoint=None)
-    cfg.work_dir = str(data / 'timing')
-    cfg.experiment_name = f'{model.config}_timing'
-    cfg.randomness = dict(seed=0)
-    runner = Runner.from_cfg(cfg)
-    optim_wrapper = runner.build_optim_wrapper(cfg.optim_wrapper)
-    batch = next(iter(runner.build_dataloader(cfg.train_dataloader)))
-    runner.model.train()
-    return lambda: runner.model.train_step(batch, optim_wrapper)
+    Raises:
+        SystemExit: ``out`` belongs to other models or data.
+    """
+    path = out / 'plan.json'
+    request = dict(models=[asdict(model) | dict(options=list(model.options)) for model in models], data=data)
+    if path.exists():
+        planned = json.loads(path.read_text())
+        if {key: planned[key] for key in request} != request:
+            sys.exit(f'{out} holds a benchmark of other models or data: choose another --out')
+        return planned
+    samples = times({model.name: make_step(model, data, out) for model in models}, seconds)
+    minutes = {model.name: min(samples[model.name]) * steps_per_epoch(model, data) / 60 for model in models}
+    planned = request | {'machine': machine('cpu'), 'seconds per step': samples, 'minutes per epoch': minutes}
+    path.write_text(json.dumps(planned))
+    return planned
 
 
 def epoch_of(curve: list[dict], name: str, value: float) -> float | None:
@@ -145,48 +197,47 @@ def epoch_of(curve: list[dict], name: str, value: float) -> float | None:
     return None
 
 
-def best(curve: list[dict], name: str) -> float:
-    return max(point[name] for point in curve)
+def crossings(results: dict, figure: str) -> list[list[str]]:
+    """Epochs and minutes to shares of the first model's best, and how many times as many the first took."""
+    first, minutes = next(iter(results['studies'])), results['minutes per epoch']
+    highest = max(point[figure] for point in results['studies'][first]['training']['curve'])
+    rows = []
+    for value in (share * highest for share in (0.25, 0.5, 0.75, 1.0) if highest > 0):
+        epochs = {n: epoch_of(study['training']['curve'], figure, value) for n, study in results['studies'].items()}
+        for name, epoch in epochs.items():
+            row = [f'{figure} {value:.3f}', name]
+            if epoch is None:
+                rows.append([*row, *['not reached'] * 2, '', ''])
+                continue
+            spent, of_first = epoch * minutes[name], epochs[first] * minutes[first]
+            ratios = ['', ''] if name == first else [f'{epochs[first] / epoch:.1f}', f'{of_first / spent:.1f}']
+            rows.append([*row, f'{epoch:.1f}', f'{spent:.1f}', *ratios])
+    return rows
 
 
 def report(results: dict) -> str:
     """Tables of the trials, of the trainings and of the epochs and minutes to equal AP."""
     studies, minutes = results['studies'], results['minutes per epoch']
-    slow, fast = (model.name for model in MODELS)
     trials = [
-        [name, f'{run["lr"]:g}', str(run['epochs']), f'{run["loss"]:.3f}', f'{run["curve"][-1]["AP"]:.3f}']
+        [name, f'{run["lr"]:.2g}', str(run['epochs']), f'{run["loss"]:.3f}', f'{run["curve"][-1]["AP"]:.3f}']
         for name, study in studies.items()
         for run in study['trials']
     ]
     trainings = []
     for name, study in studies.items():
         run, last = study['training'], study['training']['curve'][-1]
-        figures = [f'{last[figure]:.3f}' for figure in FIGURES]
         seconds = milliseconds(results['seconds per step'][name])
-        trainings.append(
-            [name, f'{run["lr"]:g}', seconds, str(run['epochs']), f'{run["epochs"] * minutes[name]:.1f}', *figures]
-        )
-    curves = {name: study['training']['curve'] for name, study in studies.items()}
-    crossings = []
-    for figure in PLOTTED:
-        highest = min(best(curve, figure) for curve in curves.values())
-        for share in (0.25, 0.5, 0.75, 1.0):
-            epochs = {name: epoch_of(curve, figure, share * highest) for name, curve in curves.items()}
-            spent = {name: epochs[name] * minutes[name] for name in curves}
-            crossings.append(
-                [f'{figure} {share * highest:.3f}']
-                + [f'{epochs[slow]:.1f}', f'{epochs[fast]:.1f}', f'{epochs[slow] / epochs[fast]:.1f}']
-                + [f'{spent[slow]:.1f}', f'{spent[fast]:.1f}', f'{spent[slow] / spent[fast]:.1f}']
-            )
+        spent = f'{run["epochs"] * minutes[name]:.1f}'
+        figures = [f'{last[figure]:.3f}' for figure in FIGURES]
+        trainings.append([name, f'{run["lr"]:.2g}', seconds, str(run['epochs']), spent, *figures])
+    equal = [row for figure in PLOTTED for row in crossings(results, figure)]
+    first = next(iter(studies))
     return '\n\n'.join(
         [
             results['machine'],
-            table(['model', 'learning rate tried', 'epochs', 'training loss', 'AP'], trials),
+            table(['model', 'learning rate tried', 'epochs', 'loss', 'AP'], trials),
             table(['model', 'learning rate', 'ms a step', 'epochs', 'minutes', *FIGURES], trainings),
-            table(
-                ['to reach', f'epochs, {slow}', fast, 'ratio', f'minutes, {slow}', fast, 'ratio'],
-                crossings,
-            ),
+            table(['to reach', 'model', 'epochs', 'minutes', f'{first} needs x epochs', 'x minutes'], equal),
         ]
     )
 
@@ -198,19 +249,19 @@ def plot(results: dict, path: Path):
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
-    colors = dict(zip((model.name for model in MODELS), ('tab:gray', 'tab:orange')))
     figure, panels = plt.subplots(len(PLOTTED), 2, figsize=(9, 6), sharey='row', sharex='col', layout='constrained')
     for row, quantity in zip(panels, PLOTTED):
         for name, study in results['studies'].items():
             run = study['training']
             epochs = [0] + [point['epoch'] for point in run['curve']]
             values = [0.0] + [point[quantity] for point in run['curve']]
-            label = f'{name}, learning rate {run["lr"]:g}'
-            row[0].plot(epochs, values, color=colors[name], label=label)
-            row[1].plot([e * results['minutes per epoch'][name] for e in epochs], values, color=colors[name])
+            row[0].plot(epochs, values, label=f'{name}, learning rate {run["lr"]:.2g}')
+            row[1].plot([epoch * results['minutes per epoch'][name] for epoch in epochs], values)
         row[0].set_ylabel(f'{quantity} (val)')
         for panel in row:
             panel.grid(alpha=0.3)
+            panel.set_xlim(left=0)
+            panel.set_ylim(bottom=0)
     panels[0, 0].legend(fontsize=8)
     panels[-1, 0].set_xlabel('epochs')
     panels[-1, 1].set_xlabel('minutes of training steps')
@@ -218,44 +269,83 @@ def plot(results: dict, path: Path):
     figure.savefig(path, dpi=110)
 
 
-def main():
+def draw_shapes(out: Path) -> str:
+    """The folder of the shapes, drawn if it is not there."""
+    tool = Path(__file__).parents[1] / 'tools/make_shapes.py'
+    options = [f'--{name}={value}' for name, value in SHAPES.items()]
+    subprocess.run([sys.executable, tool, out / 'shapes', *options], check=True)
+    return str(out / 'shapes')
+
+
+def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        'models',
+        nargs='*',
+        type=Model.parse,
+        metavar='NAME=CONFIG[,key=value...]',
+        help=f'the first is what the others are compared with (default: {", ".join(MODELS)})',
+    )
+    parser.add_argument('--data', metavar='DIR', help='folder in COCO format (default: shapes are drawn)')
+    parser.add_argument('--budget', type=float, default=24, metavar='MINUTES', help='(default: %(default)s)')
+    parser.add_argument(
+        '--trial', type=float, default=2, metavar='MINUTES', help='for each learning rate (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--rates', type=float, nargs='+', default=[1 / 3, 1, 3], help="times the config's (default: 1/3, 1 and 3)"
+    )
     parser.add_argument('--jobs', type=int, default=2, help='models trained at once (default: %(default)s)')
     parser.add_argument('--threads', type=int, default=1, help='of each process (default: %(default)s)')
-    parser.add_argument('--seconds', type=float, default=20, help='of timing for each model (default: %(default)s)')
+    parser.add_argument(
+        '--seconds', type=float, default=20, help='of timing steps, for each model (default: %(default)s)'
+    )
     parser.add_argument(
         '--out',
         type=Path,
         default=Path('work_dirs/benchmarks/convergence'),
-        help='for data, trainings, .md, .json and .png (default: %(default)s)',
+        help='for trainings, .md, .json and .png (default: %(default)s)',
     )
     args = parser.parse_args()
+    args.models = args.models or [Model.parse(text) for text in MODELS]
+    if len({model.slug for model in args.models}) < len(args.models):
+        parser.error('two models have the same name')
+    return args
+
+
+def main():
+    args = parse_args()
     warnings.filterwarnings('ignore')
     torch.set_num_threads(args.threads)
-    data, out = args.out / 'shapes', args.out
-    make_shapes = Path(__file__).parents[1] / 'tools/make_shapes.py'
-    subprocess.run(
-        [sys.executable, make_shapes, data, *(f'--{split}={count}' for split, count in IMAGES.items())], check=True
-    )
+    args.out.mkdir(parents=True, exist_ok=True)
+    data = args.data or draw_shapes(args.out)
+    planned = plan(args.models, data, args.out, args.seconds)
+
+    def epochs(model: Model, minutes: float) -> int:
+        return max(1, round(minutes / planned['minutes per epoch'][model.name]))
+
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context('spawn')) as pool:
-        futures = {model.name: pool.submit(study, model, data, out, args.threads) for model in MODELS}
+        futures = {
+            model.name: pool.submit(
+                study,
+                model,
+                args.rates,
+                epochs(model, args.trial),
+                epochs(model, args.budget),
+                data,
+                args.out,
+                args.threads,
+            )
+            for model in args.models
+        }
         studies = {name: future.result() for name, future in futures.items()}
 
-    seconds = times({model.name: step(model, data) for model in MODELS}, args.seconds)
-    steps = IMAGES['train'] / config_of(MODELS[0], data).train_dataloader.batch_size
-    minutes = {name: min(samples) * steps / 60 for name, samples in seconds.items()}
-    results = {
-        'machine': machine('cpu'),
-        'seconds per step': seconds,
-        'minutes per epoch': minutes,
-        'studies': studies,
-    }
-    (out / 'convergence.json').write_text(json.dumps(results))
+    results = planned | dict(studies=studies)
+    (args.out / 'convergence.json').write_text(json.dumps(results, indent=1))
     text = report(results)
-    (out / 'convergence.md').write_text(text + '\n')
-    plot(results, out / 'convergence.png')
+    (args.out / 'convergence.md').write_text(text + '\n')
+    plot(results, args.out / 'convergence.png')
     print(text)
-    print(f'written: {out}/convergence.md, .json, .png')
+    print(f'written: {args.out}/convergence.md, .json, .png')
 
 
 if __name__ == '__main__':
