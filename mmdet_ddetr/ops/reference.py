@@ -7,6 +7,7 @@ dimensions: B batch, S cells of all levels together, M heads, D channels a head,
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.modules.utils import _pair
 
 
 def ms_deform_attn(
@@ -226,3 +227,41 @@ def check_sigmoid_focal_loss(logits: Tensor, labels: Tensor, gamma: float):
     _check(labels.shape == logits.shape[:1], f'labels must be [N] = {list(logits.shape[:1])}, got {list(labels.shape)}')
     _check(labels.dtype == torch.int64, f'labels must be int64, got {labels.dtype}')
     _check(gamma >= 0, f'gamma must not be negative, got {gamma}')
+
+
+def deform_conv2d(
+    input: Tensor,  # [B, C, H, W]
+    offset: Tensor,  # [B, G*T*2, Ho, Wo]; G offset groups, T = kh*kw taps
+    weight: Tensor,  # [C_out, C/groups, kh, kw]
+    bias: Tensor | None = None,  # [C_out]
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    mask: Tensor | None = None,  # [B, G*T, Ho, Wo]
+) -> Tensor:  # [B, C_out, Ho, Wo]
+    """Deformable convolution (DCN, eq. 2; with ``mask`` DCNv2, eq. 1), a tap after the other.
+
+    Each tap is a 1 x 1 convolution of the map that its displaced samples make. ``ops.deform_conv2d`` documents the
+    arguments.
+    """
+    (B, C, H, W), (_, C_group, kh, kw) = input.shape, weight.shape
+    (sy, sx), (py, px), (dy, dx) = _pair(stride), _pair(padding), _pair(dilation)
+    *_, Ho, Wo = offset.shape
+    dtype = torch.promote_types(input.dtype, torch.float32)
+    G = offset.shape[1] // (2 * kh * kw)
+    offset = offset.to(dtype).view(B * G, kh, kw, 2, Ho, Wo)
+    cells = input.to(dtype).reshape(B * G, C // G, H, W)
+    rows = torch.arange(Ho, dtype=dtype, device=input.device)[:, None] * sy - py
+    columns = torch.arange(Wo, dtype=dtype, device=input.device) * sx - px
+    output = input.new_zeros(B, len(weight), Ho, Wo, dtype=dtype)
+    for u in range(kh):
+        for v in range(kw):
+            y = rows + u * dy + offset[:, u, v, 0]  # [B*G, Ho, Wo]
+            x = columns + v * dx + offset[:, u, v, 1]
+            grid = torch.stack([(2 * x + 1) / W - 1, (2 * y + 1) / H - 1], -1)
+            samples = F.grid_sample(cells, grid, mode='bilinear', padding_mode='zeros', align_corners=False)
+            if mask is not None:
+                samples = samples * mask.to(dtype).view(B * G, kh, kw, Ho, Wo)[:, u, v, None]
+            tap = weight[:, :, u : u + 1, v : v + 1].to(dtype)
+            output = output + F.conv2d(samples.view(B, C, Ho, Wo), tap, groups=C // C_group)
+    return (output if bias is None else output + bias.to(dtype)[:, None, None]).to(input.dtype)

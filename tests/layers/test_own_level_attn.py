@@ -76,7 +76,9 @@ def test_queries_first():
 def test_levels_do_not_meet():
     """A level's output depends on that level alone; in multi-scale attention, on all."""
     layer = dict(
-        self_attn_cfg=dict(embed_dims=C, num_heads=M, num_points=K, batch_first=True, type='OwnLevelDeformAttn'),
+        self_attn_cfg=dict(
+            embed_dims=C, num_heads=M, num_points=K, batch_first=True, type='mmdet_ddetr.OwnLevelDeformAttn'
+        ),
         ffn_cfg=dict(embed_dims=C, feedforward_channels=8),
     )
     multi_scale = copy.deepcopy(layer)

@@ -79,7 +79,14 @@ def test_layer_against_the_paper():
 def test_neck():
     """Two backbone levels, four out: the third from the backbone's last, the fourth from the third."""
     neck = MODELS.build(
-        dict(type='BiFPN', in_channels=[6, 10], out_channels=8, num_outs=4, num_layers=2, norm_cfg=dict(type='BN'))
+        dict(
+            type='mmdet_ddetr.BiFPN',
+            in_channels=[6, 10],
+            out_channels=8,
+            num_outs=4,
+            num_layers=2,
+            norm_cfg=dict(type='BN'),
+        )
     )
     inputs = (torch.randn(2, 6, 13, 18), torch.randn(2, 10, 7, 9))
     outputs = neck(inputs)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmdet_ddetr.ops import deform_conv2d
+from mmdet_ddetr.ops import deform_conv2d, reference
 
 # (groups, offset groups, kernel, stride, padding, dilation), each with something that the others have not
 GEOMETRIES = {
@@ -65,7 +65,9 @@ def test_against_loops(name, modulated):
     if not modulated:
         inputs['mask'] = None
     conv = dict(zip(('stride', 'padding', 'dilation'), geometry[3:]))
-    torch.testing.assert_close(deform_conv2d(**inputs, **conv), by_loops(**inputs, **conv))
+    expected = by_loops(**inputs, **conv)
+    torch.testing.assert_close(deform_conv2d(**inputs, **conv), expected)
+    torch.testing.assert_close(reference.deform_conv2d(**inputs, **conv), expected)
 
 
 @pytest.mark.parametrize('name', GEOMETRIES)
@@ -121,6 +123,19 @@ def test_gradients(name):
         return deform_conv2d(input, offset, weight, bias, mask=mask, **conv)
 
     assert torch.autograd.gradcheck(convolve, tensors)
+
+
+@pytest.mark.parametrize('name', GEOMETRIES)
+def test_gradients_against_the_reference(name):
+    *_, stride, padding, dilation = geometry = GEOMETRIES[name]
+    tensors = [tensor.requires_grad_() for tensor in make_inputs(*geometry).values()]
+
+    def gradients(function):
+        output = function(*tensors[:4], stride, padding, dilation, mask=tensors[4])
+        weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
+        return torch.autograd.grad((output * weights).sum(), tensors)
+
+    torch.testing.assert_close(gradients(deform_conv2d), gradients(reference.deform_conv2d))
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
