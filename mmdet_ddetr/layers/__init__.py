@@ -9,6 +9,7 @@ from .ms_deform_attn import MSDeformAttn
 from .multihead_attention import MultiheadAttention
 from .own_level_attn import OwnLevelDeformAttn
 from .padding import padding_masks
+from .positional import LearnedPositionalEncoding
 from .transformer import DetrDecoder, DetrDecoderLayer, DetrEncoder, DetrEncoderLayer
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     'DetrDecoderLayer',
     'DetrEncoder',
     'DetrEncoderLayer',
+    'LearnedPositionalEncoding',
     'MSDeformAttn',
     'MultiheadAttention',
     'OwnLevelDeformAttn',
