@@ -29,6 +29,7 @@ from pathlib import Path
 
 import torch
 from _measure import machine, milliseconds, table, times
+from mmengine.device import get_device
 
 SHAPES = dict(size=128, train=1600, val=150, test=1)  # px and images
 MODELS = ('DETR=detr_lite0_shapes', 'Deformable DETR=deformable-detr_lite0_shapes')
@@ -90,7 +91,7 @@ def steps_per_epoch(model: Model, data: str) -> int:
 
 def make_step(model: Model, data: str, out: Path):
     """A training step on a batch of the data, without the loading of it."""
-    from mmdet_ddetr.apis.finetune import build_runner
+    from mmdet_ddetr.apis.finetune import build_runner, silence
 
     cfg = config_of(model, data)
     cfg.train_dataloader.update(num_workers=0, persistent_workers=False)
@@ -98,7 +99,8 @@ def make_step(model: Model, data: str, out: Path):
     cfg.experiment_name = f'{model.slug}_timing'
     runner = build_runner(cfg)
     optim_wrapper = runner.build_optim_wrapper(cfg.optim_wrapper)
-    batch = next(iter(runner.build_dataloader(cfg.train_dataloader)))
+    with silence():
+        batch = next(iter(runner.build_dataloader(cfg.train_dataloader)))
     runner.model.train()
     return lambda: runner.model.train_step(batch, optim_wrapper)
 
@@ -179,9 +181,10 @@ def plan(models: list[Model], data: str, out: Path, seconds: float) -> dict:
         if {key: planned[key] for key in request} != request:
             sys.exit(f'{out} holds a benchmark of other models or data: choose another --out')
         return planned
-    samples = times({model.name: make_step(model, data, out) for model in models}, seconds)
+    device = get_device()
+    samples = times({model.name: make_step(model, data, out) for model in models}, seconds, device)
     minutes = {model.name: min(samples[model.name]) * steps_per_epoch(model, data) / 60 for model in models}
-    planned = request | {'machine': machine('cpu'), 'seconds per step': samples, 'minutes per epoch': minutes}
+    planned = request | {'machine': machine(device), 'seconds per step': samples, 'minutes per epoch': minutes}
     path.write_text(json.dumps(planned))
     return planned
 
@@ -232,14 +235,12 @@ def report(results: dict) -> str:
         trainings.append([name, f'{run["lr"]:.2g}', seconds, str(run['epochs']), spent, *figures])
     equal = [row for figure in PLOTTED for row in crossings(results, figure)]
     first = next(iter(studies))
-    return '\n\n'.join(
-        [
-            results['machine'],
-            table(['model', 'learning rate tried', 'epochs', 'loss', 'AP'], trials),
-            table(['model', 'learning rate', 'ms a step', 'epochs', 'minutes', *FIGURES], trainings),
-            table(['to reach', 'model', 'epochs', 'minutes', f'{first} needs x epochs', 'x minutes'], equal),
-        ]
-    )
+    tables = [
+        (['model', 'learning rate tried', 'epochs', 'loss', 'AP'], trials),
+        (['model', 'learning rate', 'ms a step', 'epochs', 'minutes', *FIGURES], trainings),
+        (['to reach', 'model', 'epochs', 'minutes', f'{first} took x epochs', 'x minutes'], equal),
+    ]
+    return '\n\n'.join([results['machine'], *(table(header, rows) for header, rows in tables if rows)])
 
 
 def plot(results: dict, path: Path):
@@ -287,9 +288,11 @@ def parse_args():
         help=f'the first is what the others are compared with (default: {", ".join(MODELS)})',
     )
     parser.add_argument('--data', metavar='DIR', help='folder in COCO format (default: shapes are drawn)')
-    parser.add_argument('--budget', type=float, default=24, metavar='MINUTES', help='(default: %(default)s)')
     parser.add_argument(
-        '--trial', type=float, default=2, metavar='MINUTES', help='for each learning rate (default: %(default)s)'
+        '--budget', type=float, default=17, metavar='MINUTES', help='of training steps (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--trial', type=float, default=1.5, metavar='MINUTES', help='for each learning rate (default: %(default)s)'
     )
     parser.add_argument(
         '--rates', type=float, nargs='+', default=[1 / 3, 1, 3], help="times the config's (default: 1/3, 1 and 3)"
