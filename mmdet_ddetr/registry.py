@@ -10,6 +10,8 @@ from mmdet.registry import HOOKS as MMDET_HOOKS
 from mmdet.registry import MODELS as MMDET_MODELS
 from mmdet.registry import TASK_UTILS as MMDET_TASK_UTILS
 from mmdet.registry import TRANSFORMS as MMDET_TRANSFORMS
+from mmdet.registry import VISBACKENDS as MMDET_VISBACKENDS
+from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
 from mmengine.registry import Registry
 
 SCOPE = 'mmdet_ddetr'
@@ -30,3 +32,5 @@ TASK_UTILS = Registry('task util', parent=MMDET_TASK_UTILS, scope=SCOPE, locatio
 DATASETS = Registry('dataset', parent=MMDET_DATASETS, scope=SCOPE, locations=['mmdet_ddetr.datasets'])
 TRANSFORMS = Registry('transform', parent=MMDET_TRANSFORMS, scope=SCOPE, locations=['mmdet_ddetr.datasets'])
 HOOKS = Registry('hook', parent=MMDET_HOOKS, scope=SCOPE, locations=['mmdet_ddetr.hooks'])
+VISBACKENDS = Registry('vis_backend', parent=MMDET_VISBACKENDS, scope=SCOPE, locations=['mmdet_ddetr.visualization'])
+STRATEGIES = Registry('strategy', parent=MMENGINE_STRATEGIES, scope=SCOPE, locations=['mmdet_ddetr.strategies'])

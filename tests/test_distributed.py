@@ -3,12 +3,13 @@
 import copy
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
-from training_case import Do, fork, losses, make_config, parallel, ranks, train, write_data
+from training_case import ROOT, Do, fork, losses, make_config, parallel, ranks, train, write_data
 
 from mmdet_ddetr.apis.scale_lr import scale_lr
 from mmdet_ddetr.heads import SetHead
@@ -49,18 +50,47 @@ def train_ranks(cfg: Config, hooks=(), **kwargs) -> list[int]:
     return ranks(lambda rank: train(parallel(cfg), hooks, record=f'losses{rank}.txt', **kwargs))
 
 
-def test_as_one_process(tmp_path):
+@pytest.fixture(scope='module')
+def one_process(tmp_path_factory):
+    """Work directory of a training in one process; the data are in ``data``."""
+    folder = tmp_path_factory.mktemp('one')
+    write_data(folder / 'data', upright=False)
+    assert fork(train, comparable(folder / 'data', folder)) == 0
+    return folder
+
+
+def assert_same_training(two: Path, one: Path) -> None:
+    """The mean of two processes' losses, and the weights, are one process's up to rounding."""
+    expected = mean_losses(one, ['losses.txt'])
+    found = mean_losses(two, ['losses0.txt', 'losses1.txt'])
+    assert found.keys() == expected.keys() == set(range(9))
+    assert expected[0] != expected[8]
+    for i in expected:
+        assert found[i] == pytest.approx(expected[i], rel=2e-5), i
+    torch.testing.assert_close(final_weights(two), final_weights(one), rtol=1e-4, atol=1e-5)
+
+
+def test_as_one_process(one_process, tmp_path):
     """The same losses and weights at the same images a step: normaliser, gradients, data and augmentations agree."""
-    write_data(tmp_path / 'data', upright=False)
-    assert fork(train, comparable(tmp_path / 'data', tmp_path / 'one')) == 0
-    assert train_ranks(comparable(tmp_path / 'data', tmp_path / 'two')) == [0, 0]
-    one = mean_losses(tmp_path / 'one', ['losses.txt'])
-    two = mean_losses(tmp_path / 'two', ['losses0.txt', 'losses1.txt'])
-    assert one.keys() == two.keys() == set(range(9))
-    assert one[0] != one[8]
-    for i in one:
-        assert two[i] == pytest.approx(one[i], rel=2e-5), i
-    torch.testing.assert_close(final_weights(tmp_path / 'two'), final_weights(tmp_path / 'one'), rtol=1e-4, atol=1e-5)
+    assert train_ranks(comparable(one_process / 'data', tmp_path)) == [0, 0]
+    assert_same_training(tmp_path, one_process)
+
+
+def test_sharded(one_process, tmp_path):
+    """FSDP: the same once more, in a training that was stopped and resumed; its checkpoint is that of any training."""
+    changes = {
+        'runner_type': 'FlexibleRunner',
+        'strategy': dict(type='mmdet_ddetr.FSDPStrategy'),
+        'default_hooks.signals.interval': 1,
+    }
+    cfg = comparable(one_process / 'data', tmp_path, changes)
+    assert (
+        train_ranks(cfg, [Do('before_train_iter', 4, lambda runner: os.kill(os.getpid(), signal.SIGTERM))])
+        == [EXIT_CODE] * 2
+    )
+    assert max(losses(tmp_path, 'losses0.txt')) == 4
+    assert train_ranks(cfg, resume=True) == [0, 0]
+    assert_same_training(tmp_path, one_process)
 
 
 def test_without_boxes(tmp_path):
@@ -97,7 +127,8 @@ def test_evaluated_once(tmp_path):
 
     def run(cfg, rank=0):
         from mmdet.evaluation import CocoMetric
-        from mmengine.runner import Runner
+
+        from mmdet_ddetr.apis.runner import make_runner
 
         compute = CocoMetric.compute_metrics
 
@@ -109,7 +140,7 @@ def test_evaluated_once(tmp_path):
 
         CocoMetric.compute_metrics = recorded
         torch.manual_seed(0)
-        runner = Runner.from_cfg(cfg)
+        runner = make_runner(cfg)
         runner.model.init_weights() if cfg.launcher == 'none' else runner.model.module.init_weights()
         runner.val()
 
@@ -203,7 +234,72 @@ def test_scale_lr_asks_the_launcher(monkeypatch):
     assert cfg.optim_wrapper.optimizer.lr == 2.0
 
 
-def test_scale_lr_refuses_unknown_rules():
+def test_scale_lr_errors():
     cfg = Config(dict(auto_scale_lr=dict(enable=True, base_batch_size=4, rule='cube')))
     with pytest.raises(ValueError, match=r"rule must be one of \['linear', 'sqrt'\], got 'cube'"):
         scale_lr(cfg)
+    with pytest.raises(ValueError, match='no auto_scale_lr.base_batch_size'):
+        scale_lr(Config(dict(auto_scale_lr=dict(enable=True))))
+
+
+# ----------------------------------------------------------------------------- Slurm
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """Run tools/slurm_train.sh with an ``srun`` that does ``what``: (exit code, calls of srun and scontrol)."""
+
+    def run(what: str, script: str = 'slurm_train.sh', *args: str) -> tuple[int, list[str]]:
+        commands = tmp_path / 'bin'
+        commands.mkdir()
+        for name, action in (('srun', what), ('scontrol', '')):
+            file = commands / name
+            file.write_text(
+                f'#!/usr/bin/env bash\necho {name} "$@" >> {tmp_path}/calls\nwork={tmp_path}/work\n{action}\n'
+            )
+            file.chmod(0o755)
+        environment = dict(
+            PATH=f'{commands}:/usr/bin:/bin', PYTHON='python', SLURM_JOB_ID='12', SLURM_SUBMIT_DIR=str(ROOT)
+        )
+        arguments = args or ('config.py', f'{tmp_path}/work', '--amp')
+        done = subprocess.run(['bash', ROOT / 'tools' / script, *arguments], env=environment)
+        return done.returncode, (tmp_path / 'calls').read_text().splitlines()
+
+    return run
+
+
+SAVED = 'sleep 0.05; echo $work/interrupted.pth > $work/last_checkpoint; exit '
+
+
+@pytest.mark.parametrize(
+    ('what', 'code', 'queued'),
+    [
+        ('exit 0', 0, False),
+        ('exit 1', 1, False),  # a mistake: not again
+        (f'{SAVED} 75', 75, True),  # the time limit is near
+        (f'{SAVED} 137', 137, True),  # one task left later than the other
+        (f'kill -TERM $PPID; {SAVED} 75', 75, False),  # scancel signals the shell, too
+        ('echo $work/epoch_3.pth > $work/last_checkpoint; exit 1', 1, False),
+    ],
+)
+def test_slurm_train(what, code, queued, slurm, tmp_path):
+    """What is run, and that the job queues itself again where a signal has stopped it, and only there."""
+    exit_code, calls = slurm(what)
+    assert exit_code == code
+    command = f'python -u {ROOT}/tools/train.py config.py --work-dir {tmp_path}/work --launcher slurm --resume --amp'
+    assert calls == [f'srun --kill-on-bad-exit=1 {command}', *(['scontrol requeue 12'] if queued else [])]
+
+
+def test_slurm_train_after_an_earlier_interruption(slurm, tmp_path):
+    """A job that fails at its start does not queue itself again because of an older checkpoint."""
+    (tmp_path / 'work').mkdir()
+    (tmp_path / 'work/last_checkpoint').write_text('interrupted.pth')
+    os.utime(tmp_path / 'work/last_checkpoint', (0, 0))
+    assert slurm('exit 1')[1][1:] == []
+
+
+def test_slurm_test(slurm):
+    code, calls = slurm('exit 3', 'slurm_test.sh', 'config.py', 'epoch_1.pth', '--tta')
+    assert code == 3
+    command = f'python -u {ROOT}/tools/test.py config.py epoch_1.pth --launcher slurm --tta'
+    assert calls == [f'srun --kill-on-bad-exit=1 {command}']

@@ -225,6 +225,36 @@ def test_full_disk(data, tmp_path, monkeypatch):
     assert list(losses(tmp_path)) == list(range(9))
 
 
+@pytest.mark.skipif(not Path('/dev/full').exists(), reason='no /dev/full')
+def test_full_disk_for_whatever_is_written(data, tmp_path):
+    """The kernel's own ENOSPC, for every file written within the first epoch; the second goes through."""
+    changes = {
+        'train_cfg.max_epochs': 2,
+        'train_cfg.val_interval': 1,
+        'default_hooks.logger.interval': 1,
+        'default_hooks.curves': dict(_delete_=True, type='mmdet_ddetr.LearningCurvesHook'),
+    }
+    cfg = make_config(data, tmp_path, changes)
+    names = ['epoch_1.pth', 'evaluation/iter_3.csv', 'last_evaluation', 'curves.png']
+
+    def fill(runner):
+        (tmp_path / 'evaluation').mkdir()
+        for name in names:
+            (tmp_path / f'{name}{files.UNFINISHED}').symlink_to('/dev/full')
+        scalars = next(tmp_path.glob('*/vis_data')) / 'scalars.json'
+        scalars.rename(scalars.with_name('before'))
+        scalars.symlink_to('/dev/full')
+
+    assert fork(train, cfg, [Do('before_train_iter', 1, fill)]) == 0
+    log = next(tmp_path.glob('*/*.log')).read_text()
+    for what in [*(str(tmp_path / name) for name in names), 'scalars and pictures']:
+        assert re.search(f'{what} COULD NOT BE WRITTEN: .*No space left', log), what
+    assert list(losses(tmp_path)) == list(range(6))
+    for name in ('epoch_2.pth', 'evaluation/iter_6.csv', 'last_evaluation', 'curves.png'):
+        assert (tmp_path / name).is_file()
+    assert not (tmp_path / 'evaluation/iter_3.csv').exists() and not list(tmp_path.glob(f'**/*{files.UNFINISHED}'))
+
+
 def test_full_disk_at_the_end_is_an_error(data, tmp_path, monkeypatch):
     """Nobody finds out otherwise that the trained weights are gone."""
     cfg = make_config(data, tmp_path)

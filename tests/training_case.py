@@ -22,6 +22,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from mmdet_ddetr.apis.runner import make_runner
 from mmdet_ddetr.apis.scale_lr import scale_lr
 
 ROOT = Path(__file__).parents[1]
@@ -152,7 +153,7 @@ def make_config(data: Path, work_dir: Path, changes: dict | None = None) -> Conf
         log_level='ERROR',
         env_cfg=dict(mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0), dist_cfg=dict(backend='gloo')),
     )
-    del cfg.default_hooks.pictures, cfg.default_hooks.curves  # they take time
+    cfg.default_hooks.update(pictures=None, curves=None)  # they take time
     cfg.merge_from_dict(copy.deepcopy(changes or {}))  # merging takes _delete_ out of them
     return cfg
 
@@ -188,7 +189,7 @@ def train(cfg: Config, hooks: list[Hook] = (), resume: bool = False, record: str
     """Train in this process."""
     cfg.resume = resume
     scale_lr(cfg)
-    runner = Runner.from_cfg(cfg)
+    runner = make_runner(cfg)
     runner.register_custom_hooks([Record(record), *hooks])
     runner.train()
     return runner
@@ -200,8 +201,11 @@ def fork(function, *args, **kwargs) -> int:
     return code
 
 
-def fork_all(functions: list, timeout: float = 120) -> list[int]:
-    """Call each function in a process of its own, all at once; their exit codes."""
+def fork_all(functions: list, timeout: float = 600) -> list[int]:
+    """Call each function in a process of its own, all at once; their exit codes.
+
+    The time is for a busy machine; a process that hangs is the exception.
+    """
     context = multiprocessing.get_context('fork')
     processes = [context.Process(target=_start, args=(function,)) for function in functions]
     for process in processes:
@@ -236,7 +240,7 @@ def ranks(function, world_size: int = 2) -> list[int]:
             MASTER_ADDR='127.0.0.1',
             MASTER_PORT=str(port),
         )
-        torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=60))
+        torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=300))
         function(rank)
 
     return fork_all([lambda rank=rank: process(rank) for rank in range(world_size)])
@@ -245,7 +249,6 @@ def ranks(function, world_size: int = 2) -> list[int]:
 def parallel(cfg: Config, images: int = 1) -> Config:
     """The config as one of the processes of :func:`ranks`."""
     cfg.launcher = 'pytorch'
-    cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
     cfg.train_dataloader.batch_size = images
     return cfg
 

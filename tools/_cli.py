@@ -43,26 +43,6 @@ def load_config(args):
     return cfg
 
 
-MMENGINE_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
-
-
-def build_runner(cfg):
-    """Return mmengine's Runner for a config, or the one named by its ``runner_type``.
-
-    Any of ``default_hooks`` can be None, which leaves it out; mmengine by itself allows that for its own hooks only.
-    """
-    import torch
-    from mmengine.registry import RUNNERS
-    from mmengine.runner import Runner
-
-    if cfg.get('launcher') == 'pytorch' and not torch.cuda.is_available():  # mmengine counts on a GPU for each process
-        torch.distributed.init_process_group('gloo')
-        cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
-    hooks = cfg.get('default_hooks') or {}
-    cfg.default_hooks = {name: hook for name, hook in hooks.items() if hook is not None or name in MMENGINE_HOOKS}
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-
-
 def parse_options(pairs):
     """Return ['a.b=1', ...] as a dict of typed values, by mmengine's own rules."""
     from argparse import ArgumentParser

@@ -5,7 +5,7 @@ python tools/test.py deformable-detr_r50_16xb2-50e_coco epoch_50.pth --show-dir 
 
 import argparse
 
-from _cli import add_common_arguments, build_runner, load_config
+from _cli import add_common_arguments, load_config
 
 
 def parse_args():
@@ -54,13 +54,15 @@ def main():
     from mmdet.engine.hooks.utils import trigger_visualization_hook
     from mmdet.evaluation import DumpDetResults
 
+    from mmdet_ddetr.apis.runner import make_runner
+
     cfg.load_from = args.checkpoint
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
     if args.tta:
         use_tta(cfg)
 
-    runner = build_runner(cfg)
+    runner = make_runner(cfg)
     if args.out:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
     runner.test()

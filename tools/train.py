@@ -5,7 +5,7 @@ python tools/train.py deformable-detr_r50_16xb2-50e_coco --work-dir work_dirs/r5
 
 import argparse
 
-from _cli import add_common_arguments, build_runner, load_config
+from _cli import add_common_arguments, load_config
 
 
 def parse_args():
@@ -46,10 +46,11 @@ def main():
     if args.seed is not None:
         cfg.randomness = dict(cfg.get('randomness', {}), seed=args.seed)
 
+    from mmdet_ddetr.apis.runner import make_runner
     from mmdet_ddetr.apis.scale_lr import scale_lr
 
     scaled = scale_lr(cfg)
-    runner = build_runner(cfg)
+    runner = make_runner(cfg)
     if scaled:
         runner.logger.info(scaled)
     runner.train()

@@ -16,3 +16,6 @@ default_hooks = dict(
     curves=dict(type='mmdet_ddetr.LearningCurvesHook'),
     pictures=dict(type='mmdet_ddetr.SamplePicturesHook'),
 )
+
+vis_backends = [dict(type='mmdet_ddetr.SafeLocalVisBackend')]
+visualizer = dict(vis_backends=vis_backends)

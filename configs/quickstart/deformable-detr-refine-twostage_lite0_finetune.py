@@ -72,7 +72,7 @@ val_dataloader = dict(batch_size=4, num_workers=1, dataset=dict(pipeline=test_pi
 test_dataloader = val_dataloader
 
 optim_wrapper = dict(optimizer=dict(lr=1e-3), paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0))
-auto_scale_lr = dict(base_batch_size=4)
+auto_scale_lr = dict(base_batch_size=4, rule='sqrt')  # as tools/finetune.py does
 
 max_epochs = 30
 train_cfg = dict(max_epochs=max_epochs, val_interval=3)

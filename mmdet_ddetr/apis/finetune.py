@@ -18,6 +18,7 @@ from mmengine.runner import CheckpointLoader, Runner
 
 from ..datasets import CocoFolder, CocoSplit, DataError, Report, check_coco, check_splits, clean_coco, read_coco
 from .pictures import palette
+from .runner import make_runner
 
 WARMUP_SHARE = 0.1  # of the iterations, at most
 PROBE_ITERS = 12  # timed, after as many to warm up
@@ -248,7 +249,7 @@ def _time_iteration_and_image(cfg: Config) -> tuple[float, float]:
 def build_runner(cfg: Config) -> Runner:
     """mmengine's Runner, whose log goes to its file; the console gets errors only."""
     with silence() as console:
-        runner = Runner.from_cfg(cfg)
+        runner = make_runner(cfg)
     for handler in runner.logger.handlers:
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
             handler.setStream(console)

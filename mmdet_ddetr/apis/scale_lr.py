@@ -29,6 +29,8 @@ def scale_lr(cfg: Config, world_size: int | None = None) -> str | None:
     rule = auto.get('rule', 'linear')
     if rule not in RULES:
         raise ValueError(f'auto_scale_lr.rule must be one of {list(RULES)}, got {rule!r}')
+    if 'base_batch_size' not in auto:
+        raise ValueError('auto_scale_lr.enable is set, but no auto_scale_lr.base_batch_size, from which to scale')
     if world_size is None:
         variable = _WORLD_SIZE[cfg.get('launcher', 'none')]
         world_size = int(os.environ[variable]) if variable else 1
@@ -40,5 +42,5 @@ def scale_lr(cfg: Config, world_size: int | None = None) -> str | None:
     auto.enable = False
     return (
         f'Learning rate {before:.3g} x {factor:.3g} = {before * factor:.3g}: {images} images a step instead of '
-        f'{auto.base_batch_size}, {rule} rule (auto_scale_lr)'
+        f'{auto.base_batch_size}, {rule} rule (auto_scale_lr; off: --cfg-options auto_scale_lr.enable=False)'
     )

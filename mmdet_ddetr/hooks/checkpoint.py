@@ -16,9 +16,8 @@ class SafeCheckpointHook(CheckpointHook):
 
     Checkpoints and ``last_checkpoint`` are written atomically, and an older checkpoint is removed after its successor
     has been written instead of before. One that cannot be written (full disk, quota) is reported as an error and
-    training
-    goes on: it is tried again at the next interval. If the one at the end of training fails as well, training ends with
-    the error.
+    training goes on: it is tried again at the next interval. If the one at the end of training fails as well, training
+    ends with the error.
 
     Args:
         on_failure: 'continue' as described, or 'stop' at the first checkpoint that cannot be written.

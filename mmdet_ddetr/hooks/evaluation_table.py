@@ -8,7 +8,7 @@ from mmdet.evaluation import CocoMetric
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 
-from ..files import write_atomically
+from ..files import write_if_possible
 from ..registry import HOOKS
 
 COLUMNS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
@@ -74,8 +74,7 @@ class EvaluationTableHook(Hook):
         runner.logger.info('\n'.join([f'{path}:', *lines]))
         text = io.StringIO()
         csv.writer(text, lineterminator='\n').writerows(table)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, text.getvalue().encode())
+        write_if_possible(path, text.getvalue().encode())
 
 
 class _ClassTable(logging.Filter):

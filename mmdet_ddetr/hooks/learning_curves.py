@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 
-from ..files import write_atomically
+from ..files import write_if_possible
 from ..registry import HOOKS
 
 LOSSES = 'curve/losses'
@@ -65,15 +65,19 @@ class LearningCurvesHook(Hook):
             return
         figure = Figure(figsize=(12, 4.5), layout='constrained')
         left, right = figure.subplots(1, 2)
-        for axes, curves, title in ((left, losses, 'loss'), (right, metrics, 'evaluation')):
+        for axes, curves, title, corner in (
+            (left, losses, 'loss', 'upper right'),
+            (right, metrics, 'evaluation', 'upper left'),
+        ):
             for name, (iterations, values) in curves.items():
                 axes.plot(iterations, values, label=name, marker='.' if len(values) < 20 else None)
             axes.set(xlabel='iteration', title=title)
+            axes.set_xlim(left=0)
             axes.grid(alpha=0.3)
             if curves:
-                axes.legend(fontsize='small')
+                axes.legend(fontsize='small', loc=corner)
         left.set_yscale('log')
         right.set_ylim(bottom=0)
         buffer = io.BytesIO()
         figure.savefig(buffer, format='png', dpi=100)
-        write_atomically(Path(runner.work_dir, 'curves.png'), buffer.getvalue())
+        write_if_possible(Path(runner.work_dir, 'curves.png'), buffer.getvalue())

@@ -10,6 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..files import write_atomically
 from ..registry import HOOKS
@@ -107,7 +108,9 @@ class _GradientCheck:
 
 def _explain(runner, model: nn.Module, data, error: Exception, generators: tuple) -> str | None:
     """The whole message, or None if all values are finite and the error is another one."""
-    state_dict = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+    # the weights of a sharded model can be neither used nor saved by one process alone
+    sharded = isinstance(runner.model, FullyShardedDataParallel)
+    state_dict = {} if sharded else {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
 
     def repeat(explain):
         torch.set_rng_state(generators[0])
@@ -116,7 +119,10 @@ def _explain(runner, model: nn.Module, data, error: Exception, generators: tuple
         with runner.optim_wrapper.optim_context(model):
             return explain(model, data)
 
-    first = repeat(explain_forward)
+    if sharded:
+        first = 'not looked for in a sharded model' if 'finite' in str(error) else None
+    else:
+        first = repeat(explain_forward)
     if first is None and isinstance(error, NonFiniteError) and 'gradient' in str(error) and not is_distributed():
         first = repeat(explain_backward)
     if first is None and not isinstance(error, NonFiniteError):

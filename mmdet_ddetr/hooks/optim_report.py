@@ -14,10 +14,10 @@ class OptimReportHook(Hook):
     """Logs, before training starts, what each optimizer step is made of.
 
     The number of images behind a step, and the parameters by learning rate and weight decay, with the key of
-    ``paramwise_cfg.custom_keys`` that put them there. A key that matches no parameter gets a warning.
+    ``paramwise_cfg.custom_keys`` that put them there. A key that matches none is shown with 0 tensors.
     """
 
-    priority = 'VERY_LOW'
+    priority = 'BELOW_NORMAL'  # before ProgressBarHook takes the console
 
     def before_train(self, runner) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
@@ -28,13 +28,11 @@ class OptimReportHook(Hook):
         world = get_world_size()
         for name, wrapper in wrappers.items():
             counts = wrapper._accumulative_counts
+            title = f'{name} {type(wrapper.optimizer).__name__}'.strip()
             runner.logger.info(
-                f'{name} {type(wrapper.optimizer).__name__}: {images * world * counts} images a step ({images} in a '
-                f'batch x {world} processes x {counts} accumulated)\n{parameter_table(model, wrapper.optimizer, keys)}'
+                f'{title}, {images * world * counts} images a step (processes: {world}, images in a batch: {images}, '
+                f'batches accumulated: {counts})\n{parameter_table(model, wrapper.optimizer, keys)}'
             )
-        for key in keys:
-            if not any(key in parameter for parameter, _ in model.named_parameters()):
-                runner.logger.warning(f'paramwise_cfg.custom_keys: no parameter has {key!r} in its name')
 
 
 def parameter_table(model: nn.Module, optimizer, keys: list[str]) -> str:
@@ -56,6 +54,8 @@ def parameter_table(model: nn.Module, optimizer, keys: list[str]) -> str:
         lr, decay = settings.get(id(parameter), ('frozen', '-'))
         rows[key, lr, decay][0] += 1
         rows[key, lr, decay][1] += parameter.numel()
+    for key in {*keys} - {row[0] for row in rows}:
+        rows[key, '-', '-'] = [0, 0]
     cells = [('name contains', 'tensors', 'parameters', 'lr', 'weight decay')]
     cells += [(key, str(tensors), f'{size:,}', lr, decay) for (key, lr, decay), (tensors, size) in sorted(rows.items())]
     widths = [max(map(len, column)) for column in zip(*cells)]

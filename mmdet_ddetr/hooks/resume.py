@@ -10,7 +10,7 @@ from mmengine.runner.loops import _InfiniteDataloaderIterator
 from torch.utils.data import BatchSampler, DataLoader
 
 from ..datasets.seeded import MODEL, seed_generators, seed_loader
-from ..files import write_atomically
+from ..files import write_if_possible
 from ..registry import HOOKS
 
 EVALUATED = 'last_evaluation'  # in the work directory: after which iteration the last evaluation was completed
@@ -110,7 +110,7 @@ class ResumeHook(Hook):
 
     def after_val_epoch(self, runner, metrics=None) -> None:
         if self.training and is_main_process():
-            write_atomically(Path(runner.work_dir, EVALUATED), str(runner.iter).encode())
+            write_if_possible(Path(runner.work_dir, EVALUATED), str(runner.iter).encode())
 
     def after_train(self, runner) -> None:
         self.training = False

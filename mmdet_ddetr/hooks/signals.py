@@ -33,6 +33,7 @@ class SignalHook(Hook):
         self.interval = interval
         self.received = None
         self._previous = {}
+        self._done = None  # iterations, when leaving
 
     def before_train(self, runner) -> None:
         if threading.current_thread() is not threading.main_thread():
@@ -67,12 +68,12 @@ class SignalHook(Hook):
         return bool(flag)
 
     def _leave(self, runner, iteration: int) -> None:
-        meta = dict(epoch=runner.epoch, iter=iteration)
+        self._done = iteration
         backend_args = dict(backend='mmdet_ddetr.atomic')
         path = Path(runner.work_dir, CHECKPOINT)
         reason = f'{self.received or "a signal to another process"}: stopped after iteration {iteration}'
         try:
-            runner.save_checkpoint(runner.work_dir, CHECKPOINT, meta=meta, by_epoch=False, backend_args=backend_args)
+            runner.save_checkpoint(runner.work_dir, CHECKPOINT, by_epoch=False, backend_args=backend_args)
             if is_main_process():
                 write_atomically(path.with_name('last_checkpoint'), str(path).encode())
             runner.logger.warning(f'{reason}; --resume goes on from {path}')
@@ -81,6 +82,10 @@ class SignalHook(Hook):
         self.after_train(runner)
         barrier()  # launchers end all processes as soon as one has left
         raise SystemExit(EXIT_CODE)
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        if self._done is not None:  # the runners count on being asked within an iteration
+            checkpoint['meta'].update(epoch=runner.epoch, iter=self._done)
 
     def after_train(self, runner) -> None:
         for number, handler in self._previous.items():

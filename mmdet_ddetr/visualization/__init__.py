@@ -1,0 +1,3 @@
+from .local_backend import SafeLocalVisBackend
+
+__all__ = ['SafeLocalVisBackend']
