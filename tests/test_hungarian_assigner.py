@@ -10,6 +10,7 @@ from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
+from mmdet_ddetr.ops import linear_sum_assignment
 from mmdet_ddetr.task_modules import HungarianAssigner, Targets, match_costs
 
 FOCAL = [
@@ -130,6 +131,13 @@ def test_several_sets_with_one_copy_to_the_host(problem, monkeypatch):
     assert len(copies) == 1
     for a, b in zip(together, expected, strict=True):
         assert torch.equal(a.query, b.query) and torch.equal(a.target, b.target)
+
+
+def test_assignment_is_an_op():
+    """torch.compile traces past it: the number of pairs follows from the numbers of targets and queries."""
+    costs, sizes = torch.rand(2 * 5 * 7 + 13 * 4), ([2, 1], [7, 4], [3, 2, 7, 6])
+    torch.library.opcheck(torch.ops.mmdet_ddetr.linear_sum_assignment.default, (costs, *sizes))
+    assert linear_sum_assignment(costs, *sizes).shape == (4, 2 * (3 + 2) + (4 + 4))
 
 
 def test_no_target_and_more_targets_than_queries(problem):

@@ -201,8 +201,9 @@ class DeformableDETR(DetectionTransformer):
                 torch.arange(W, dtype=torch.float32, device=valid_ratios.device) + 0.5,
                 indexing='ij',
             )
-            valid_size = (valid_ratios[:, level] * valid_ratios.new_tensor([W, H])).round()  # [B, 2], whole pixels
-            centre = torch.stack([x, y], -1).flatten(0, 1) / valid_size[:, None]  # [B, H*W, 2]
+            ratio_x, ratio_y = valid_ratios[:, None, level].unbind(-1)  # [B, 1]
+            valid_width, valid_height = (ratio_x * W).round(), (ratio_y * H).round()  # whole pixels
+            centre = torch.stack([x.flatten() / valid_width, y.flatten() / valid_height], -1)  # [B, H*W, 2]
             centres.append(centre)
             sizes.append(torch.full_like(centre, 0.05 * 2.0**level))
         proposals = torch.cat([torch.cat(centres, 1), torch.cat(sizes, 1)], -1)

@@ -226,9 +226,8 @@ class SetHead(BaseModule):
         # a box type of mmdet's, or a plain tensor
         boxes = torch.cat([getattr(gt.bboxes, 'tensor', gt.bboxes).float() for gt in batch_gt_instances])
         labels = torch.cat([gt.labels for gt in batch_gt_instances])
-        image = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts), output_size=len(labels))
-        image = image.to(boxes.device)
-        sizes = boxes.new_tensor([meta['img_shape'][1::-1] * 2 for meta in batch_img_metas])
+        image = torch.cat([labels.new_full((count,), i) for i, count in enumerate(counts)])
+        sizes = _image_sizes(batch_img_metas, boxes)
         return Targets(bbox_xyxy_to_cxcywh(boxes / sizes[image]), labels, image, counts, sizes)
 
     def _set_loss(self, logits: Tensor, boxes: Tensor, match: Match, targets: Targets) -> dict[str, Tensor]:
@@ -269,7 +268,7 @@ class SetHead(BaseModule):
     @staticmethod
     def _average(count: float, sync: bool, like: Tensor) -> Tensor:
         """``max(count averaged over the ranks, 1)``, without a host sync."""
-        count = like.new_tensor(float(count))
+        count = like.new_full((), count)
         return (reduce_mean(count) if sync else count).clamp(min=1)
 
     # ------------------------------------------------------------- predict
@@ -312,12 +311,15 @@ class SetHead(BaseModule):
             labels = best.gather(1, query)
         boxes = bbox_cxcywh_to_xyxy(boxes.gather(1, query[..., None].expand(-1, -1, 4)))  # [B, N, 4]
 
-        results = []
-        for i, meta in enumerate(batch_img_metas):
-            h, w = meta['img_shape'][:2]
-            size = boxes.new_tensor([w, h, w, h])
-            bboxes = (boxes[i] * size).clamp(min=boxes.new_zeros(4), max=size)
-            if rescale:
-                bboxes = bboxes / bboxes.new_tensor(meta['scale_factor']).repeat(2)
-            results.append(InstanceData(bboxes=bboxes, scores=scores[i], labels=labels[i]))
-        return results
+        sizes = _image_sizes(batch_img_metas, boxes)[:, None]  # [B, 1, 4]
+        boxes = (boxes * sizes).clamp(min=boxes.new_zeros(()), max=sizes)
+        if rescale:
+            scales = torch.tensor([[*meta['scale_factor'], *meta['scale_factor']] for meta in batch_img_metas])
+            boxes = boxes / scales[:, None].to(boxes, non_blocking=True)
+        return [InstanceData(bboxes=b, scores=s, labels=c) for b, s, c in zip(boxes, scores, labels)]
+
+
+def _image_sizes(batch_img_metas: list[dict], like: Tensor) -> Tensor:  # [B, 4]
+    """(w, h, w, h) of the unpadded images, in the dtype and on the device of ``like``, without a sync."""
+    sizes = torch.tensor([[w, h, w, h] for h, w in (meta['img_shape'][:2] for meta in batch_img_metas)])
+    return sizes.to(like, non_blocking=True)

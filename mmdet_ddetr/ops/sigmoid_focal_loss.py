@@ -21,10 +21,10 @@ def sigmoid_focal_loss(
 ) -> Tensor:  # [N, C], or [N] if sum_classes
     """Focal loss of every logit (RetinaNet, eq. 5), in one pass over the logits; so is its gradient.
 
-    The loss is ``-a (1 - p)^gamma log(p)``, where p is the probability of the right answer: sigmoid(x) with ``a = alpha``
-    for the logit x of the row's label, sigmoid(-x) with ``a = 1 - alpha`` for all others. In log-sigmoid form, it and
-    its gradient are finite for every finite logit. An infinite logit on the wrong side gives an infinite loss and a NaN
-    gradient, NaN gives NaN. Differentiable any number of times and in both modes.
+    The loss is ``-a (1 - p)^gamma log(p)``, where p is the probability of the right answer: sigmoid(x) with
+    ``a = alpha`` for the logit x of the row's label, sigmoid(-x) with ``a = 1 - alpha`` for all others. In log-sigmoid
+    form, it and its gradient are finite for every finite logit. An infinite logit on the wrong side gives an infinite
+    loss and a NaN gradient, NaN gives NaN. Differentiable any number of times and in both modes.
 
     Args:
         logits: fp64, fp32, fp16 or bf16.

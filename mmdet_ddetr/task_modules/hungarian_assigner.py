@@ -1,16 +1,14 @@
 """One-to-one matching of queries and targets (DETR, section 3.1), for all layers and images in one pass."""
 
-import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from mmdet.models.task_modules.assigners import AssignResult, BaseAssigner
 from mmdet.structures.bbox import bbox_xyxy_to_cxcywh
 from mmengine.structures import InstanceData
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from mmdet_ddetr.ops import linear_sum_assignment
 from mmdet_ddetr.registry import TASK_UTILS
 
 from .match_costs import MatchCost, Pairs, Predictions, Targets
@@ -78,6 +76,8 @@ class HungarianAssigner(BaseAssigner):
         (L, _, Q, _), T = logits.shape, len(targets.labels)
         cost = logits.new_empty(L, T, Q, dtype=torch.float32) if out is None else out
         step = max(1, _PAIRS.get(logits.device.type, _MANY_PAIRS) // max(1, L * Q))
+        if torch.compiler.is_compiling():  # a compiler fuses the passes, and would unroll the loop
+            step = max(1, T)
         with torch.autocast(logits.device.type, enabled=False):
             predictions = Predictions(logits.float(), boxes.float())
             for first in range(0, T, step):
@@ -96,32 +96,16 @@ class HungarianAssigner(BaseAssigner):
         Raises:
             ValueError: if a cost is not finite; it names the layer and the image.
         """
-        shapes = [(len(logits), len(t.labels), logits.shape[2]) for (logits, _), t in zip(predictions, targets)]
-        sizes = [math.prod(shape) for shape in shapes]
+        layers = [len(logits) for logits, _ in predictions]
+        queries = [logits.shape[2] for logits, _ in predictions]
+        sizes = [L * len(t.labels) * Q for L, Q, t in zip(layers, queries, targets)]
         costs = predictions[0][0].new_empty(sum(sizes), dtype=torch.float32)
-        for part, shape, outputs, t in zip(costs.split(sizes), shapes, predictions, targets):
-            self.cost(*outputs, t, out=part.view(shape))
-        blocks = np.split(costs.cpu().numpy(), np.cumsum(sizes[:-1]))
-        return [self._solve(block.reshape(shape), t, costs.device) for block, shape, t in zip(blocks, shapes, targets)]
-
-    @staticmethod
-    def _solve(cost: np.ndarray, targets: Targets, device: torch.device) -> Match:
-        L, _, Q = cost.shape
-        rows = []
-        for layer in range(L):
-            for image, (first, count) in enumerate(zip(targets.offsets, targets.counts)):
-                block = cost[layer, first : first + count]  # [count, Q]
-                if not np.isfinite(block).all():
-                    raise ValueError(
-                        f'matching cost is not finite in prediction layer {layer}, image {image} of the batch: '
-                        f'{np.count_nonzero(~np.isfinite(block))} of {block.size} pairs; the logits or boxes of that '
-                        f'layer are nan or inf, or a ground-truth box is'
-                    )
-                target, query = linear_sum_assignment(block)
-                rows.append(np.stack([np.full_like(query, layer), np.full_like(query, image), query, target + first]))
-        matched = np.concatenate(rows, 1) if rows else np.zeros((4, 0), np.int64)
-        layer, image, query, target = torch.from_numpy(matched).to(device)
-        return Match(layer, image, query, target, per_layer=sum(min(Q, count) for count in targets.counts))
+        for part, L, Q, outputs, t in zip(costs.split(sizes), layers, queries, predictions, targets):
+            self.cost(*outputs, t, out=part.view(L, len(t.labels), Q))
+        matched = linear_sum_assignment(costs, layers, queries, [count for t in targets for count in t.counts])
+        per_layer = [sum(min(Q, count) for count in t.counts) for Q, t in zip(queries, targets)]
+        matches = matched.split([L * pairs for L, pairs in zip(layers, per_layer)], 1)
+        return [Match(*match, per_layer=pairs) for match, pairs in zip(matches, per_layer)]
 
     def assign(
         self, pred_instances: InstanceData, gt_instances: InstanceData, img_meta: dict | None = None, **kwargs

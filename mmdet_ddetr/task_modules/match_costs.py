@@ -4,7 +4,6 @@ A cost takes ``Pairs`` and gives a new tensor [L, T, Q].
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -53,14 +52,19 @@ class Predictions:
     def __init__(self, logits: Tensor, boxes: Tensor):
         self.logits = logits
         self.cxcywh = boxes.movedim(-1, 0).contiguous()
+        self._xyxy = self._log_sum = None  # not cached_property: torch.compile does not trace its lock (Python < 3.12)
 
-    @cached_property
+    @property
     def xyxy(self) -> Tensor:
-        return _corners(self.cxcywh)
+        if self._xyxy is None:
+            self._xyxy = _corners(self.cxcywh)
+        return self._xyxy
 
-    @cached_property
+    @property
     def log_sum(self) -> Tensor:
-        return self.logits.logsumexp(-1)
+        if self._log_sum is None:
+            self._log_sum = self.logits.logsumexp(-1)
+        return self._log_sum
 
 
 class Pairs:
