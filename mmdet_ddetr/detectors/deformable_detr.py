@@ -2,14 +2,22 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import torch
 from mmdet.models.detectors.base_detr import DetectionTransformer
-from mmdet.structures import OptSampleList
+from mmdet.structures import OptSampleList, SampleList
 from mmengine.model import xavier_init
 from torch import Tensor, nn
 
-from mmdet_ddetr.layers import DeformableDecoder, DeformableEncoder, MSDeformAttn, padding_masks
+from mmdet_ddetr.layers import (
+    DeformableDecoder,
+    DeformableEncoder,
+    DenoisingQueries,
+    MSDeformAttn,
+    QueryGroups,
+    padding_masks,
+)
 from mmdet_ddetr.layers.transformer import build
 from mmdet_ddetr.registry import MODELS
 
@@ -23,12 +31,20 @@ class DeformableDETR(DetectionTransformer):
     Takes mmdet's ``DeformableDETR`` config and state_dict; encoder, decoder, their layers and attentions can each be
     swapped by a ``type`` in their config. The config is not changed.
 
+    What later papers found is off by default: ``mixed_selection`` and what follows (docs/beyond_the_paper.md).
+
     Args:
         decoder: config of the decoder; ``encoder``, ``backbone``, ``neck``, ... as in ``DetectionTransformer``.
         bbox_head: config of the head. Number of branches, their sharing and ``embed_dims`` follow from the detector.
         with_box_refine: each layer refines the boxes of the one before (section 4.2, appendix A.4).
         as_two_stage: the encoder proposes the decoder's first references.
         num_feature_levels: levels L that the neck gives; the attentions' ``num_levels`` follows unless set.
+        mixed_selection: two-stage only; proposals give the queries' positions, while their contents are learned
+            (DINO, arXiv:2203.03605, section 3.4).
+        look_forward_twice: with box refinement only; each layer learns from the boxes of the next, too (DINO, 3.5).
+        dn_cfg: two-stage only; arguments of ``DenoisingQueries``, mmdet's ``dn_cfg``. None: no denoising.
+        num_queries_one2many: queries that are matched with ``k_one2many`` copies of each target, in training only;
+            their losses weigh ``lambda_one2many`` (H-DETR, arXiv:2207.13080).
     """
 
     def __init__(
@@ -40,12 +56,28 @@ class DeformableDETR(DetectionTransformer):
         with_box_refine: bool = False,
         as_two_stage: bool = False,
         num_feature_levels: int = 4,
+        mixed_selection: bool = False,
+        look_forward_twice: bool = False,
+        dn_cfg: dict | None = None,
+        num_queries_one2many: int = 0,
+        k_one2many: int = 6,
+        lambda_one2many: float = 1.0,
         **kwargs,
     ):
+        if not as_two_stage and (mixed_selection or dn_cfg is not None):
+            raise ValueError('mixed_selection and dn_cfg need as_two_stage=True: their queries start from boxes')
+        if look_forward_twice and not with_box_refine:
+            raise ValueError('look_forward_twice needs with_box_refine=True: without it no box is refined')
         encoder, decoder, bbox_head = (copy.deepcopy(cfg) for cfg in (encoder, decoder, bbox_head))
         self.with_box_refine = with_box_refine
         self.as_two_stage = as_two_stage
         self.num_feature_levels = num_feature_levels
+        self.mixed_selection = mixed_selection
+        self.look_forward_twice = look_forward_twice
+        self.dn_query_generator = dn_cfg
+        self.num_queries_one2many = num_queries_one2many
+        self.k_one2many = k_one2many if num_queries_one2many else 0
+        self.lambda_one2many = lambda_one2many
         self._tie_levels(encoder, decoder)
         bbox_head.setdefault('embed_dims', encoder['layer_cfg']['self_attn_cfg'].get('embed_dims', 256))
         bbox_head.update(
@@ -75,14 +107,20 @@ class DeformableDETR(DetectionTransformer):
         self.decoder = build(self.decoder, DeformableDecoder)
         self.embed_dims = C = self.encoder.embed_dims
         self.level_embed = nn.Parameter(torch.randn(self.num_feature_levels, C))
+        num_queries = self.num_queries + self.num_queries_one2many
         if self.as_two_stage:
             self.memory_trans_fc = nn.Linear(C, C)
             self.memory_trans_norm = nn.LayerNorm(C)
             self.pos_trans_fc = nn.Linear(2 * C, 2 * C)
             self.pos_trans_norm = nn.LayerNorm(2 * C)
+            if self.mixed_selection:
+                self.query_embedding = nn.Embedding(num_queries, C)  # content
         else:
-            self.query_embedding = nn.Embedding(self.num_queries, 2 * C)  # position and content
+            self.query_embedding = nn.Embedding(num_queries, 2 * C)  # position and content
             self.reference_points_fc = nn.Linear(C, 2)
+        if self.dn_query_generator is not None:
+            config = dict(num_classes=self.bbox_head.num_classes, embed_dims=C, **self.dn_query_generator)
+            self.dn_query_generator = build(config, DenoisingQueries)
 
     def init_weights(self) -> None:
         """Official initialisation (``deformable_transformer.py``, ``_reset_parameters``)."""
@@ -99,6 +137,15 @@ class DeformableDETR(DetectionTransformer):
             nn.init.xavier_uniform_(self.pos_trans_fc.weight)
         else:
             xavier_init(self.reference_points_fc, distribution='uniform', bias=0.0)
+
+    def forward_transformer(self, img_feats: tuple[Tensor, ...], batch_data_samples: OptSampleList = None) -> dict:
+        """The steps of mmdet's ``DetectionTransformer``; in training, further queries join before the decoder."""
+        encoder_inputs, decoder_inputs = self.pre_transformer(img_feats, batch_data_samples)
+        queries, head_inputs = self.pre_decoder(**self.forward_encoder(**encoder_inputs))
+        decoder_inputs.update(queries)
+        if self.training and (self.num_queries_one2many or self.dn_query_generator is not None):
+            head_inputs['groups'] = self.add_training_queries(decoder_inputs, batch_data_samples)
+        return dict(head_inputs, **self.forward_decoder(**decoder_inputs))
 
     def pre_transformer(
         self,
@@ -163,8 +210,9 @@ class DeformableDETR(DetectionTransformer):
         valid_ratios: Tensor,  # [B, L, 2]
     ) -> tuple[dict, dict]:
         """Queries and their first references: learned, or the encoder's best proposals (two-stage)."""
+        num_queries = self.num_queries + (self.num_queries_one2many if self.training else 0)
         if not self.as_two_stage:
-            query_pos, query = self.query_embedding.weight[None].expand(len(memory), -1, -1).chunk(2, -1)
+            query_pos, query = self.query_embedding.weight[:num_queries].expand(len(memory), -1, -1).chunk(2, -1)
             reference_points = self.reference_points_fc(query_pos).float().sigmoid()
             return dict(query=query, query_pos=query_pos, memory=memory, reference_points=reference_points), {}
 
@@ -175,12 +223,18 @@ class DeformableDETR(DetectionTransformer):
         logits = head.cls_branches[last](memory_of_proposals)  # [B, S, classes]
         boxes_unact = head.reg_branches[last](memory_of_proposals).float() + proposals  # [B, S, 4]
         # Class 0 stands for "object": the encoder's targets are all of class 0.
-        best = logits[..., 0].topk(min(self.num_queries, logits.shape[1]), dim=1)[1]  # [B, Q]
+        best = logits[..., 0].topk(min(num_queries, logits.shape[1]), dim=1)[1]  # [B, Q]
         reference_points = boxes_unact.gather(1, best[..., None].expand(-1, -1, 4)).detach().sigmoid()
-        embedding = self.box_embedding(reference_points, self.embed_dims // 2).to(memory.dtype)
-        query_pos, query = self.pos_trans_norm(self.pos_trans_fc(embedding)).chunk(2, -1)
+        query_pos, query = self.queries_of(reference_points, memory.dtype)
+        if self.mixed_selection:
+            query = self.query_embedding.weight[: query.shape[1]].expand_as(query)
         decoder_inputs = dict(query=query, query_pos=query_pos, memory=memory, reference_points=reference_points)
         return decoder_inputs, dict(enc_outputs_class=logits, enc_outputs_coord=boxes_unact.sigmoid())
+
+    def queries_of(self, boxes: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:  # boxes [B, Q, 4] in [0, 1]
+        """Position and content [B, Q, C] of queries that start from boxes."""
+        embedding = self.box_embedding(boxes, self.embed_dims // 2).to(dtype)
+        return self.pos_trans_norm(self.pos_trans_fc(embedding)).chunk(2, -1)
 
     @staticmethod
     def encoder_proposals(
@@ -233,6 +287,7 @@ class DeformableDETR(DetectionTransformer):
         reference_points: Tensor,  # [B, Q, 2 or 4]
         spatial_shapes: list[tuple[int, int]],
         valid_ratios: Tensor,  # [B, L, 2]
+        self_attn_mask: Tensor | None = None,  # [Q, Q], True = not seen
     ) -> dict:
         hidden, reference = self.decoder(
             query,
@@ -243,5 +298,27 @@ class DeformableDETR(DetectionTransformer):
             spatial_shapes=spatial_shapes,
             valid_ratios=valid_ratios,
             refine=self.bbox_head.refine if self.with_box_refine else None,
+            look_forward_twice=self.look_forward_twice,
+            self_attn_mask=self_attn_mask,
         )
         return dict(hidden=hidden, reference=reference)
+
+    # ------------------------------------------------ beyond the paper
+
+    def add_training_queries(self, decoder_inputs: dict, batch_data_samples: SampleList) -> QueryGroups:
+        """Append denoising queries to those in ``decoder_inputs``, and add the mask that keeps the kinds apart."""
+        query = decoder_inputs['query']
+        matching = min(self.num_queries, query.shape[1])  # there may be fewer proposals
+        groups = QueryGroups(matching, query.shape[1] - matching, self.k_one2many, self.lambda_one2many)
+        if self.dn_query_generator is not None:
+            targets = self.bbox_head.collect_targets(
+                [sample.gt_instances for sample in batch_data_samples],
+                [sample.metainfo for sample in batch_data_samples],
+            )
+            content, boxes, dn_groups = self.dn_query_generator(targets)
+            position, _ = self.queries_of(boxes, query.dtype)
+            for name, noisy in dict(query=content, query_pos=position, reference_points=boxes).items():
+                decoder_inputs[name] = torch.cat([decoder_inputs[name], noisy.to(decoder_inputs[name].dtype)], 1)
+            groups = replace(groups, dn_groups=dn_groups, dn_targets=max(targets.counts))
+        decoder_inputs['self_attn_mask'] = groups.attention_mask(query.device)
+        return groups

@@ -12,7 +12,7 @@ from mmengine.model import BaseModule, bias_init_with_prob, constant_init
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from mmdet_ddetr.layers import refine_box
+from mmdet_ddetr.layers import QueryGroups, refine_box
 from mmdet_ddetr.ops import sigmoid_focal_loss
 from mmdet_ddetr.registry import MODELS, TASK_UTILS
 from mmdet_ddetr.task_modules import Match, Targets
@@ -173,8 +173,9 @@ class SetHead(BaseModule):
         reference: Tensor | None = None,  # [L, B, Q, 2 or 4]
         enc_outputs_class: Tensor | None = None,  # [B, S, classes]
         enc_outputs_coord: Tensor | None = None,  # [B, S, 4]
+        groups: QueryGroups | None = None,
     ) -> dict[str, Tensor]:
-        """Losses of all decoder layers, and of the encoder's proposals where there are any."""
+        """Losses of all decoder layers, of the encoder's proposals and of each group of queries where there are any."""
         logits, boxes = self(hidden, reference)
         return self.loss_by_feat(
             logits,
@@ -183,6 +184,7 @@ class SetHead(BaseModule):
             enc_outputs_coord,
             [sample.gt_instances for sample in batch_data_samples],
             [sample.metainfo for sample in batch_data_samples],
+            groups,
         )
 
     def loss_by_feat(
@@ -193,31 +195,63 @@ class SetHead(BaseModule):
         enc_bbox_preds: Tensor | None,  # [B, S, 4]
         batch_gt_instances: InstanceList,
         batch_img_metas: list[dict],
+        groups: QueryGroups | None = None,
     ) -> dict[str, Tensor]:
         """Match and compute the losses, in fp32 whatever autocast is doing.
 
+        Args:
+            groups: the kinds of queries among the Q; None: all of them are matched one-to-one.
+
         Returns:
-            ``loss_cls``, ``loss_bbox``, ``loss_iou`` of the last layer, ``d{i}.*`` of layer i, ``enc_*`` of the
-            encoder.
+            ``loss_cls``, ``loss_bbox``, ``loss_iou`` of the last layer, ``d{i}.*`` of layer i; ``enc_*`` of the
+            encoder, ``one2many_*``, ``d{i}.one2many_*``, ``dn_*`` and ``d{i}.dn_*`` of those queries.
         """
+        groups = groups or QueryGroups(matching=all_layers_cls_scores.shape[2])
         with torch.autocast(all_layers_cls_scores.device.type, enabled=False):
             targets = self.collect_targets(batch_gt_instances, batch_img_metas)
-            predictions = [(all_layers_cls_scores.float(), all_layers_bbox_preds.float())]
-            target_sets = [targets]
+            matching, one2many, denoising = zip(
+                groups.split(all_layers_cls_scores.float(), 2), groups.split(all_layers_bbox_preds.float(), 2)
+            )
+            to_match = {'': (matching, targets)}
             if enc_cls_scores is not None:
                 # The encoder tells object from background only: every target is of class 0 (official code).
                 objects = replace(targets, labels=torch.zeros_like(targets.labels))
-                predictions.append((enc_cls_scores.float()[None], enc_bbox_preds.float()[None]))
-                target_sets.append(objects)
-            matches = self.assigner.match([(c.detach(), b.detach()) for c, b in predictions], target_sets)
-            terms = [self._set_loss(*p, m, t) for p, m, t in zip(predictions, matches, target_sets)]
+                to_match['enc_'] = ((enc_cls_scores.float()[None], enc_bbox_preds.float()[None]), objects)
+            if groups.k_one2many:
+                to_match['one2many_'] = (one2many, targets.repeat(groups.k_one2many))
+            matches = self.assigner.match(
+                [(logits.detach(), boxes.detach()) for (logits, boxes), _ in to_match.values()],
+                [t for _, t in to_match.values()],
+            )
+            terms = {name: self._set_loss(*p, m, t) for (name, (p, t)), m in zip(to_match.items(), matches)}
+            if groups.k_one2many:
+                terms['one2many_'] = {k: v * groups.lambda_one2many for k, v in terms['one2many_'].items()}
+            if groups.dn_groups:
+                terms['dn_'] = self._set_loss(
+                    *denoising, self.denoising_match(groups, targets, len(matching[0])), targets
+                )
 
-        losses = {name: values[-1] for name, values in terms[0].items()}
-        for layer in range(len(all_layers_cls_scores) - 1):
-            losses.update({f'd{layer}.{name}': values[layer] for name, values in terms[0].items()})
-        if enc_cls_scores is not None:
-            losses.update({f'enc_{name}': values[0] for name, values in terms[1].items()})
+        losses = {}
+        for prefix, values_of_layers in terms.items():
+            losses.update({f'{prefix}{name}': values[-1] for name, values in values_of_layers.items()})
+            for layer in range(len(values_of_layers['loss_cls']) - 1):
+                losses.update({f'd{layer}.{prefix}{name}': v[layer] for name, v in values_of_layers.items()})
         return losses
+
+    @staticmethod
+    def denoising_match(groups: QueryGroups, targets: Targets, num_layers: int) -> Match:
+        """Denoising queries need no matching: the positive one of each target in each group is known."""
+        L, G, T = num_layers, groups.dn_groups, len(targets.labels)
+        device = targets.labels.device
+        first = torch.arange(G, device=device)[:, None] * 2 * groups.dn_targets
+        rows = [
+            torch.arange(L, device=device)[:, None, None],
+            targets.image,
+            first + targets.index_in_image,
+            torch.arange(T, device=device),
+        ]
+        layer, image, query, target = (row.expand(L, G, T).flatten() for row in rows)
+        return Match(layer, image, query, target, per_layer=G * T)
 
     @staticmethod
     def collect_targets(batch_gt_instances: InstanceList, batch_img_metas: list[dict]) -> Targets:
@@ -257,13 +291,13 @@ class SetHead(BaseModule):
         return losses
 
     def _class_loss(self, logits: Tensor, labels: Tensor) -> Tensor:  # [L, B, Q, C], [L, B, Q] -> [L]
-        L, _, _, C = logits.shape
+        L, B, Q, C = logits.shape
         logits, labels, loss = logits.reshape(-1, C), labels.flatten(), self.loss_cls
         if type(loss) is FocalLoss and not loss.activated:  # the same, in one pass over the logits
             values = loss.loss_weight * sigmoid_focal_loss(logits, labels, loss.alpha, loss.gamma, sum_classes=True)
         else:
             values = loss(logits, labels, reduction_override='none')
-        return values.reshape(L, -1).sum(1)
+        return values.unflatten(0, (L, B * Q)).flatten(1).sum(1)
 
     @staticmethod
     def _average(count: float, sync: bool, like: Tensor) -> Tensor:

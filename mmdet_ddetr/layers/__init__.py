@@ -5,11 +5,13 @@ from .deformable_transformer import (
     DeformableEncoder,
     DeformableEncoderLayer,
 )
+from .denoising import DenoisingQueries
 from .ms_deform_attn import MSDeformAttn
 from .multihead_attention import MultiheadAttention
 from .own_level_attn import OwnLevelDeformAttn
 from .padding import padding_masks
 from .positional import LearnedPositionalEncoding
+from .query_groups import QueryGroups
 from .transformer import DetrDecoder, DetrDecoderLayer, DetrEncoder, DetrEncoderLayer
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     'DeformableDecoderLayer',
     'DeformableEncoder',
     'DeformableEncoderLayer',
+    'DenoisingQueries',
     'DetrDecoder',
     'DetrDecoderLayer',
     'DetrEncoder',
@@ -25,6 +28,7 @@ __all__ = [
     'MSDeformAttn',
     'MultiheadAttention',
     'OwnLevelDeformAttn',
+    'QueryGroups',
     'inverse_sigmoid',
     'padding_masks',
     'refine_box',

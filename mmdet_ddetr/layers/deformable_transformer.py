@@ -93,6 +93,7 @@ class DeformableDecoder(DetrDecoder):
         spatial_shapes: list[tuple[int, int]],  # (H, W) per level
         valid_ratios: Tensor,  # [B, L, 2]
         refine: Refine | None = None,
+        look_forward_twice: bool = False,
         **kwargs,
     ) -> tuple[Tensor, Tensor]:
         """Run the layers.
@@ -100,11 +101,13 @@ class DeformableDecoder(DetrDecoder):
         Args:
             reference_points: (cx, cy) or (cx, cy, w, h) in [0, 1], normalised by the unpadded image.
             refine: gives the next reference from a layer's state (iterative box refinement); None keeps the first.
+            look_forward_twice: the references given out carry gradients into the layer that refined them, so that each
+                layer learns from the boxes of the next, too (DINO, arXiv:2203.03605, section 3.5).
 
         Returns:
             hidden [layers, B, Q, C] and the reference that each layer *started from*, [layers, B, Q, 2 or 4].
         """
-        hidden, references = [], []
+        hidden, references, reference = [], [], reference_points
         for index in range(self.num_layers):
             ratios = valid_ratios if reference_points.shape[-1] == 2 else valid_ratios.repeat(1, 1, 2)
             query = self.run(
@@ -119,10 +122,13 @@ class DeformableDecoder(DetrDecoder):
             )
             state = self.post_norm(query)
             hidden.append(state)
-            references.append(reference_points)
+            references.append(reference)
             if refine is not None and index + 1 < self.num_layers:
+                reference = refine(index, state, reference_points)
                 # Detached: gradients do not flow from one layer's boxes into the next (paper, appendix A.4).
-                reference_points = refine(index, state, reference_points).detach()
+                reference_points = reference.detach()
+                if not look_forward_twice:
+                    reference = reference_points
         if not self.return_intermediate:
             return hidden[-1][None], references[-1][None]
         if references[0].shape != references[-1].shape:  # 2-dim at the start, boxes once refined

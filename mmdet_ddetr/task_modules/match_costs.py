@@ -39,6 +39,16 @@ class Targets:
             total += count
         return offsets
 
+    @property
+    def index_in_image(self) -> Tensor:
+        """[T] place of each target among those of its image."""
+        return torch.cat([torch.arange(count) for count in self.counts]).to(self.image.device)
+
+    def repeat(self, times: int) -> 'Targets':
+        """Each target ``times`` times."""
+        boxes, labels, image = (x.repeat_interleave(times, 0) for x in (self.boxes, self.labels, self.image))
+        return Targets(boxes, labels, image, [times * count for count in self.counts], self.sizes)
+
 
 class Predictions:
     """Predictions of all layers and images; boxes as planes, so that a cost reads whole rows of queries.

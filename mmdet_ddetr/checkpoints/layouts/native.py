@@ -13,7 +13,8 @@ def same_on_both_sides(*tables: str) -> str:
 
 
 BACKBONE = torchvision('backbone.')
-DEFORMABLE_DETR = same_on_both_sides(official.BODY, official.DEFORMABLE_DETR)
+BEYOND_THE_PAPER = 'dn_query_generator.label_embedding.*  dn_query_generator.label_embedding.*'
+DEFORMABLE_DETR = same_on_both_sides(official.BODY, official.DEFORMABLE_DETR) + '\n' + BEYOND_THE_PAPER
 DETR_BODY = same_on_both_sides(official.BODY, official.DETR)
 DETR_HEAD = """
 bbox_head.cls_branches.{o}.*  bbox_head.cls_branches.{o}.*

@@ -1,0 +1,86 @@
+"""Contrastive denoising queries (DINO, arXiv:2203.03605, section 3.3)."""
+
+import torch
+from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_xyxy_to_cxcywh
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from mmdet_ddetr.registry import MODELS
+from mmdet_ddetr.task_modules import Targets
+
+from .boxes import inverse_sigmoid
+
+
+@MODELS.register_module()
+class DenoisingQueries(BaseModule):
+    """Ground truth with noise, as queries that learn to undo it: they need no matching, so they teach from step one.
+
+    Every target gives two queries a group: a positive one, which is to find its target again, and a negative one whose
+    box is further off, which is to say "nothing". mmdet's ``CdnQueryGenerator`` does the same, takes the same arguments
+    and has the same state_dict, but waits for the accelerator several times a step.
+
+    Args:
+        num_classes: classes without background.
+        embed_dims: channels C of the queries.
+        label_noise_scale: half of it is the share of labels replaced by a random class.
+        box_noise_scale: corners move by up to half of it times the box's size, a negative query's by half to all of it.
+        group_cfg: ``num_groups`` groups if not ``dynamic``, else as many as ``num_dn_queries`` positive queries fill.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        embed_dims: int,
+        label_noise_scale: float = 0.5,
+        box_noise_scale: float = 1.0,
+        group_cfg: dict = dict(dynamic=True, num_dn_queries=100),
+        init_cfg: dict | None = None,
+    ):
+        super().__init__(init_cfg)
+        self.num_classes = num_classes
+        self.embed_dims = embed_dims
+        self.label_noise_scale = label_noise_scale
+        self.box_noise_scale = box_noise_scale
+        self.group_cfg = dict(group_cfg)
+        self.label_embedding = nn.Embedding(num_classes, embed_dims)
+
+    def num_groups(self, num_targets: int) -> int:
+        """Groups for images of at most so many targets; one of nothing where there are none."""
+        if not self.group_cfg.get('dynamic', True):
+            return self.group_cfg['num_groups']
+        return max(self.group_cfg.get('num_dn_queries', 100) // num_targets, 1) if num_targets else 1
+
+    def forward(self, targets: Targets) -> tuple[Tensor, Tensor, int]:
+        """Noisy labels as content and noisy boxes as references.
+
+        Returns:
+            content [B, Q, C] and boxes [B, Q, 4], (cx, cy, w, h) normalised by the unpadded image, where Q is groups x
+            (positive, negative) x most targets of an image; and the number of groups. Where an image has fewer targets,
+            the content is zero and the box half of the image.
+        """
+        B, T = len(targets.counts), max(targets.counts)
+        G = self.num_groups(T)
+        labels = self.noisy_labels(targets.labels.expand(G, 2, -1))
+        boxes = self.noisy_boxes(targets.boxes.expand(G, 2, -1, -1))
+        content = boxes.new_zeros(G, 2, B, T, self.embed_dims)
+        references = boxes.new_full((G, 2, B, T, 4), 0.5)
+        image, index = targets.image, targets.index_in_image
+        content[:, :, image, index] = self.label_embedding(labels).to(content.dtype)
+        references[:, :, image, index] = boxes
+        content, references = (x.permute(2, 0, 1, 3, 4).flatten(1, 3) for x in (content, references))
+        return content, references, G
+
+    def noisy_labels(self, labels: Tensor) -> Tensor:
+        """Replace a share of the labels by random ones, which may be the same."""
+        chosen = torch.rand(labels.shape, device=labels.device) < self.label_noise_scale / 2
+        return torch.where(chosen, torch.randint_like(labels, self.num_classes), labels)
+
+    def noisy_boxes(self, boxes: Tensor) -> Tensor:  # [G, 2, T, 4] (cx, cy, w, h) -> the same
+        """Move each corner of positive queries ([:, 0]) a little, of negative ones ([:, 1]) further."""
+        sign = torch.randint(0, 2, boxes.shape, dtype=boxes.dtype, device=boxes.device) * 2 - 1
+        distance = torch.rand(boxes.shape, dtype=boxes.dtype, device=boxes.device)
+        distance[:, 1] += 1
+        size = boxes[..., 2:].repeat(1, 1, 1, 2)
+        corners = bbox_cxcywh_to_xyxy(boxes) + sign * distance * size * self.box_noise_scale / 2
+        noisy = bbox_xyxy_to_cxcywh(corners.clamp(0, 1))
+        return inverse_sigmoid(noisy, eps=1e-3).sigmoid()  # off the borders, and of some size: both can be refined

@@ -1,0 +1,48 @@
+"""Queries that the decoder runs in training only, beside those that are matched one-to-one."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class QueryGroups:
+    """How many queries of each kind a training step has, in this order along the query dimension.
+
+    Attributes:
+        matching: matched one-to-one; the only ones outside training.
+        one2many: matched with ``k`` copies of every target (H-DETR, arXiv:2207.13080, section 3.2).
+        k_one2many: copies k, 0 where the model has no such queries.
+        lambda_one2many: weight of their losses.
+        dn_groups: denoising groups (DINO, arXiv:2203.03605, section 3.3), 0 where the model has none.
+        dn_targets: most targets of an image. A denoising group has 2 * ``dn_targets`` queries, the positive ones of all
+            targets and then the negative ones; images with fewer targets leave the rest empty.
+    """
+
+    matching: int
+    one2many: int = 0
+    k_one2many: int = 0
+    lambda_one2many: float = 1.0
+    dn_groups: int = 0
+    dn_targets: int = 0
+
+    @property
+    def denoising(self) -> int:
+        """Denoising queries in all."""
+        return self.dn_groups * 2 * self.dn_targets
+
+    def split(self, tensor: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The parts of the matching, the one-to-many and the denoising queries."""
+        return tensor.split([self.matching, self.one2many, self.denoising], dim)
+
+    def attention_mask(self, device: torch.device) -> Tensor:  # [Q, Q], True = not seen
+        """Self-attention stays within a group, but denoising queries see the matching ones, too.
+
+        The reverse would tell the matching queries the ground truth.
+        """
+        sizes = torch.tensor([self.matching, self.one2many] + [2 * self.dn_targets] * self.dn_groups)
+        group = torch.arange(len(sizes)).repeat_interleave(sizes).to(device)
+        hidden = group[:, None] != group
+        hidden[self.matching + self.one2many :, : self.matching] = False
+        return hidden
