@@ -1,6 +1,7 @@
 """What happens to a training that is killed, interrupted, out of disk, fed broken images or driven to nan."""
 
 import errno
+import logging
 import os
 import re
 import signal
@@ -253,6 +254,25 @@ def test_full_disk_for_whatever_is_written(data, tmp_path):
     for name in ('epoch_2.pth', 'evaluation/iter_6.csv', 'last_evaluation', 'curves.png'):
         assert (tmp_path / name).is_file()
     assert not (tmp_path / 'evaluation/iter_3.csv').exists() and not list(tmp_path.glob(f'**/*{files.UNFINISHED}'))
+
+
+@pytest.mark.skipif(not Path('/dev/full').exists(), reason='no /dev/full')
+def test_full_disk_for_the_log(data, tmp_path, capfd):
+    """The lines are on the console, without a traceback for each that the file refuses; other mistakes get theirs."""
+    cfg = make_config(data, tmp_path, {'log_level': 'INFO', 'train_cfg.max_epochs': 1})
+
+    def fill(runner):
+        (handler,) = (h for h in runner.logger.handlers if isinstance(h, logging.FileHandler))
+        handler.setStream(os.fdopen(os.open('/dev/full', os.O_WRONLY), 'w'))
+
+    def log(runner):
+        runner.logger.info('on the %s', 'console')
+        runner.logger.info('%d', 'no number')
+
+    assert fork(train, cfg, [Do('before_train_iter', 0, fill), Do('before_train_iter', 1, log)]) == 0
+    out, error = capfd.readouterr()
+    assert 'on the console' in out
+    assert 'No space left' not in error and error.count('--- Logging error ---') == 2  # in file and console
 
 
 def test_full_disk_at_the_end_is_an_error(data, tmp_path, monkeypatch):

@@ -1,5 +1,8 @@
 """From a config to what trains it."""
 
+import logging
+import sys
+
 import torch
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
@@ -11,8 +14,9 @@ MMENGINE_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_sche
 def make_runner(cfg: Config) -> Runner | FlexibleRunner:
     """mmengine's Runner for a config, or the one named by its ``runner_type``.
 
-    Two things go beyond mmengine: any of ``default_hooks`` can be None, which leaves it out, where mmengine allows that
-    for its own hooks only; and processes started by torchrun on a machine without a GPU are joined by gloo.
+    Three things go beyond mmengine: any of ``default_hooks`` can be None, which leaves it out, where mmengine allows
+    that for its own hooks only; processes started by torchrun on a machine without a GPU are joined by gloo; and lines
+    that a full disk keeps out of the log file do not each bring a traceback to the console.
 
     Args:
         cfg: changed in place.
@@ -23,4 +27,19 @@ def make_runner(cfg: Config) -> Runner | FlexibleRunner:
         cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
     hooks = cfg.get('default_hooks') or {}
     cfg.default_hooks = {name: hook for name, hook in hooks.items() if hook is not None or name in MMENGINE_HOOKS}
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    for handler in runner.logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handleError = _Quiet(handler)
+    return runner
+
+
+class _Quiet:
+    """``Handler.handleError``, but for what the disk refuses: the console has the line, too."""
+
+    def __init__(self, handler: logging.Handler):
+        self.others = handler.handleError
+
+    def __call__(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            self.others(record)

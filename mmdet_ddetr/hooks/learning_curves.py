@@ -65,17 +65,14 @@ class LearningCurvesHook(Hook):
             return
         figure = Figure(figsize=(12, 4.5), layout='constrained')
         left, right = figure.subplots(1, 2)
-        for axes, curves, title, corner in (
-            (left, losses, 'loss', 'upper right'),
-            (right, metrics, 'evaluation', 'upper left'),
-        ):
+        for axes, curves, title in ((left, losses, 'loss'), (right, metrics, 'evaluation')):
             for name, (iterations, values) in curves.items():
                 axes.plot(iterations, values, label=name, marker='.' if len(values) < 20 else None)
             axes.set(xlabel='iteration', title=title)
             axes.set_xlim(left=0)
             axes.grid(alpha=0.3)
             if curves:
-                axes.legend(fontsize='small', loc=corner)
+                axes.legend(fontsize='small', loc='upper left', bbox_to_anchor=(1, 1))  # beside it, in nobody's way
         left.set_yscale('log')
         right.set_ylim(bottom=0)
         buffer = io.BytesIO()
