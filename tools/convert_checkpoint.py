@@ -19,7 +19,7 @@ def parse_args():
     parser.add_argument(
         'source', help='file, folder with the files of a model on the Hugging Face hub, or hf://owner/name[@revision]'
     )
-    parser.add_argument('target', type=Path, help='file to write; .safetensors for --to huggingface')
+    parser.add_argument('target', type=Path, help='file to write, or with --to huggingface a folder')
     parser.add_argument(
         '--to', choices=TARGETS, default='mmdet_ddetr', help='layout of the target (default: %(default)s)'
     )
@@ -37,7 +37,9 @@ def parse_args():
 
 def main():
     args = parse_args()
-    if args.target.is_dir():
+    if args.to == 'huggingface' and args.target.is_file():
+        sys.exit(f'{Path(sys.argv[0]).name}: {args.target} is a file, expected a folder to write')
+    if args.to != 'huggingface' and args.target.is_dir():
         sys.exit(f'{Path(sys.argv[0]).name}: {args.target} is a folder, expected a file to write')
 
     from mmdet_ddetr.checkpoints import CheckpointError, Report, convert, describe, load_checkpoint

@@ -49,7 +49,9 @@ def parse_args(argv=None):
         help="learning rate (default: the config's, times the root of the batch sizes' ratio)",
     )
     parser.add_argument(
-        '--load-from', metavar='CHECKPOINT', help='weights to start from; layers of other shapes are left'
+        '--load-from',
+        metavar='CHECKPOINT',
+        help='weights to start from, of any layout in docs/checkpoints.md, or hf://owner/name',
     )
     parser.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto')
     parser.add_argument('--seed', type=int, default=0, help='of all random generators (default: %(default)s)')
@@ -113,6 +115,7 @@ def finetune(args, start):
         unfit_weights,
     )
     from mmdet_ddetr.apis.pictures import write_comparisons
+    from mmdet_ddetr.checkpoints import CheckpointError
     from mmdet_ddetr.datasets import find_coco_folder, read_coco, split_off_val
 
     if args.device == 'cuda' and not torch.cuda.is_available():
@@ -158,8 +161,11 @@ def finetune(args, start):
 
     runner = build_runner(cfg)
     if args.load_from:
-        with silence():
-            n_loaded, unfit = unfit_weights(runner.model, args.load_from)
+        try:
+            with silence():
+                n_loaded, unfit = unfit_weights(runner.model, args.load_from)
+        except CheckpointError as error:
+            sys.exit(f'--load-from {args.load_from}: {error}')
         if not n_loaded:
             sys.exit(f'--load-from {args.load_from}: no tensor in it fits the model')
         print(f'{n_loaded} tensors from {args.load_from}; new: {", ".join(unfit) or "none"}')

@@ -8,6 +8,7 @@ default_hooks = dict(
     ),
     visualization=dict(type='DetVisualizationHook', draw=False),  # tools/test.py --show-dir switches it on
     resume=dict(type='mmdet_ddetr.ResumeHook'),
+    fit_checkpoint=dict(type='mmdet_ddetr.FitCheckpointHook'),
     signals=dict(type='mmdet_ddetr.SignalHook'),
     non_finite=dict(type='mmdet_ddetr.NonFiniteHook'),
     memory=dict(type='mmdet_ddetr.MemoryHook'),

@@ -16,6 +16,7 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader, Runner
 
+from ..checkpoints import adopt, weights_of
 from ..datasets import CocoFolder, CocoSplit, DataError, Report, check_coco, check_splits, clean_coco, read_coco
 from .pictures import palette
 from .runner import make_runner
@@ -262,9 +263,11 @@ def unfit_weights(model: torch.nn.Module, checkpoint: str | Path) -> tuple[int, 
 
     The latter keep their initialisation when training starts from it: as a rule the class branches, if the number of
     classes differs.
+
+    Raises:
+        CheckpointError: none of it fits, and its layout is not known.
     """
-    state_dict = CheckpointLoader.load_checkpoint(str(checkpoint), map_location='cpu')
-    state_dict = state_dict.get('state_dict', state_dict)
+    state_dict = weights_of(adopt(CheckpointLoader.load_checkpoint(str(checkpoint), map_location='cpu'), model))
     own = model.state_dict()
     unfit = [key for key, value in own.items() if key not in state_dict or state_dict[key].shape != value.shape]
     return len(own) - len(unfit), unfit

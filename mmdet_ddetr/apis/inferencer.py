@@ -4,8 +4,11 @@ from pathlib import Path
 
 from mmdet.apis import DetInferencer
 from mmdet.apis.det_inferencer import IMG_EXTENSIONS
+from mmengine.config import Config
+from mmengine.runner import CheckpointLoader
 
-from ..checkpoints import CheckpointError, adopt, check_fit
+from ..checkpoints import CheckpointError, adopt, check_fit, convert, describe, stored_config, weights_of
+from ..checkpoints.files import find_weights
 from .configs import find_config, get_config, list_configs
 
 
@@ -18,8 +21,9 @@ class DDetrInferencer(DetInferencer):
     Args:
         model (str | Path | Config | dict, optional): Name of a config of this package, path of a config, a config, or a
             model name of mmdet. By default the config inside the checkpoint, which always fits its weights.
-        weights (str | Path, optional): Checkpoint of any layout in docs/checkpoints.md; one of another code base needs
-            a ``model``. A model of mmdet's downloads its own if none is given.
+        weights (str | Path, optional): Checkpoint of any layout in docs/checkpoints.md: a file, a folder of the Hugging
+            Face hub, or ``hf://owner/name``; one of another code base needs a ``model``. A model of mmdet's downloads
+            its own if none is given.
         **kwargs: ``device``, ``palette``, ``show_progress``; see :class:`mmdet.apis.DetInferencer`.
 
     Raises:
@@ -30,8 +34,10 @@ class DDetrInferencer(DetInferencer):
     def __init__(self, model=None, weights=None, **kwargs):
         if isinstance(model, str | Path) and not Path(model).is_file():
             model = self._resolve(str(model), weights)
-        if weights is not None and '://' not in str(weights) and not Path(weights).is_file():
-            raise FileNotFoundError(f'weights: no checkpoint {str(weights)!r}')
+        if weights is not None and '://' not in str(weights):
+            weights = find_weights(Path(weights)) if Path(weights).is_dir() else weights
+            if not Path(weights).is_file():
+                raise FileNotFoundError(f'weights: no checkpoint {str(weights)!r}')
         super().__init__(
             str(model) if isinstance(model, Path) else model, str(weights) if weights is not None else None, **kwargs
         )
@@ -55,11 +61,28 @@ class DDetrInferencer(DetInferencer):
             find_config(model)
             raise
 
+    def _init_model(self, cfg, weights, device='cpu'):
+        if not cfg:
+            checkpoint = CheckpointLoader.load_checkpoint(weights, map_location='cpu')
+            source = stored_config.find(checkpoint)
+            if source is None:
+                raise ValueError(f'model: {weights} holds no config, so give one that fits{self._hint(checkpoint)}')
+            cfg.update(Config(stored_config.parse(source))._cfg_dict)  # mmengine would execute it
+        return super()._init_model(cfg, weights, device)
+
+    @staticmethod
+    def _hint(checkpoint):
+        """What is known of weights of any layout."""
+        try:
+            return f': {describe(convert(checkpoint, classes="keep"))}'
+        except CheckpointError:
+            return ''
+
     def _load_weights_to_model(self, model, checkpoint, cfg):
         if checkpoint is not None:
-            checkpoint = adopt(checkpoint)
             try:
-                check_fit(checkpoint.get('state_dict', checkpoint), model)
+                checkpoint = adopt(checkpoint, model)
+                checkpoint = {**checkpoint, 'state_dict': check_fit(weights_of(checkpoint), model)}
             except CheckpointError as error:
                 raise ValueError(
                     f'weights: {error}. Pass the config the checkpoint was trained with, or no model at all'

@@ -1,6 +1,6 @@
 """Weights of DETR and Deformable DETR from and to the official codes, the Hugging Face hub, MMDetection and detrex."""
 
-from .conversion import convert
+from .conversion import convert, weights_of
 from .description import describe
 from .errors import CheckpointError
 from .fitting import check_fit, fit
@@ -21,4 +21,5 @@ __all__ = [
     'find_layout',
     'fit',
     'load_checkpoint',
+    'weights_of',
 ]

@@ -24,6 +24,12 @@ def dataset_meta() -> dict:
     return dict(CocoDataset.METAINFO)
 
 
+def names_of_ids() -> list[str]:
+    """The 80 names at their category ids, as the hub has them; 'N/A' at the ids without class."""
+    classes = dict(zip(IDS, dataset_meta()['classes']))
+    return [classes.get(i, 'N/A') for i in range(NUM_IDS)]
+
+
 def are_coco(names: Sequence[str]) -> bool:
     """Whether these are COCO's classes: its 80 names, or 91 with each name at its category id."""
     classes = dataset_meta()['classes']

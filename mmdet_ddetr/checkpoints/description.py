@@ -10,17 +10,17 @@ RESNETS = {(2, False): 18, (6, False): 34, (6, True): 50, (23, True): 101, (36, 
 
 def describe(state_dict: dict[str, Tensor]) -> str:
     """One line about weights in our layout: 'Deformable DETR, ResNet-50, 4 levels, 6 + 6 layers, ...'."""
-    blocks = _count(state_dict, 'backbone.layer3.', 2)
+    blocks = count_names(state_dict, 'backbone.layer3.', 2)
     depth = RESNETS.get((blocks, 'backbone.layer3.0.conv3.weight' in state_dict))
     parts = ['Deformable DETR' if 'level_embed' in state_dict else 'DETR']
     parts += [f'ResNet-{depth}'] if depth else []
     parts += [f'{len(state_dict["level_embed"])} levels'] if 'level_embed' in state_dict else []
-    parts += [f'{_count(state_dict, "encoder.layers.", 2)} + {num_decoder_layers(state_dict)} layers']
+    parts += [f'{count_names(state_dict, "encoder.layers.", 2)} + {num_decoder_layers(state_dict)} layers']
     parts += [] if are_shared(state_dict, 'reg') else ['box refinement']
     parts += ['two-stage'] if is_two_stage(state_dict) else [f'{len(state_dict["query_embedding.weight"])} queries']
     return ', '.join([*parts, f'{num_rows(state_dict)} class rows'])
 
 
-def _count(state_dict: dict[str, Tensor], prefix: str, position: int) -> int:
-    """How many different names stand at ``position`` of the keys with a prefix."""
+def count_names(state_dict: dict[str, Tensor], prefix: str, position: int) -> int:
+    """How many different names stand at ``position`` of the keys with a prefix: layers, blocks."""
     return len({key.split('.')[position] for key in state_dict if key.startswith(prefix)})

@@ -13,11 +13,14 @@ from torch import Tensor
 
 from mmdet_ddetr.files import write_atomically
 
+from .conversion import convert
 from .errors import CheckpointError
+from .huggingface_folder import make_configs
 from .layouts import NATIVE
 
 HUB_FILES = ('model.safetensors', 'pytorch_model.bin')  # weights in a folder of the hub, the best first
 CONFIG = 'config.json'
+PREPROCESSOR_CONFIG = 'preprocessor_config.json'
 
 # The official codes save their command line's arguments beside the weights: a mere bag of attributes.
 torch.serialization.add_safe_globals([argparse.Namespace])
@@ -85,23 +88,31 @@ def write(checkpoint: dict, path: Path, layout: str) -> None:
 
     Args:
         checkpoint: ``state_dict`` and ``meta``.
-        path: ``.safetensors`` for the Hugging Face hub, anything else for ``torch.save``.
+        path: file; for the Hugging Face hub a folder, which gets ``model.safetensors`` and its configs.
         layout: of ``state_dict``.
+
+    Raises:
+        CheckpointError: a model that ``transformers`` does not have, or a missing ``safetensors``.
     """
-    state_dict = checkpoint['state_dict']
+    if layout == 'huggingface':
+        _write_folder(checkpoint, path)
+        return
+    buffer = io.BytesIO()
+    torch.save(checkpoint if layout == NATIVE else {'model': checkpoint['state_dict']}, buffer)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == '.safetensors':
-        if layout != 'huggingface':
-            raise CheckpointError(f'{path}: only huggingface reads .safetensors, {layout} reads .pth')
-        try:
-            from safetensors.torch import save
-        except ModuleNotFoundError:
-            raise CheckpointError(f'{path} needs a package to write it: pip install safetensors') from None
-        # tensors must not share memory there; the metadata is what transformers asks for
-        data = save({key: value.clone() for key, value in state_dict.items()}, metadata={'format': 'pt'})
-    else:
-        contents = {NATIVE: checkpoint, 'huggingface': state_dict}.get(layout, {'model': state_dict})
-        buffer = io.BytesIO()
-        torch.save(contents, buffer)
-        data = buffer.getvalue()
-    write_atomically(path, data)
+    write_atomically(path, buffer.getvalue())
+
+
+def _write_folder(checkpoint: dict, folder: Path) -> None:
+    try:
+        from safetensors.torch import save
+    except ModuleNotFoundError:
+        raise CheckpointError(f'{folder} needs a package to write it: pip install safetensors') from None
+    state_dict = checkpoint['state_dict']
+    config, preprocessor = make_configs(convert(state_dict, 'huggingface', classes='keep'), checkpoint['meta'])
+    # tensors must not share memory there; the metadata is what transformers asks for
+    weights = save({key: value.clone() for key, value in state_dict.items()}, metadata={'format': 'pt'})
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in ((CONFIG, config), (PREPROCESSOR_CONFIG, preprocessor)):
+        write_atomically(folder / name, json.dumps(content, indent=2).encode())
+    write_atomically(folder / HUB_FILES[0], weights)

@@ -1,14 +1,18 @@
 """A checkpoint for a model with other classes or another number of queries."""
 
+import re
+
 import torch
 from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
 from .branches import class_branches, is_two_stage, num_decoder_layers
+from .conversion import COUNTER
 from .errors import CheckpointError
 from .report import Report
 
 QUERIES = 'query_embedding.weight'
+NECK_CONV = re.compile(r'neck\..*\.conv\.weight')
 
 
 def fit(state_dict: dict[str, Tensor], model: nn.Module, report: Report | None = None) -> dict[str, Tensor]:
@@ -22,7 +26,7 @@ def fit(state_dict: dict[str, Tensor], model: nn.Module, report: Report | None =
     Args:
         state_dict: weights in our layout; not changed.
         model: initialised; not changed.
-        report: gets what was dropped and resized.
+        report: gets what was dropped, added and resized.
 
     Raises:
         CheckpointError: the neck's convolutions have biases, and the model has none.
@@ -30,7 +34,7 @@ def fit(state_dict: dict[str, Tensor], model: nn.Module, report: Report | None =
     report = Report() if report is None else report
     model = model.module if is_model_wrapper(model) else model
     own = model.state_dict()
-    fitted = drop_zero_neck_biases(state_dict, own, report)
+    fitted = match_neck_biases(state_dict, own, report)
     encoder = num_decoder_layers(state_dict) if is_two_stage(state_dict) else None
     for key, index in class_branches(state_dict).items():
         if _differ(own, state_dict, key):
@@ -50,40 +54,49 @@ def fit(state_dict: dict[str, Tensor], model: nn.Module, report: Report | None =
     return fitted
 
 
-def drop_zero_neck_biases(state_dict: dict[str, Tensor], own: dict[str, Tensor], report: Report) -> dict[str, Tensor]:
-    """A copy without the neck's biases where the model has none; refused if its outputs would not be the same."""
-    biases = [
-        key
-        for key in state_dict
-        if key.startswith('neck.')
-        and key.endswith('.conv.bias')
-        and key not in own
-        and key.replace('.bias', '.weight') in own
-    ]
-    if any(state_dict[key].any() for key in biases):
-        raise CheckpointError(
-            f'{biases[0]} and {len(biases) - 1} more have no place in the model, whose outputs would be wrong without '
-            'them: set model.neck.bias=True'
-        )
-    report.dropped.update(dict.fromkeys(biases, 'zeros, the same as none'))
-    return {key: value for key, value in state_dict.items() if key not in biases}
-
-
-def check_fit(state_dict: dict[str, Tensor], model: nn.Module) -> None:
-    """Refuse weights that a model would use in part: mmengine only warns, and predicts with what is left.
+def match_neck_biases(state_dict: dict[str, Tensor], own: dict[str, Tensor], report: Report) -> dict[str, Tensor]:
+    """A copy with biases before the neck's norms if the model has them, and without if not: 0 and none are the same.
 
     Raises:
-        CheckpointError: with the first tensor that has another shape or, of the neck's biases, no place.
+        CheckpointError: biases other than 0 have no place in the model.
+    """
+    convs = [key for key in own if NECK_CONV.fullmatch(key) and key in state_dict]
+    names = [key.replace('.weight', '.bias') for key in convs]
+    extra = [name for name in names if name in state_dict and name not in own]
+    missing = [name for name in names if name in own and name not in state_dict]
+    if any(state_dict[name].any() for name in extra):
+        raise CheckpointError(
+            f'{extra[0]} and {len(extra) - 1} more have no place in the model, whose outputs would be wrong without '
+            'them: set model.neck.bias=True'
+        )
+    report.dropped.update(dict.fromkeys(extra, 'zeros, the same as none'))
+    report.added.update(dict.fromkeys(missing, 'zeros, the same as none'))
+    kept = {key: value for key, value in state_dict.items() if key not in extra}
+    return kept | {name: torch.zeros_like(own[name]) for name in missing}
+
+
+def check_fit(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Weights that fill a model; mmengine only warns of those that do not, and predicts with what is left.
+
+    Returns:
+        ``state_dict`` with the biases of the neck as the model has them.
+
+    Raises:
+        CheckpointError: with the first tensor that is missing, has another shape or, of the neck's biases, no place.
     """
     own = model.state_dict()
-    drop_zero_neck_biases(state_dict, own, Report())
-    wrong = [key for key, value in state_dict.items() if key in own and own[key].shape != value.shape]
+    fitted = match_neck_biases(state_dict, own, Report())
+    wrong = [key for key, value in fitted.items() if key in own and own[key].shape != value.shape]
     if wrong:
         key = wrong[0]
         raise CheckpointError(
-            f'{len(wrong)} tensors do not fit the model; {key} is {list(state_dict[key].shape)} in the checkpoint and '
+            f'{len(wrong)} tensors do not fit the model; {key} is {list(fitted[key].shape)} in the checkpoint and '
             f'{list(own[key].shape)} in the model'
         )
+    missing = [key for key in own if key not in fitted and not key.endswith(COUNTER)]
+    if missing:
+        raise CheckpointError(f'it lacks {len(missing)} tensors of the model: {", ".join(missing[:3])}')
+    return fitted
 
 
 def _differ(own: dict[str, Tensor], state_dict: dict[str, Tensor], key: str) -> bool:

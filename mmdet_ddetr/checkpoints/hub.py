@@ -17,11 +17,11 @@ ADDRESS = re.compile(r'hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>\S+))?')
 
 
 def download(address: str) -> tuple[Path, Path | None]:
-    """Bring a model of the hub onto this machine, if it is not there yet.
+    """Bring a model of the hub onto this machine, unless it is there: what is in the cache is taken as it is.
 
     ``huggingface_hub`` does it where it is installed, with its cache and its access to private models; else plain
-    HTTPS, and a file once there is taken as it is. ``HF_HUB_CACHE``, ``HF_HOME``, ``HF_ENDPOINT`` and
-    ``HF_HUB_OFFLINE`` count for both. In a distributed run the first process goes first.
+    HTTPS. ``HF_HUB_CACHE``, ``HF_HOME``, ``HF_ENDPOINT`` and ``HF_HUB_OFFLINE`` count for both. In a distributed run
+    the first process goes first.
 
     Returns:
         The weights and, if there is one, the ``config.json``.
@@ -35,10 +35,10 @@ def download(address: str) -> tuple[Path, Path | None]:
     try:
         import huggingface_hub  # noqa: F401
 
-        get = _get_with_huggingface_hub
+        find, fetch = _find_with_huggingface_hub, _fetch_with_huggingface_hub
     except ModuleNotFoundError:
-        get = _get_with_https
-    return _first_process_first(lambda: _weights_and_config(get, parts['repo'], parts['revision'] or 'main'))
+        find, fetch = _find, _fetch_with_https
+    return _first_process_first(lambda: _weights_and_config(find, fetch, parts['repo'], parts['revision'] or 'main'))
 
 
 def cache_folder() -> Path:
@@ -51,28 +51,36 @@ class _Unreachable(Exception):
     """The hub does not answer, or is not to be asked."""
 
 
-def _weights_and_config(get: Callable, repo: str, revision: str) -> tuple[Path, Path | None]:
-    unreachable = None
-    for name in HUB_FILES:
-        try:
-            weights = get(repo, name, revision)
-        except _Unreachable as error:
-            unreachable = error  # the other file may still be in the cache
-            continue
-        if weights:
-            try:
-                return weights, get(repo, CONFIG, revision)
-            except _Unreachable:
-                return weights, None
-    if unreachable:
+def _weights_and_config(find: Callable, fetch: Callable, repo: str, revision: str) -> tuple[Path, Path | None]:
+    """``find`` looks into the cache, ``fetch`` downloads; both get a repository, name and revision."""
+    try:
+        for get in (find, fetch):
+            for name in HUB_FILES:
+                if weights := get(repo, name, revision):
+                    return weights, _config(find, fetch, repo, revision)
+    except _Unreachable as error:
         raise CheckpointError(
-            f'{SCHEME}{repo} is not in {cache_folder()} and cannot be downloaded ({unreachable}). On a machine with '
+            f'{SCHEME}{repo} is not in {cache_folder()} and cannot be downloaded ({error}). On a machine with '
             f'network, download {HUB_FILES[0]} and {CONFIG}, and give their folder instead'
-        )
+        ) from None
     raise CheckpointError(f'{SCHEME}{repo}@{revision} has neither {" nor ".join(HUB_FILES)}')
 
 
-def _get_with_huggingface_hub(repo: str, name: str, revision: str) -> Path | None:
+def _config(find: Callable, fetch: Callable, repo: str, revision: str) -> Path | None:
+    try:
+        return find(repo, CONFIG, revision) or fetch(repo, CONFIG, revision)
+    except _Unreachable:
+        return None
+
+
+def _find_with_huggingface_hub(repo: str, name: str, revision: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(repo, name, cache_dir=cache_folder(), revision=revision)
+    return Path(path) if isinstance(path, str) else None  # there is a value for "the model has no such file", too
+
+
+def _fetch_with_huggingface_hub(repo: str, name: str, revision: str) -> Path | None:
     """A file's path in the cache; None if the model has no such file."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
@@ -91,13 +99,20 @@ def _get_with_huggingface_hub(repo: str, name: str, revision: str) -> Path | Non
         raise CheckpointError(f'{SCHEME}{repo}@{revision}: {_first_sentence(error)}') from None
 
 
-def _get_with_https(repo: str, name: str, revision: str) -> Path | None:
-    path = cache_folder() / 'mmdet_ddetr' / f'{repo.replace("/", "--")}@{revision.replace("/", "--")}' / name
-    if path.is_file():
-        return path
+def _place(repo: str, name: str, revision: str) -> Path:
+    return cache_folder() / 'mmdet_ddetr' / f'{repo.replace("/", "--")}@{revision.replace("/", "--")}' / name
+
+
+def _find(repo: str, name: str, revision: str) -> Path | None:
+    path = _place(repo, name, revision)
+    return path if path.is_file() else None
+
+
+def _fetch_with_https(repo: str, name: str, revision: str) -> Path | None:
     if os.environ.get('HF_HUB_OFFLINE', '').upper() in ('1', 'ON', 'YES', 'TRUE'):
         raise _Unreachable('HF_HUB_OFFLINE is set')
     url = f'{os.environ.get("HF_ENDPOINT", "https://huggingface.co")}/{repo}/resolve/{revision}/{name}'
+    path = _place(repo, name, revision)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         torch.hub.download_url_to_file(url, str(path), progress=False)

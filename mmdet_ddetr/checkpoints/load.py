@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
 from mmengine.runner import CheckpointLoader
+from torch import nn
 
-from . import coco_classes, files, hub
-from .branches import class_branches
+from . import coco_classes, files, hub, stored_config
 from .conversion import convert, weights_of
 from .errors import CheckpointError
-from .layouts import NATIVE, find_layout
+from .layouts import NATIVE, Layout, find_layout
 from .report import Report
 
 
@@ -62,18 +63,28 @@ def convert_checkpoint(
     found = find_layout(state_dict, layout)
     meta = _meta(checkpoint, found.name)
     names = names or meta.get('dataset_meta', {}).get('classes')
-    state_dict = convert(state_dict, found.name, target, classes, names, report)
+    converted = convert(state_dict, found.name, target, classes, names, report)
     if 'dataset_meta' not in meta:
-        meta.update(_dataset_meta(state_dict, found.coco91 and classes != 'keep', found.architecture, names))
-    return dict(state_dict=state_dict, meta=meta)
+        meta.update(_dataset_meta(state_dict, found, classes, names))
+    return dict(state_dict=converted, meta=meta)
 
 
-def adopt(checkpoint: dict) -> dict:
-    """A checkpoint in our layout if it is of another known one; else, also if its layout is not known, itself."""
-    try:
-        layout = find_layout(weights_of(checkpoint))
-    except CheckpointError:
+def adopt(checkpoint: dict, model: nn.Module) -> dict:
+    """A checkpoint for ``model`` in our layout, if it is of another known one; else itself.
+
+    Raises:
+        CheckpointError: its layout is not known, and it has none of the model's tensors.
+    """
+    own = (model.module if is_model_wrapper(model) else model).state_dict()
+    state_dict = weights_of(checkpoint)
+    if all(key in own for key in state_dict):  # also where ``model`` is one of MMDetection's own
         return checkpoint
+    try:
+        layout = find_layout(state_dict)
+    except CheckpointError:
+        if any(key in own for key in state_dict):
+            return checkpoint
+        raise
     if layout.name == NATIVE:
         return checkpoint
     report = Report()
@@ -85,16 +96,22 @@ def adopt(checkpoint: dict) -> dict:
 def _meta(checkpoint: Mapping, layout: str) -> dict:
     """What is worth keeping of a checkpoint's ``meta``: data, and the config if it is one for our models."""
     old = checkpoint.get('meta') or {}
-    meta = {key: old[key] for key in ('dataset_meta', 'cfg') if key in old and layout in (NATIVE, 'mmdet')}
+    meta = {'dataset_meta': old['dataset_meta']} if 'dataset_meta' in old else {}
     if 'CLASSES' in old:  # MMDetection 2.x
         meta['dataset_meta'] = {key.lower(): old[key] for key in ('CLASSES', 'PALETTE') if key in old}
+    if layout == NATIVE and (config := stored_config.find(checkpoint)):
+        meta['cfg'] = config
     return meta
 
 
-def _dataset_meta(state_dict: dict, from_coco91: bool, architecture: str, names: Sequence[str] | None) -> dict:
-    rows = {len(state_dict[key]) for key in class_branches(state_dict)}
-    if from_coco91 and rows & set(coco_classes.counts(len(coco_classes.IDS), architecture)):
-        return dict(dataset_meta=coco_classes.dataset_meta())
+def _dataset_meta(state_dict: dict, layout: Layout, classes: str, names: Sequence[str] | None) -> dict:
+    """The classes of weights in a foreign layout: by their names, or COCO's by their number."""
+    if layout.coco91 and (names is None or coco_classes.are_coco(names)):
+        rows = coco_classes.num_rows(convert(state_dict, layout.name, classes='keep'))
+        if rows in coco_classes.counts(coco_classes.NUM_IDS, layout.architecture):
+            if classes != 'keep':
+                return dict(dataset_meta=coco_classes.dataset_meta())
+            names = coco_classes.names_of_ids()
     return dict(dataset_meta=dict(classes=tuple(names))) if names else {}
 
 

@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 class Report:
     """Keys that a conversion dropped, added or gave another shape, each with the reason.
 
+    A conversion goes by way of our layout: a key is the source's, ours or the target's, as it was at that step.
+
     ``str(report)`` names the keys with ``*`` for their numbers, a line for each reason.
     """
 
-    dropped: dict[str, str] = field(default_factory=dict)  # key of the source: why
-    added: dict[str, str] = field(default_factory=dict)  # key of the target: why
-    resized: dict[str, str] = field(default_factory=dict)  # key of the target: from which shape to which, and why
+    dropped: dict[str, str] = field(default_factory=dict)  # key: why
+    added: dict[str, str] = field(default_factory=dict)
+    resized: dict[str, str] = field(default_factory=dict)  # key: from which shape to which, and why
 
     def resize(self, key: str, before, after, why: str) -> None:
         """Note that tensor ``key`` had shape ``before`` and has shape ``after``."""

@@ -1,6 +1,7 @@
 from .accelerate import AccelerateHook
 from .checkpoint import SafeCheckpointHook
 from .evaluation_table import EvaluationTableHook
+from .fit_checkpoint import FitCheckpointHook
 from .learning_curves import LearningCurvesHook
 from .memory import MemoryHook
 from .non_finite import NonFiniteError, NonFiniteHook
@@ -14,6 +15,7 @@ from .signals import SignalHook
 __all__ = [
     'AccelerateHook',
     'EvaluationTableHook',
+    'FitCheckpointHook',
     'LearningCurvesHook',
     'MemoryHook',
     'NonFiniteError',

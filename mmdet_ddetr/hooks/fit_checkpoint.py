@@ -5,7 +5,7 @@ from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import BaseLoop
 
-from mmdet_ddetr.checkpoints import Report, adopt, check_fit, fit
+from mmdet_ddetr.checkpoints import Report, adopt, check_fit, fit, weights_of
 from mmdet_ddetr.registry import HOOKS
 
 
@@ -25,16 +25,15 @@ class FitCheckpointHook(Hook):
         """
         if runner._resume:
             return
-        converted = adopt(checkpoint)
-        checkpoint.update(converted)
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
-        state_dict = checkpoint.get('state_dict', checkpoint)
+        checkpoint.update(adopt(checkpoint, model))
+        state_dict = weights_of(checkpoint)
         if isinstance(runner._train_loop, BaseLoop):  # a test leaves it a config
             report = Report()
             checkpoint['state_dict'] = fit(state_dict, model, report)
-            if report.dropped or report.resized:
+            if report != Report():
                 print_log(f'Fitted the checkpoint to the model:\n{report}', logger='current')
         else:
-            check_fit(state_dict, model)
+            checkpoint['state_dict'] = check_fit(state_dict, model)

@@ -7,7 +7,7 @@ import torch
 from mmengine.runner import EpochBasedTrainLoop
 
 from mmdet_ddetr.checkpoints import CheckpointError, Report, check_fit, convert, fit
-from mmdet_ddetr.hooks.fit_checkpoint import FitCheckpointHook
+from mmdet_ddetr.hooks import FitCheckpointHook
 
 CLASSES = 'bbox_head.cls_branches.{}.{}'
 
@@ -77,6 +77,11 @@ def test_neck_without_bias(build):
     model.load_state_dict(fit(zoo, model, report), strict=True)
     assert len(report.dropped) == 4
 
+    without = {key: value for key, value in checkpoint.items() if not ('neck' in key and 'conv.bias' in key)}
+    for fitted in (fit(without, build('base')), check_fit(without, build('base'))):
+        build('base', seed=2).load_state_dict(fitted, strict=True)
+        assert not fitted['neck.convs.0.conv.bias'].any()
+
 
 # --- the hook --------------------------------------------------------------------------------------------------------
 
@@ -115,6 +120,9 @@ def test_hook_refuses_a_test_of_other_classes(build):
         CheckpointError, match=r'4 tensors do not fit the model; bbox_head\.cls_branches\.0\.weight is \[80'
     ):
         hook.after_load_checkpoint(runner, checkpoint)
+    two_stage = runner_of(build('two-stage'), training=False)
+    with pytest.raises(CheckpointError, match=r'it lacks \d+ tensors of the model: bbox_head\.cls_branches\.2\.weight'):
+        hook.after_load_checkpoint(two_stage, dict(state_dict=dict(build('refine').state_dict())))
     checkpoint = dict(model=convert(build('refine').state_dict(), target='official'))
     hook.after_load_checkpoint(runner_of(build('refine', seed=5), training=False), checkpoint)
     assert len(checkpoint['meta']['dataset_meta']['classes']) == 80

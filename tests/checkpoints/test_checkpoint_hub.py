@@ -10,7 +10,6 @@ import torch
 from mmengine.runner import CheckpointLoader
 
 from mmdet_ddetr.checkpoints import CheckpointError, convert, hub
-from mmdet_ddetr.checkpoints.files import write
 
 COMMIT = '0123456789abcdef0123456789abcdef01234567'
 
@@ -49,7 +48,7 @@ def weights(build, tmp_path_factory):
     """Bytes of a pytorch_model.bin, and the state_dict of ours in it."""
     ours = build('refine').state_dict()
     path = tmp_path_factory.mktemp('weights') / 'pytorch_model.bin'
-    write(dict(state_dict=convert(ours, target='huggingface')), path, 'huggingface')
+    torch.save(convert(ours, target='huggingface'), path)
     return path.read_bytes(), ours
 
 
@@ -93,10 +92,10 @@ def test_load_from_the_hub(client, server, weights, tmp_path, build):
     assert len(checkpoint['meta']['dataset_meta']['classes']) == 80
     assert list((tmp_path / 'hub').rglob('pytorch_model.bin'))
 
-    server.shutdown()
-    server.server_close()
+    server.requests.clear()
     again = load('hf://someone/small-detr')
     assert again['state_dict'].keys() == checkpoint['state_dict'].keys()
+    assert server.requests == []
 
 
 def test_revision(client, server):
@@ -116,7 +115,8 @@ def test_errors(client, server, tmp_path):
             load(address)
 
 
-def test_no_network(client, server, tmp_path):
+def test_no_network(client, server, tmp_path, monkeypatch):
+    monkeypatch.setattr('time.sleep', lambda seconds: None)  # huggingface_hub tries again for 23 s
     server.shutdown()
     server.server_close()
     with pytest.raises(

@@ -177,18 +177,19 @@ def test_timm_and_transformers_backbones(build):
     """The two kinds of names that a ResNet has on the hub."""
     expected = build('base').state_dict()
     theirs = convert(expected, target='huggingface')
-    assert 'model.backbone.conv_encoder.model.layer2.0.downsample.1.running_var' in theirs
+    assert 'model.backbone.conv_encoder.model.encoder.stages.1.layers.0.shortcut.normalization.running_var' in theirs
     prefix = re.escape('model.backbone.conv_encoder.model.')
-    numbered = [
-        (rf'({prefix})conv1', r'\1embedder.embedder.convolution'),
-        (rf'({prefix})bn1', r'\1embedder.embedder.normalization'),
-        (rf'({prefix})layer(\d)\.(\d+)', lambda m: f'{m[1]}encoder.stages.{int(m[2]) - 1}.layers.{m[3]}'),
-        (r'layers\.(\d+)\.conv(\d)', lambda m: f'layers.{m[1]}.layer.{int(m[2]) - 1}.convolution'),
-        (r'layers\.(\d+)\.bn(\d)', lambda m: f'layers.{m[1]}.layer.{int(m[2]) - 1}.normalization'),
-        (r'downsample\.0', 'shortcut.convolution'),
-        (r'downsample\.1', 'shortcut.normalization'),
+    timm = [
+        (r'embedder\.embedder\.convolution', 'conv1'),
+        (r'embedder\.embedder\.normalization', 'bn1'),
+        (r'shortcut\.convolution', 'downsample.0'),
+        (r'shortcut\.normalization', 'downsample.1'),
+        (r'layer\.(\d)\.convolution', lambda m: f'conv{int(m[1]) + 1}'),
+        (r'layer\.(\d)\.normalization', lambda m: f'bn{int(m[1]) + 1}'),
+        (r'encoder\.stages\.(\d)\.layers', lambda m: f'layer{int(m[1]) + 1}'),
     ]
-    assert_equal(convert(renamed(theirs, numbered)), expected)
+    assert 'model.backbone.conv_encoder.model.layer2.0.downsample.1.running_var' in renamed(theirs, timm)
+    assert_equal(convert(renamed(theirs, timm)), expected)
     since_5 = [
         (prefix, 'model.backbone.model.'),
         (r'self_attn\.out_proj', 'self_attn.o_proj'),
@@ -302,9 +303,21 @@ def test_wrapped_checkpoints(build):
     ):
         assert_equal(convert(wrapped), ours)
     checkpoint = {'state_dict': ours, 'meta': {}}
-    assert adopt(checkpoint) is checkpoint  # ours already
-    other = {'state_dict': {'fc.weight': torch.zeros(1)}}
-    assert adopt(other) is other  # nobody's
+    assert adopt(checkpoint, build('base')) is checkpoint  # ours already
+    with pytest.raises(CheckpointError, match='no known layout: none of the 1 keys'):
+        adopt({'state_dict': {'fc.weight': torch.zeros(1)}}, build('base'))
+
+
+def test_weights_with_the_names_of_the_model_are_left_alone(build):
+    """A DETR of MMDetection's takes MMDetection's weights, and a backbone's alone are of no layout."""
+    theirs = renamed(build('DETR').state_dict(), RENAMES['mmdet', 'DETR'])
+    detr = torch.nn.Module()
+    detr.state_dict = lambda: theirs
+    checkpoint = {'state_dict': dict(theirs)}
+    assert adopt(checkpoint, detr) is checkpoint
+    assert adopt(checkpoint, build('DETR')) is not checkpoint
+    backbone = {'state_dict': {'backbone.conv1.weight': torch.zeros(1), 'fc.weight': torch.zeros(1)}}
+    assert adopt(backbone, build('DETR')) is backbone
 
 
 def test_mmdet_neck_without_bias(build):

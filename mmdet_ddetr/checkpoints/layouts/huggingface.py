@@ -60,9 +60,9 @@ bbox_predictor.layers.1.*                                bbox_head.reg_branches.
 bbox_predictor.layers.2.*                                bbox_head.reg_branches.0.4.*
 """
 
-# Files of the hub hold timm's names; models with a ``backbone_config`` those of transformers' own ResNet.
+# Most files of the hub hold timm's names. Written are those of transformers' own ResNet, which needs no timm.
 BACKBONE = 'model.backbone.conv_encoder.model.'
-BACKBONES = torchvision(BACKBONE), huggingface(BACKBONE)
+BACKBONES = huggingface(BACKBONE), torchvision(BACKBONE)
 IN_MEMORY_SINCE_5 = {
     r'^model\.backbone\.model\.': BACKBONE,
     r'\.o_proj\.': '.out_proj.',
