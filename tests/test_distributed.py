@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from torch.distributed.fsdp import FullyShardedDataParallel
 from training_case import ROOT, Do, fork, losses, make_config, parallel, ranks, train, write_data
 
 from mmdet_ddetr.apis.scale_lr import scale_lr
@@ -89,7 +90,13 @@ def test_sharded(one_process, tmp_path):
         == [EXIT_CODE] * 2
     )
     assert max(losses(tmp_path, 'losses0.txt')) == 4
-    assert train_ranks(cfg, resume=True) == [0, 0]
+
+    def resume(rank):
+        runner = train(parallel(cfg), record=f'losses{rank}.txt', resume=True)
+        units = [name for name, m in runner.model.named_modules() if isinstance(m, FullyShardedDataParallel)]
+        assert len(units) == 1 + 1 + 2  # the model, its encoder layer, its decoder layers
+
+    assert ranks(resume) == [0, 0]
     assert_same_training(tmp_path, one_process)
 
 

@@ -1,6 +1,7 @@
 """What happens to a training that is killed, interrupted, out of disk, fed broken images or driven to nan."""
 
 import errno
+import functools
 import logging
 import os
 import re
@@ -41,14 +42,16 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def uninterrupted(data, tmp_path_factory):
-    """Losses of each kind of loop, trained in one go."""
-    runs = {}
-    for name, changes in LOOPS.items():
+    """Losses of a kind of loop, trained in one go."""
+
+    @functools.cache
+    def run(name):
         work_dir = tmp_path_factory.mktemp(name)
-        assert fork(train, make_config(data, work_dir, changes)) == 0
-        runs[name] = losses(work_dir)
-        assert list(runs[name]) == list(range(9))
-    return runs
+        assert fork(train, make_config(data, work_dir, LOOPS[name])) == 0
+        assert list(losses(work_dir)) == list(range(9))
+        return losses(work_dir)
+
+    return run
 
 
 def kill(runner):
@@ -63,8 +66,8 @@ def kill(runner):
     [
         ('epochs', 'before_train_iter', 5),
         ('epochs', 'before_save_checkpoint', 6),
-        ('iterations', 'before_train_iter', 5),
-        ('iterations', 'before_save_checkpoint', 7),
+        pytest.param('iterations', 'before_train_iter', 5, marks=pytest.mark.slow),
+        pytest.param('iterations', 'before_save_checkpoint', 7, marks=pytest.mark.slow),
         ('endless', 'before_train_iter', 5),
     ],
 )
@@ -76,10 +79,10 @@ def test_killed_and_resumed(loop, at, iteration, data, tmp_path, uninterrupted):
     assert fork(train, cfg, resume=True) == 0
     resumed = losses(tmp_path)
     assert 0 < min(resumed) < iteration and max(resumed) == 8
-    assert resumed == {i: uninterrupted[loop][i] for i in resumed}
+    assert resumed == {i: uninterrupted(loop)[i] for i in resumed}
 
 
-@pytest.mark.parametrize('loop', LOOPS)
+@pytest.mark.parametrize('loop', ['epochs', pytest.param('iterations', marks=pytest.mark.slow), 'endless'])
 def test_terminated_within_an_epoch(loop, data, tmp_path, uninterrupted):
     """SIGTERM: a checkpoint after the iteration, exit code 75, and the next iteration is the first after --resume.
 
@@ -99,7 +102,7 @@ def test_terminated_within_an_epoch(loop, data, tmp_path, uninterrupted):
     assert (tmp_path / 'last_checkpoint').read_text() == str(tmp_path / 'interrupted.pth')
     cfg.train_dataloader.num_workers = 0
     assert fork(train, cfg, resume=True) == 0
-    assert losses(tmp_path) == uninterrupted[loop]
+    assert losses(tmp_path) == uninterrupted(loop)
 
 
 def test_order_of_the_data_without_a_seed(data, tmp_path):
