@@ -2,6 +2,7 @@
 
 import torch
 from mmdet.structures import DetDataSample
+from mmdet.structures.mask import BitmapMasks
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
@@ -20,7 +21,8 @@ def make_batch(
         num_classes: labels are drawn from [0, num_classes).
 
     Returns:
-        inputs [B, 3, H, W], zero in the padding, and the data samples as the data preprocessor leaves them.
+        inputs [B, 3, H, W], zero in the padding, and the data samples as the data preprocessor leaves them; each box is
+        its own mask.
     """
     rng = torch.Generator().manual_seed(seed)
     H, W = max(h for h, _ in shapes), max(w for _, w in shapes)
@@ -41,7 +43,11 @@ def make_batch(
         )
         sample = DetDataSample(metainfo=metainfo)
         labels = torch.randint(0, num_classes, (count,), generator=rng)
-        sample.gt_instances = InstanceData(bboxes=boxes, labels=labels)
+        pixels = torch.stack(torch.meshgrid(torch.arange(W), torch.arange(H), indexing='xy'), -1) + 0.5  # [H, W, 2]
+        corners = boxes[:, None, None]
+        masks = ((pixels >= corners[..., :2]) & (pixels <= corners[..., 2:])).all(-1)
+        masks = BitmapMasks(masks.numpy().astype('uint8'), H, W)
+        sample.gt_instances = InstanceData(bboxes=boxes, labels=labels, masks=masks)
         samples.append(sample)
     return inputs, samples
 
@@ -81,7 +87,9 @@ def shrink(model_cfg: dict) -> dict:
     if model_cfg['backbone'].get('type', '').endswith(('ResNet', 'ResNetDC5')):
         model_cfg['backbone']['depth'] = 18
         wide = dict(zip((256, 512, 1024, 2048), (64, 128, 256, 512)))
-        model_cfg['neck']['in_channels'] = [wide[c] for c in model_cfg['neck']['in_channels']]
+        for part in ('neck', 'mask_head'):
+            if part in model_cfg:
+                model_cfg[part]['in_channels'] = [wide[c] for c in model_cfg[part]['in_channels']]
     if 'num_queries' in model_cfg:
         model_cfg['num_queries'] = 20
         model_cfg['encoder']['num_layers'] = 2

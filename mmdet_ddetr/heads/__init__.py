@@ -1,3 +1,4 @@
+from .mask_head import MaskHead
 from .set_head import SetHead
 
-__all__ = ['SetHead']
+__all__ = ['MaskHead', 'SetHead']

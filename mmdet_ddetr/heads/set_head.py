@@ -329,8 +329,8 @@ class SetHead(BaseModule):
         """Top-scoring (query, class) pairs of each image (sigmoid), or queries with their best class (softmax).
 
         Returns:
-            per image ``scores`` [N], ``labels`` [N], ``bboxes`` [N, 4] in (x1, y1, x2, y2), sorted by score, clamped to
-            the image; N = min(max_per_img, candidates).
+            per image ``scores`` [N], ``labels`` [N], ``bboxes`` [N, 4] in (x1, y1, x2, y2), clamped to the image, and
+            ``query`` [N] that each comes from, sorted by score; N = min(max_per_img, candidates).
         """
         logits, boxes = all_layers_cls_scores[-1].float(), all_layers_bbox_preds[-1].float()  # [B, Q, *]
         Q = logits.shape[1]
@@ -350,7 +350,9 @@ class SetHead(BaseModule):
         if rescale:
             scales = torch.tensor([[*meta['scale_factor'], *meta['scale_factor']] for meta in batch_img_metas])
             boxes = boxes / scales[:, None].to(boxes, non_blocking=True)
-        return [InstanceData(bboxes=b, scores=s, labels=c) for b, s, c in zip(boxes, scores, labels)]
+        return [
+            InstanceData(bboxes=b, scores=s, labels=c, query=q) for b, s, c, q in zip(boxes, scores, labels, query)
+        ]
 
 
 def _image_sizes(batch_img_metas: list[dict], like: Tensor) -> Tensor:  # [B, 4]

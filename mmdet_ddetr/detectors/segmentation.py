@@ -1,0 +1,107 @@
+"""Detectors that predict a mask with each box (DETR, section 4.4)."""
+
+import torch
+from mmdet.structures import SampleList
+from mmdet.utils import reduce_mean
+from torch import Tensor
+
+from mmdet_ddetr.layers import padding_masks
+from mmdet_ddetr.registry import MODELS
+
+from .deformable_detr import DeformableDETR
+from .detr import DETR
+
+
+class WithMasks:
+    """Adds a mask head to a detector of the family.
+
+    The mask head reads the states of the last decoder layer, the encoder's memory of C5, and C2 to C4 of the backbone,
+    whose ``out_indices`` are therefore all four; the neck gets as many of the last as it has ``in_channels``. Ground
+    truth are ``gt_instances.masks``, padded like the images (``pad_mask=True`` of the data preprocessor).
+
+    Args:
+        mask_head: config of the head, by default of type ``MaskHead``.
+        freeze_detector: train the mask head alone, on a detector that is trained already, as the paper does.
+        **kwargs: as of the detector.
+    """
+
+    def __init__(self, *args, neck: dict, mask_head: dict, freeze_detector: bool = False, **kwargs):
+        super().__init__(*args, neck=neck, **kwargs)
+        self.num_neck_inputs = len(neck['in_channels'])
+        if freeze_detector:
+            self.requires_grad_(False)
+        self.mask_head = MODELS.build({'type': 'mmdet_ddetr.MaskHead', **mask_head})
+
+    def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
+        return self._extract_maps(batch_inputs)[0]
+
+    def _extract_maps(self, batch_inputs: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The neck's maps, and the backbone's C4, C3 and C2."""
+        maps = self.backbone(batch_inputs)
+        return self.neck(maps[-self.num_neck_inputs :]), tuple(maps[-2::-1])
+
+    def pre_decoder(self, memory: Tensor, **kwargs) -> tuple[dict, dict]:
+        """As of the detector; the memory goes on to the heads."""
+        decoder_inputs, head_inputs = super().pre_decoder(memory, **kwargs)
+        return decoder_inputs, dict(head_inputs, memory=memory)
+
+    def _mask_logits(
+        self,
+        query: Tensor,  # [N, C]
+        image: Tensor,  # [N]
+        memory: Tensor,  # [B, S, C]
+        maps: tuple[Tensor, ...],  # [B, C, H, W] per level
+        finer: tuple[Tensor, ...],
+        batch_data_samples: SampleList,
+    ) -> Tensor:  # [N, h, w]
+        level = self.num_neck_inputs - 1  # C5; the neck adds coarser ones behind
+        source = maps[level]
+        shape = tuple(source.shape[-2:])
+        memory = memory.split([feat[0, 0].numel() for feat in maps], 1)[level]
+        memory = memory.transpose(1, 2).unflatten(2, shape)
+        (mask,) = padding_masks([shape], batch_data_samples, source.device)
+        return self.mask_head(query, image, source, memory, mask, finer)
+
+    def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:
+        """The detector's losses; ``loss_mask`` and ``loss_dice`` of the queries matched in the last layer."""
+        maps, finer = self._extract_maps(batch_inputs)
+        head_inputs = self.forward_transformer(maps, batch_data_samples)
+        memory = head_inputs.pop('memory')
+        losses = self.bbox_head.loss(**head_inputs, batch_data_samples=batch_data_samples)
+
+        head, Q = self.bbox_head, self.num_queries  # others in training are not matched one-to-one
+        hidden, reference = (x if x is None else x[-1:, :, :Q] for x in map(head_inputs.get, ('hidden', 'reference')))
+        instances = [sample.gt_instances for sample in batch_data_samples]
+        targets = head.collect_targets(instances, [sample.metainfo for sample in batch_data_samples])
+        with torch.no_grad():
+            logits, boxes = head(hidden, reference)
+            (match,) = head.assigner.match([(logits.float(), boxes.float())], [targets])
+        logits = self._mask_logits(
+            hidden[0, match.image, match.query], match.image, memory, maps, finer, batch_data_samples
+        )
+        masks = torch.cat([gt.masks.to_tensor(torch.bool, logits.device) for gt in instances])
+        avg_factor = reduce_mean(logits.new_tensor(float(match.per_layer))).clamp(min=1)
+        return dict(losses, **self.mask_head.loss(logits, masks[match.target], avg_factor))
+
+    def predict(self, batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool = True) -> SampleList:
+        """Detections with ``masks`` [N, H, W], bool."""
+        maps, finer = self._extract_maps(batch_inputs)
+        head_inputs = self.forward_transformer(maps, batch_data_samples)
+        memory = head_inputs.pop('memory')
+        results = self.bbox_head.predict(**head_inputs, batch_data_samples=batch_data_samples, rescale=rescale)
+        for i, (detections, sample) in enumerate(zip(results, batch_data_samples)):
+            query = head_inputs['hidden'][-1, i, detections.query]
+            image = detections.query.new_full((len(query),), i)
+            logits = self._mask_logits(query, image, memory, maps, finer, batch_data_samples)
+            detections.masks = self.mask_head.predict(logits, sample.metainfo, rescale)
+        return self.add_pred_to_datasample(batch_data_samples, results)
+
+
+@MODELS.register_module()
+class DETRWithMasks(WithMasks, DETR):
+    """DETR for instance segmentation."""
+
+
+@MODELS.register_module()
+class DeformableDETRWithMasks(WithMasks, DeformableDETR):
+    """Deformable DETR for instance segmentation. The paper has no masks; the head is DETR's, on the memory of C5."""
