@@ -5,7 +5,7 @@
 // Math::exp(x) of x <= 0 and Math::log1p(x) of 0 <= x <= 1.
 #pragma once
 
-#include <limits>
+#include <cfloat>
 
 #include "inline.h"
 
@@ -54,7 +54,7 @@ struct FocalLoss {
     if constexpr (square) {
       return {a * wrong * wrong, wrong, right, above + log};
     } else {
-      constexpr Scalar kLowest = std::numeric_limits<Scalar>::lowest();
+      constexpr Scalar kLowest = sizeof(Scalar) == sizeof(float) ? -FLT_MAX : -DBL_MAX;
       const T exponent = below - log;  // log(wrong); not -inf, so that gamma = 0 gives 1 whatever the logit
       return {a * Math::exp(gamma * (exponent < kLowest ? zero + kLowest : exponent)), wrong, right, above + log};
     }

@@ -1,7 +1,7 @@
 """Compile every CUDA source with nvcc alone, no GPU needed, and print what each kernel uses (`make cuda-check`).
 
-Fails if a kernel does not compile, or spills registers to memory. Takes compute capabilities as arguments; without any,
-those of A100, H100 and B200.
+Fails if a kernel does not compile without a warning, or spills registers to memory. Takes compute capabilities as
+arguments; without any, those of A100, H100 and B200.
 """
 
 import importlib.util
@@ -42,7 +42,8 @@ def compile_source(nvcc: str, source: Path, architecture: str) -> str:
     if torch is None:
         raise SystemExit('The CUDA sources include headers of torch, which is not installed.')
     with tempfile.TemporaryDirectory() as folder:
-        command = [nvcc, '-std=c++17', '-O3', f'-arch=sm_{architecture}', '-cubin', '-Xptxas=-v', '-DUSE_CUDA']
+        command = [nvcc, '-std=c++17', '-O3', f'-arch=sm_{architecture}', '-cubin', '-Xptxas=-v']
+        command += ['-Werror=all-warnings', '-DUSE_CUDA']
         command += ['-DTORCH_TARGET_VERSION=0x020a000000000000', f'-I{Path(torch.origin).parent / "include"}']
         command += ['-o', str(Path(folder, 'kernels.cubin')), str(source)]
         result = subprocess.run(command, capture_output=True, text=True)
