@@ -9,6 +9,7 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
 from mmdet_ddetr import get_config
+from mmdet_ddetr.checkpoints import fit
 from mmdet_ddetr.heads import SetHead
 from mmdet_ddetr.layers import QueryGroups
 from mmdet_ddetr.testing import make_batch, randomise, shrink, without_dropout
@@ -213,6 +214,14 @@ def test_off_means_the_paper():
         'query_embedding.weight',
         'dn_query_generator.label_embedding.weight',
     }
+
+
+def test_weights_of_other_classes_fit():
+    source, model = make_model(**SWITCHES), make_model(**SWITCHES, bbox_head=dict(num_classes=5))
+    model.load_state_dict(fit(source.state_dict(), model))
+    embedding = 'dn_query_generator.label_embedding.weight'
+    assert model.state_dict()[embedding].shape == (5, 32)
+    assert torch.equal(model.query_embedding.weight, source.query_embedding.weight)
 
 
 @pytest.mark.parametrize('switches', [dict(mixed_selection=True), dict(dn_cfg=dict())])

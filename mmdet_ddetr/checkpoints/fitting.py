@@ -12,6 +12,7 @@ from .errors import CheckpointError
 from .report import Report
 
 QUERIES = 'query_embedding.weight'
+LABELS = 'dn_query_generator.label_embedding.weight'  # of denoising queries, a row per class
 NECK_CONV = re.compile(r'neck\..*\.conv\.weight')
 
 
@@ -47,6 +48,9 @@ def fit(state_dict: dict[str, Tensor], model: nn.Module, report: Report | None =
                 fitted[key][-1] = state_dict[key][-1]
                 why += ', row of "no object" kept'
             report.resize(key, state_dict[key].shape, own[key].shape, why)
+    if _differ(own, state_dict, LABELS):
+        fitted[LABELS] = own[LABELS].clone()
+        report.resize(LABELS, state_dict[LABELS].shape, own[LABELS].shape, 'class rows anew')
     if _differ(own, state_dict, QUERIES):
         kept = min(len(own[QUERIES]), len(state_dict[QUERIES]))
         fitted[QUERIES] = torch.cat([state_dict[QUERIES][:kept], own[QUERIES][kept:].to(state_dict[QUERIES])])
