@@ -15,6 +15,7 @@ import mmdet.engine
 import mmdet.evaluation
 import mmdet.models
 import mmdet.visualization  # noqa: F401  what every forked process would else import by itself
+import mmengine.device.utils
 import numpy as np
 import torch
 import torch._dynamo
@@ -221,6 +222,8 @@ def fork_all(functions: list, timeout: float = 600) -> list[int]:
 
 def _start(function) -> None:
     torch.set_num_threads(1)
+    torch.cuda.is_available = lambda: False  # bit for bit is meant for CPUs, and CUDA does not survive a fork
+    mmengine.device.utils.DEVICE = 'cpu'
     gc.freeze()  # mmengine's datasets collect garbage, and there is much here that is none
     Config.pretty_text = property(lambda self: str(self))  # formatting it takes half of such a short training
     function()
