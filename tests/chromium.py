@@ -1,4 +1,7 @@
-"""Headless Chromium, driven over the pipe of its DevTools protocol: no driver and no package needed."""
+"""Headless Chromium, driven over the pipe of its DevTools protocol: no driver and no Python package needed.
+
+Any Chromium or Chrome on the PATH will do, for instance that of ``apt-get install chromium``.
+"""
 
 import contextlib
 import json

@@ -23,7 +23,17 @@ def parse_args(argv=None):
         '--score-thr', type=float, default=0.3, metavar='S', help='leave out detections below it (default: %(default)s)'
     )
     parser.add_argument(
-        '--detections', type=int, default=4, metavar='N', help='draw the N best as PNG (default: %(default)s)'
+        '--detections',
+        type=int,
+        default=4,
+        metavar='N',
+        help='draw the N best objects as PNG (default: %(default)s); the page has all',
+    )
+    parser.add_argument(
+        '--layer',
+        type=int,
+        metavar='N',
+        help='layer of figure 6 and of --grid, in encoder and decoder, 1 the first (default: the last)',
     )
     parser.add_argument(
         '--pixel',
@@ -41,11 +51,11 @@ def parse_args(argv=None):
         metavar='N',
         help='feature level of --pixel, 1 the finest (default: %(default)s)',
     )
-    parser.add_argument('--grid', action='store_true', help='also draw every level and head apart, in the last layer')
+    parser.add_argument('--grid', action='store_true', help='also draw every level and head apart')
     parser.add_argument(
         '--page-mb',
         type=float,
-        default=6,
+        default=2,
         metavar='MB',
         help="room for the encoder's pixels in the page; where they take more, it holds every n-th of them "
         '(default: %(default)s)',
@@ -59,7 +69,7 @@ def main(argv=None):
     warnings.filterwarnings('ignore', message='Failed to add .*LocalVisBackend')  # the inferencer writes nothing
     try:
         write(args)
-    except (FileNotFoundError, TypeError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         sys.exit(f'{Path(sys.argv[0]).name}: {error}')
 
 
@@ -82,18 +92,22 @@ def write(args):
         )
     explanation.detections[:] = found
 
+    level = _index('--level', args.level, len(explanation.recording.spatial_shapes))
+    layer = -1 if args.layer is None else _index('--layer', args.layer, min(explanation.num_layers.values()))
+    objects = explanation.objects(args.detections)
+
     stem = Path(args.image).stem
-    figures = {'figure6': figure6(explanation, found[: args.detections])}
-    for i, detection in enumerate(found[: args.detections], 1):
+    figures = {'figure6': figure6(explanation, objects, layer)}
+    for i, detection in enumerate(objects, 1):
         name = f'{i}-{"".join(c if c.isalnum() else "-" for c in detection.name)}'
         figures[f'decoder-{name}'] = decoder_figure(explanation, detection)
         if args.grid:
-            figures[f'grid-{name}'] = grid_figure(explanation, 'decoder', -1, detection.query, detection)
+            figures[f'grid-{name}'] = grid_figure(explanation, 'decoder', layer, detection.query, detection)
     for x, y in args.pixel:
-        figures[f'encoder-{x:g}-{y:g}'] = encoder_figure(explanation, x, y, args.level - 1)
+        figures[f'encoder-{x:g}-{y:g}'] = encoder_figure(explanation, x, y, level)
         if args.grid:
-            query = explanation.encoder_query(x, y, args.level - 1)
-            figures[f'grid-{x:g}-{y:g}'] = grid_figure(explanation, 'encoder', -1, query)
+            query = explanation.encoder_query(x, y, level)
+            figures[f'grid-{x:g}-{y:g}'] = grid_figure(explanation, 'encoder', layer, query)
 
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -111,6 +125,12 @@ def write(args):
             args.page_mb,
         )
     )
+
+
+def _index(option, number, count):
+    if not 1 <= number <= count:
+        raise ValueError(f'{option} must be in 1..{count}, got {number}')
+    return number - 1
 
 
 if __name__ == '__main__':

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-import mmcv
 import numpy as np
 import torch
 from mmdet.apis import inference_detector
@@ -12,8 +12,10 @@ from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox_overlaps
 from torch import Tensor, nn
 
+from mmdet_ddetr.datasets import LoadImageFromFile
+
 from .frame import Frame
-from .record import DenseAttention, Recording, record
+from .record import DenseAttention, Recording, SampledAttention, record
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,11 @@ class Explanation:
             part: ``'encoder'`` or ``'decoder'``.
             layer: from 0; negative from the last.
             queries: index or indices; one index still gives Q = 1.
+
+        Raises:
+            ValueError: there is no such layer.
         """
-        attention = getattr(self.recording, part)[layer]
+        attention = self._attention(part, layer)
         queries = [queries] if isinstance(queries, int | np.integer) else queries
         locations, weights, references = (
             x[self.index, queries].float().cpu()
@@ -105,10 +110,16 @@ class Explanation:
 
     def heat(self, part: str, layer: int, query: int) -> np.ndarray:  # [M, H, W]
         """Attention weights of one query of a DETR over its feature map, unflipped; ``extent`` says where it lies."""
-        weights = getattr(self.recording, part)[layer].weights(self.index, query)
+        weights = self._attention(part, layer).weights(self.index, query)
         heat = weights.unflatten(-1, self.recording.spatial_shapes[0]).cpu()
         axes = dict(horizontal=[-1], vertical=[-2], diagonal=[-1, -2]).get(self.frame.flip, [])
         return heat.flip(axes).numpy()
+
+    def _attention(self, part: str, layer: int) -> SampledAttention | DenseAttention:
+        layers = getattr(self.recording, part)
+        if not -len(layers) <= layer < len(layers):
+            raise ValueError(f'layer must be in -{len(layers)}..{len(layers) - 1} for the {part}, got {layer}')
+        return layers[layer]
 
     @property
     def extent(self) -> tuple[float, float, float, float]:
@@ -151,7 +162,7 @@ class Explanation:
         return first + row * shapes[level][1] + column
 
 
-def explain(model: nn.Module, image: str | np.ndarray, score_thr: float = 0.3) -> Explanation:
+def explain(model: nn.Module, image: str | Path | np.ndarray, score_thr: float = 0.3) -> Explanation:
     """Detect objects in an image and record what the queries looked at.
 
     Args:
@@ -162,9 +173,9 @@ def explain(model: nn.Module, image: str | np.ndarray, score_thr: float = 0.3) -
 
     Raises:
         TypeError: a model of another kind.
-        FileNotFoundError: no such image.
+        DataError: the image is missing, truncated or does not decode.
     """
-    bgr = image if isinstance(image, np.ndarray) else mmcv.imread(image)
+    bgr = image if isinstance(image, np.ndarray) else LoadImageFromFile().transform(dict(img_path=image))['img']
     with record(model) as recording:
         sample = inference_detector(model, bgr)
     return explanation_of(model, recording, 0, sample, bgr[..., ::-1], score_thr)
@@ -201,7 +212,7 @@ def explanation_of(
 def _queries_of_detections(head: nn.Module, outputs: tuple[Tensor, Tensor], index: int) -> list[int]:
     """The query of each detection of an image, in the head's order.
 
-    The head does not tell. It is asked to predict once more, with boxes whose position is the number of their query.
+    Not every head tells. It is asked to predict once more, with boxes whose position is the number of their query.
     """
     logits, boxes = outputs[0][:, index : index + 1], outputs[1][:, index : index + 1]
     Q = boxes.shape[2]

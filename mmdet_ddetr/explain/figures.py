@@ -69,7 +69,9 @@ def figure6(
         pixel_level = level_of(explanation, detection) if level is None else level
         rows[0].append(_pixel_panel(explanation, layer, x, y, pixel_level))
         rows[1].append(_query_panel(explanation, layer, detection, close_up=close_up))
-    return _figure(explanation, rows, ['(a) encoder', '(b) decoder'])
+    counts = explanation.num_layers
+    names = [f'({letter}) {part}\nlayer {range(counts[part])[layer] + 1}' for letter, part in zip('ab', counts)]
+    return _figure(explanation, rows, names)
 
 
 def decoder_figure(explanation: Explanation, detection: Detection, close_up: bool = True) -> Figure:
@@ -312,7 +314,7 @@ def _key(figure: Figure, explanation: Explanation, panels: list[_Panel]) -> None
     handles = []
     if any(panel.reference for panel in panels):
         style = dict(marker='+', linestyle='', color=GREEN, markeredgewidth=1.3)
-        handles.append(Line2D([], [], label='reference point', **style))
+        handles.append(Line2D([], [], label='reference point (encoder: the querying pixel)', **style))
     if any(panel.look and not panel.note for panel in panels):  # a note: the rows are the levels
         for level, (H, W) in enumerate(explanation.recording.spatial_shapes):
             style = dict(marker='o', linestyle='', color='0.45', markeredgewidth=0, markersize=_area(level) ** 0.5)
@@ -322,7 +324,8 @@ def _key(figure: Figure, explanation: Explanation, panels: list[_Panel]) -> None
         handles.append(Line2D([], [], label='box the layer starts from', **style))
     if any(panel.detection for panel in panels):
         handles.append(Line2D([], [], color=GREEN, linewidth=1.1, label='predicted box'))
-    rows = math.ceil(len(handles) * 1.15 / figure.get_figwidth())
+    width = sum(0.17 + 0.056 * len(handle.get_label()) for handle in handles)  # inches, of symbols and of letters
+    rows = math.ceil(width / (0.95 * figure.get_figwidth()))
     figure.legend(
         handles=handles,
         loc='outside lower left',

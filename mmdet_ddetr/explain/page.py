@@ -18,7 +18,7 @@ MAX_SIDE = 1600  # px of the longer side of the embedded image
 
 
 def write_page(
-    explanation: Explanation, path: str | Path, title: str, subtitle: str = '', encoder_mb: float = 6
+    explanation: Explanation, path: str | Path, title: str, subtitle: str = '', encoder_mb: float = 2
 ) -> Path:
     """Write the page. Reading it needs a browser and no network.
 
@@ -44,7 +44,7 @@ def write_page(
     return path
 
 
-def page_data(explanation: Explanation, encoder_mb: float = 6) -> dict:
+def page_data(explanation: Explanation, encoder_mb: float = 2) -> dict:
     """What the page shows, as JSON.
 
     Positions are 16-bit numbers over twice the image's size around it (0.03 px in an image of 1000 px; what lies
