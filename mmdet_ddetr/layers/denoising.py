@@ -37,6 +37,8 @@ class DenoisingQueries(BaseModule):
         init_cfg: dict | None = None,
     ):
         super().__init__(init_cfg)
+        if not group_cfg.get('dynamic', True) and not group_cfg.get('num_groups'):
+            raise ValueError(f'group_cfg must name num_groups, 1 or more, where dynamic is False; got {group_cfg}')
         self.num_classes = num_classes
         self.embed_dims = embed_dims
         self.label_noise_scale = label_noise_scale

@@ -75,6 +75,11 @@ def test_number_of_groups():
     assert [generator.num_groups(n) for n in (0, 1, 7, 100, 300)] == [1, 100, 14, 1, 1]
 
 
+def test_a_fixed_number_of_groups_must_be_named():
+    with pytest.raises(ValueError, match='group_cfg must name num_groups'):
+        DenoisingQueries(CLASSES, C, group_cfg=dict(dynamic=False, num_groups=None))
+
+
 def test_no_target_still_gives_every_parameter_a_gradient():
     """Distributed training waits for the gradient of each parameter on each rank."""
     targets, _ = targets_of((0, 0))
