@@ -76,12 +76,13 @@ class HungarianAssigner(BaseAssigner):
         (L, _, Q, _), T = logits.shape, len(targets.labels)
         cost = logits.new_empty(L, T, Q, dtype=torch.float32) if out is None else out
         step = max(1, _PAIRS.get(logits.device.type, _MANY_PAIRS) // max(1, L * Q))
-        if torch.compiler.is_compiling():  # a compiler fuses the passes, and would unroll the loop
-            step = max(1, T)
+        if torch.compiler.is_compiling():  # a compiler fuses the passes, and a loop would tie its graph to T
+            chunks = [slice(None)]
+        else:
+            chunks = [slice(first, first + step) for first in range(0, T, step)]
         with torch.autocast(logits.device.type, enabled=False):
             predictions = Predictions(logits.float(), boxes.float())
-            for first in range(0, T, step):
-                chosen = slice(first, first + step)
+            for chosen in chunks:
                 pairs = Pairs(predictions, targets, chosen)
                 cost[:, chosen] = sum(match_cost(pairs) for match_cost in self.match_costs)
         return cost

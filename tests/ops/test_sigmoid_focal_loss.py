@@ -68,9 +68,11 @@ def test_reference_is_the_definition(gamma):
 @pytest.mark.parametrize('gamma', GAMMAS)
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
 def test_against_fp64(dtype, gamma, sum_classes, device):
-    """Numbers of classes around the width of a vector. exp and log1p are exact to 2 units in the last place; a power that
-    is exp(gamma log(q)) adds as many as its exponent is large, up to 100: in the op if gamma is not 2, and in the
-    reference."""
+    """Numbers of classes around the width of a vector.
+
+    exp and log1p are exact to 2 units in the last place; a power that is exp(gamma log(q)) adds as many as its exponent
+    is large, up to 100: in the op if gamma is not 2, and in the reference.
+    """
     units = 12 if gamma == 2 and dtype != torch.float64 else 100
     for C in (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 80):
         logits, labels = make(29, C, dtype, device)
