@@ -1,3 +1,4 @@
+from .. import checkpoints  # noqa: F401  registers the loader of hf:// addresses for load_from and init_cfg
 from .deformable_detr import DeformableDETR
 from .detr import DETR
 from .segmentation import DeformableDETRWithMasks, DETRWithMasks

@@ -4,6 +4,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import BaseLoop
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from mmdet_ddetr.checkpoints import Report, adopt, check_fit, fit, weights_of
 from mmdet_ddetr.registry import HOOKS
@@ -14,7 +15,8 @@ class FitCheckpointHook(Hook):
     """Makes ``load_from`` take any checkpoint that :func:`mmdet_ddetr.checkpoints.convert` knows.
 
     A training may start from a model with other classes or another number of queries, see
-    :func:`mmdet_ddetr.checkpoints.fit`; a test may not, as it would measure rows that nobody has trained.
+    :func:`mmdet_ddetr.checkpoints.fit`; a test may not, as it would measure rows that nobody has trained. Under FSDP no
+    process has the whole model to fit to: there the checkpoint stays as it is.
     """
 
     def after_load_checkpoint(self, runner, checkpoint):
@@ -23,7 +25,7 @@ class FitCheckpointHook(Hook):
         Raises:
             CheckpointError: the model cannot hold the weights, or would miss some in a test.
         """
-        if runner._resume:
+        if runner._resume or isinstance(runner.model, FullyShardedDataParallel):
             return
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):

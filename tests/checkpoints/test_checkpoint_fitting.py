@@ -4,8 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop
+from torch.distributed.fsdp import FullyShardedDataParallel
 
+from mmdet_ddetr import get_config
 from mmdet_ddetr.checkpoints import CheckpointError, Report, check_fit, convert, fit
 from mmdet_ddetr.hooks import FitCheckpointHook
 
@@ -104,6 +107,18 @@ def test_hook_converts_and_fits(build):
         loaded = checkpoint['state_dict']
         assert loaded['bbox_head.cls_branches.0.weight'].shape == (5, 64)
         model.load_state_dict(loaded, strict=True)
+
+
+def test_configs_have_the_hook():
+    hook = HOOKS.build(get_config('detr_r50_16xb4-500e_coco').default_hooks.fit_checkpoint)
+    assert isinstance(hook, FitCheckpointHook)
+
+
+def test_hook_leaves_sharded_models_alone():
+    checkpoint = dict(state_dict=dict(weight=torch.ones(2)))
+    sharded = FullyShardedDataParallel.__new__(FullyShardedDataParallel)
+    FitCheckpointHook().after_load_checkpoint(runner_of(sharded), checkpoint)
+    assert list(checkpoint) == ['state_dict']
 
 
 def test_hook_leaves_a_resumed_training_alone(build):

@@ -105,6 +105,7 @@ def test_outputs_are_theirs(theirs, build, shapes):
     assert_close(outputs_of_ours(coco, shapes), (logits[..., [*IDS, *no_object]], boxes))
 
 
+@pytest.mark.slow  # a forward pass for each tensor
 def test_a_changed_weight_is_seen(theirs, build):
     """The comparison above can fail: every tensor of ours moves an output."""
     variant, model = theirs
