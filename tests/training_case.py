@@ -251,6 +251,8 @@ def ranks(function, world_size: int = 2) -> list[int]:
 
 def parallel(cfg: Config, images: int = 1) -> Config:
     """The config as one of the processes of :func:`ranks`."""
+    Path(cfg.work_dir).mkdir(parents=True, exist_ok=True)
+    os.chdir(cfg.work_dir)  # mmengine leaves a folder where it collects results
     cfg.launcher = 'pytorch'
     cfg.train_dataloader.batch_size = images
     return cfg
