@@ -1,13 +1,13 @@
 """How fast detectors learn: AP against epochs and against minutes, each trained for the same time on the same data.
 
-    python benchmarks/convergence.py                  # DETR and Deformable DETR on drawn shapes, an hour on two cores
+    python benchmarks/convergence.py          # DETR and Deformable DETR on drawn shapes, an hour on two busy cores
     python benchmarks/convergence.py --data DIR --budget MINUTES NAME=CONFIG NAME=CONFIG,key=value ...
 
 DIR is a folder in COCO format, as tools/finetune.py takes it; CONFIG the path of a config or the name of one of this
-package, each key=value a setting in it. A training's length is the budget divided by the time of a step, which is
-measured first, with the models in turns, so that what runs beside the trainings disturbs none of them; schedule and
-warm-up of the config are stretched to it. Minutes are those of training steps, without the loading of images and
-evaluations.
+package, each key=value a setting in it; the first model is what the others are compared with. A training's length is
+the budget divided by the shortest time of a step, measured first, with the models in turns, so that what runs beside
+the trainings disturbs none of them; schedule and warm-up of the config are stretched to it. Minutes are those of
+training steps, without the loading of images and evaluations.
 
 Each model first tries its config's learning rate times every one of --rates in a short training, in all of which the
 time is the same. The rate with the lowest loss in the last epoch trains it from scratch for the budget; a single rate
@@ -289,7 +289,7 @@ def parse_args():
     )
     parser.add_argument('--data', metavar='DIR', help='folder in COCO format (default: shapes are drawn)')
     parser.add_argument(
-        '--budget', type=float, default=17, metavar='MINUTES', help='of training steps (default: %(default)s)'
+        '--budget', type=float, default=11, metavar='MINUTES', help='of training steps (default: %(default)s)'
     )
     parser.add_argument(
         '--trial', type=float, default=1.5, metavar='MINUTES', help='for each learning rate (default: %(default)s)'
