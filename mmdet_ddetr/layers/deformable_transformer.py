@@ -64,8 +64,8 @@ class DeformableEncoder(DetrEncoder):
         points = []
         for level, (H, W) in enumerate(spatial_shapes):
             ratio_x, ratio_y = valid_ratios[:, None, level].unbind(-1)  # [B, 1]
-            x = torch.linspace(0.5, W - 0.5, W, dtype=torch.float32, device=valid_ratios.device) / (ratio_x * W)
-            y = torch.linspace(0.5, H - 0.5, H, dtype=torch.float32, device=valid_ratios.device) / (ratio_y * H)
+            x = (torch.arange(W, dtype=torch.float32, device=valid_ratios.device) + 0.5) / (ratio_x * W)
+            y = (torch.arange(H, dtype=torch.float32, device=valid_ratios.device) + 0.5) / (ratio_y * H)
             points.append(torch.stack([x.repeat(1, H), y.repeat_interleave(W, 1)], -1))  # [B, H*W, 2]
         return torch.cat(points, 1)[:, :, None] * valid_ratios[:, None]
 
