@@ -36,15 +36,14 @@ def test_parity_with_hugging_face():
     attention = randomise(modeling.DetrMHAttentionMap(C, M), std=0.3)
     convs = randomise(modeling.DetrMaskHeadSmallConv(C + M, WIDTHS, C), std=0.1)
     ours = MaskHead(WIDTHS, embed_dims=C, num_heads=M)
-    pairs = [(ours.attention.query_proj, attention.q_proj), (ours.out, convs.output_conv)]
+    pairs = [(ours.attention.query_proj, attention.q_proj), (ours.attention.key_proj, attention.k_proj)]
+    pairs += [(ours.out, convs.output_conv)]
     blocks = [convs.conv1, convs.conv2, *(stage.refine for stage in convs.fpn_stages)]
     for conv, block in zip(ours.convs, blocks, strict=True):
         pairs += [(conv[0], block.conv), (conv[1], block.norm)]
     pairs += [(lateral, stage.fpn_adapter) for lateral, stage in zip(ours.laterals, convs.fpn_stages, strict=True)]
     for mine, theirs in pairs:
         mine.load_state_dict(theirs.state_dict())
-    ours.attention.key_proj.weight.data = attention.k_proj.weight.data[..., None, None]
-    ours.attention.key_proj.bias.data = attention.k_proj.bias.data
 
     inputs = make_inputs()
     padding = torch.zeros(2, 1, 1, 2, 3).masked_fill(inputs['mask'][:, None, None], torch.finfo(torch.float).min)
@@ -90,12 +89,13 @@ def test_masks_of_the_original_image():
     logits = torch.full((1, 2, 3), -1.0)
     logits[:, :, 1] = 5.0
     meta = dict(batch_input_shape=(8, 12), img_shape=(8, 8), ori_shape=(16, 16))
-    masks = MaskHead.predict(logits, meta)
+    logits = MaskHead.without_padding(logits, meta)
+    assert logits.shape == (1, 8, 8)
+    masks = MaskHead.predict(logits, meta['ori_shape'])
     assert masks.dtype == torch.bool and masks.shape == (1, 16, 16)
     # between the centres of the first two cells, at 2 and 6 of 8 px, the logit is 0 at 2 + 4 / 6
     assert not masks[..., :4].any() and masks[..., 6:].all()
-    assert MaskHead.predict(logits, meta, rescale=False).shape == (1, 8, 8)
-    assert torch.equal(MaskHead.predict(logits, meta, rescale=False), masks[:, ::2, ::2])
+    assert torch.equal(MaskHead.predict(logits, (8, 8)), masks[:, ::2, ::2])
 
 
 # --- in a detector ----------------------------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ def test_the_loss_is_of_the_matched_queries(model):
     model.eval()
     with torch.no_grad():
         losses = model(inputs, samples, mode='loss')
-        logits, boxes = model(inputs, samples, mode='tensor')
+        logits, boxes, _ = model(inputs, samples, mode='tensor')
         targets = model.bbox_head.collect_targets([s.gt_instances for s in samples], [s.metainfo for s in samples])
         (match,) = model.bbox_head.assigner.match([(logits[-1:], boxes[-1:])], [targets])
         maps, finer = model._extract_maps(inputs)

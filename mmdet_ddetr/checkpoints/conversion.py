@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import branches, coco_classes
 from .errors import CheckpointError
-from .layouts import NATIVE, Layout, find_layout, get_target
+from .layouts import NATIVE, Layout, find_layout, get_target, masks
 from .report import Report
 
 CLASSES = ('auto', 'coco', 'keep')
@@ -89,7 +89,8 @@ def _from_native(native: dict[str, Tensor], layout: Layout, report: Report) -> d
     }
     if layout.one_head:
         branches.gather(native, report)
-    return layout.keys.to_theirs(native, {name for name, is_so in traits.items() if is_so}, report)
+    theirs = layout.keys.to_theirs(native, {name for name, is_so in traits.items() if is_so}, report)
+    return masks.wrap(theirs, layout.box_model)
 
 
 def _complete(native: dict[str, Tensor], report: Report) -> dict[str, Tensor]:

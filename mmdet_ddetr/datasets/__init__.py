@@ -3,12 +3,14 @@ from .clean import clean_coco
 from .coco_folder import CocoFolder, CocoSplit, find_coco_folder, read_coco, split_off_val
 from .errors import DataError
 from .loading import LoadImageFromFile
+from .panoptic import LoadPanopticInstances
 
 __all__ = [
     'CocoFolder',
     'CocoSplit',
     'DataError',
     'LoadImageFromFile',
+    'LoadPanopticInstances',
     'Report',
     'check_coco',
     'check_splits',

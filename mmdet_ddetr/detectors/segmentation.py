@@ -1,8 +1,9 @@
 """Detectors that predict a mask with each box (DETR, section 4.4)."""
 
 import torch
-from mmdet.structures import SampleList
+from mmdet.structures import OptSampleList, SampleList
 from mmdet.utils import reduce_mean
+from mmengine.structures import PixelData
 from torch import Tensor
 
 from mmdet_ddetr.layers import padding_masks
@@ -21,16 +22,30 @@ class WithMasks:
 
     Args:
         mask_head: config of the head, by default of type ``MaskHead``.
-        freeze_detector: train the mask head alone, on a detector that is trained already, as the paper does.
+        freeze_detector: train the mask head alone, on a detector that is trained already, as the paper does. The
+            detector's dropout stays, as in the official code.
+        panoptic_fusion_head: config of what makes a panoptic map of the masks, by default of type ``PanopticFusion``;
+            None: there are no panoptic maps.
         **kwargs: as of the detector.
     """
 
-    def __init__(self, *args, neck: dict, mask_head: dict, freeze_detector: bool = False, **kwargs):
+    def __init__(
+        self,
+        *args,
+        neck: dict,
+        mask_head: dict,
+        freeze_detector: bool = False,
+        panoptic_fusion_head: dict | None = None,
+        **kwargs,
+    ):
         super().__init__(*args, neck=neck, **kwargs)
         self.num_neck_inputs = len(neck['in_channels'])
         if freeze_detector:
             self.requires_grad_(False)
         self.mask_head = MODELS.build({'type': 'mmdet_ddetr.MaskHead', **mask_head})
+        self.panoptic_fusion_head = None
+        if panoptic_fusion_head is not None:
+            self.panoptic_fusion_head = MODELS.build({'type': 'mmdet_ddetr.PanopticFusion', **panoptic_fusion_head})
 
     def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
         return self._extract_maps(batch_inputs)[0]
@@ -83,8 +98,17 @@ class WithMasks:
         avg_factor = reduce_mean(logits.new_tensor(float(match.per_layer))).clamp(min=1)
         return dict(losses, **self.mask_head.loss(logits, masks[match.target], avg_factor))
 
+    def _forward(self, batch_inputs: Tensor, batch_data_samples: OptSampleList = None) -> tuple[Tensor, ...]:
+        """Raw outputs: logits and boxes of all layers, mask logits [B, Q, H/4, W/4] of the last one's queries."""
+        maps, finer = self._extract_maps(batch_inputs)
+        head_inputs = self.forward_transformer(maps, batch_data_samples)
+        memory, hidden = head_inputs.pop('memory'), head_inputs['hidden'][-1]  # [B, Q, C]
+        image = torch.arange(len(hidden), device=hidden.device).repeat_interleave(hidden.shape[1])
+        masks = self._mask_logits(hidden.flatten(0, 1), image, memory, maps, finer, batch_data_samples)
+        return *self.bbox_head(**head_inputs), masks.unflatten(0, hidden.shape[:2])
+
     def predict(self, batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool = True) -> SampleList:
-        """Detections with ``masks`` [N, H, W], bool."""
+        """Detections with ``masks`` [N, H, W], bool; ``pred_panoptic_seg`` if there is a fusion head."""
         maps, finer = self._extract_maps(batch_inputs)
         head_inputs = self.forward_transformer(maps, batch_data_samples)
         memory = head_inputs.pop('memory')
@@ -93,7 +117,14 @@ class WithMasks:
             query = head_inputs['hidden'][-1, i, detections.query]
             image = detections.query.new_full((len(query),), i)
             logits = self._mask_logits(query, image, memory, maps, finer, batch_data_samples)
-            detections.masks = self.mask_head.predict(logits, sample.metainfo, rescale)
+            logits = self.mask_head.without_padding(logits, sample.metainfo)
+            size = tuple((sample.ori_shape if rescale else sample.img_shape)[:2])
+            detections.masks = self.mask_head.predict(logits, size)
+            if self.panoptic_fusion_head is not None:
+                segments = self.panoptic_fusion_head(
+                    logits, detections.scores, detections.labels, detections.query, size
+                )
+                sample.pred_panoptic_seg = PixelData(sem_seg=segments)
         return self.add_pred_to_datasample(batch_data_samples, results)
 
 

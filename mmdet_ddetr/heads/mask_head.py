@@ -76,28 +76,32 @@ class MaskHead(BaseModule):
             return dict(loss_mask=loss_mask.sum() / avg_factor, loss_dice=loss_dice.sum() / avg_factor)
 
     @staticmethod
-    def predict(
-        logits: Tensor,  # [N, h, w] of one image
+    def without_padding(
+        logits: Tensor,  # [N, H/4, W/4] of one image
         meta: dict,
-        rescale: bool = True,
-    ) -> Tensor:  # [N, H, W] bool
-        """Masks of one image in its original size if ``rescale``, otherwise in the size that the network saw."""
-        logits = F.interpolate(logits[None].float(), size=meta['batch_input_shape'], mode='bilinear')
+    ) -> Tensor:  # [N, h, w]
+        """Logits in the pixels of the image that the network saw."""
+        logits = F.interpolate(logits[None].float(), size=meta['batch_input_shape'], mode='bilinear')[0]
         h, w = meta['img_shape'][:2]
-        masks = (logits[..., :h, :w] > 0).float()
-        if rescale:
-            masks = F.interpolate(masks, size=tuple(meta['ori_shape'][:2]), mode='nearest')
-        return masks[0].bool()
+        return logits[:, :h, :w]
+
+    @staticmethod
+    def predict(
+        logits: Tensor,  # [N, h, w] without padding
+        size: tuple[int, int],
+    ) -> Tensor:  # [N, *size] bool
+        """Masks of probabilities above 0.5, in another size, say the original image's."""
+        return F.interpolate((logits[None] > 0).float(), size=size, mode='nearest')[0].bool()
 
 
 class AttentionMap(BaseModule):
     """Where queries attend in a feature map: weights that sum to 1 over all heads and cells together."""
 
     def __init__(self, embed_dims: int, num_heads: int):
-        super().__init__(dict(type='Xavier', layer=['Linear', 'Conv2d'], distribution='uniform'))
+        super().__init__(dict(type='Xavier', layer='Linear', distribution='uniform'))
         self.num_heads = num_heads
         self.query_proj = nn.Linear(embed_dims, embed_dims)
-        self.key_proj = nn.Conv2d(embed_dims, embed_dims, 1)
+        self.key_proj = nn.Linear(embed_dims, embed_dims)
 
     def forward(
         self,
@@ -108,8 +112,8 @@ class AttentionMap(BaseModule):
     ) -> Tensor:  # [N, M, H, W]
         M = self.num_heads
         query = self.query_proj(query).unflatten(1, (M, -1))  # [N, M, D]
-        key = self.key_proj(memory).unflatten(1, (M, -1))  # [B, M, D, H, W]
-        logits = torch.einsum('nmd,nmdhw->nmhw', query * query.shape[-1] ** -0.5, key[image])
+        key = self.key_proj(memory.movedim(1, -1)).unflatten(-1, (M, -1))  # [B, H, W, M, D]
+        logits = torch.einsum('nmd,nhwmd->nmhw', query * query.shape[-1] ** -0.5, key[image])
         if mask is not None:
             logits = logits.masked_fill(mask[image, None], float('-inf'))
         return logits.flatten(1).softmax(1).view_as(logits)

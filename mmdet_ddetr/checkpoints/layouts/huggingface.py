@@ -2,6 +2,8 @@
 
 from ..key_map import KeyMap
 from .layout import Layout
+from .masks import IN_MEMORY_SINCE_5 as MASKS_SINCE_5
+from .masks import MASKS
 from .resnet import huggingface, torchvision
 
 BODY = """
@@ -67,6 +69,7 @@ IN_MEMORY_SINCE_5 = {
     r'^model\.backbone\.model\.': BACKBONE,
     r'\.o_proj\.': '.out_proj.',
     r'\.mlp\.(fc[12])\.': r'.\1.',
+    **MASKS_SINCE_5,
 }
 LAYOUTS = (
     Layout(
@@ -79,9 +82,10 @@ LAYOUTS = (
     Layout(
         'huggingface',
         'DETR',
-        KeyMap(*BACKBONES, BODY, DETR),
+        KeyMap(*BACKBONES, BODY, DETR, MASKS),
         coco91=True,
         one_head=True,
+        box_model='detr.',
         spellings=IN_MEMORY_SINCE_5,
     ),
 )

@@ -3,6 +3,7 @@
 from ..key_map import KeyMap
 from . import official
 from .layout import Layout
+from .masks import MASKS
 from .resnet import torchvision
 
 
@@ -22,6 +23,6 @@ bbox_head.reg_branches.{o}.**  bbox_head.reg_branches.{o}.**
 """
 NAME = 'mmdet_ddetr'
 LAYOUTS = (
-    Layout(NAME, 'DeformableDETR', KeyMap(BACKBONE, DEFORMABLE_DETR)),
-    Layout(NAME, 'DETR', KeyMap(BACKBONE, DETR_BODY, DETR_HEAD)),
+    Layout(NAME, 'DeformableDETR', KeyMap(BACKBONE, DEFORMABLE_DETR, same_on_both_sides(MASKS))),
+    Layout(NAME, 'DETR', KeyMap(BACKBONE, DETR_BODY, DETR_HEAD, same_on_both_sides(MASKS))),
 )

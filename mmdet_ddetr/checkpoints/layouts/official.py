@@ -2,6 +2,7 @@
 
 from ..key_map import KeyMap
 from .layout import Layout
+from .masks import MASKS
 from .resnet import torchvision
 
 # What the two have in common.
@@ -61,5 +62,5 @@ bbox_embed.layers.2.*                             bbox_head.reg_branches.0.4.*
 BACKBONE = torchvision('backbone.0.body.')
 LAYOUTS = (
     Layout('official', 'DeformableDETR', KeyMap(BACKBONE, BODY, DEFORMABLE_DETR), coco91=True),
-    Layout('official', 'DETR', KeyMap(BACKBONE, BODY, DETR), coco91=True, one_head=True),
+    Layout('official', 'DETR', KeyMap(BACKBONE, BODY, DETR, MASKS), coco91=True, one_head=True, box_model='detr.'),
 )
