@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from statistics import median
 
 import torch
-from mmdet.models.detectors.base_detr import DetectionTransformer
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmdet_ddetr.acceleration import accelerate
+from mmdet_ddetr.detectors import DETR, DeformableDETR
 from mmdet_ddetr.testing import make_batch, without_download
 
 
@@ -68,15 +68,15 @@ def count_multiply_adds(model: nn.Module, size: tuple[int, int]) -> int:
     (Deformable DETR, appendix A.1). Norms, activations, softmax and the selection of boxes are not. Operators of a
     compiled mmcv are not counted either, its deformable convolutions among them; with mmcv-lite they are.
 
-    A ``DetectionTransformer`` is not computed: its shapes suffice. Others are, on the model's device, since what they
-    do depends on the boxes that they find.
+    This package's detectors are not computed: their shapes suffice. Others are, on the model's device, since what they
+    do may depend on values, such as the boxes that they find.
 
     Args:
         size: (height, width) of the image in pixels.
     """
     # The counter wants a gradient function of every view of a trained parameter, which has none without gradients.
     model = copy.deepcopy(model).requires_grad_(False)
-    if isinstance(model, DetectionTransformer):
+    if isinstance(model, (DETR, DeformableDETR)):
         model = model.to('meta')
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # other attentions may be uncounted
         model(*_image(model, size, 1), mode='predict')
