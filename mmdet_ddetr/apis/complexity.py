@@ -78,6 +78,7 @@ def count_multiply_adds(model: nn.Module, size: tuple[int, int]) -> int:
     model = copy.deepcopy(model).requires_grad_(False)
     if isinstance(model, (DETR, DeformableDETR)):
         model = model.to('meta')
+        model.panoptic_fusion_head = None  # it depends on values, and multiplies nothing
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # other attentions may be uncounted
         model(*_image(model, size, 1), mode='predict')
     return counter.get_total_flops() // 2  # torch counts multiplication and addition
