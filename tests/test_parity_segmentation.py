@@ -13,8 +13,8 @@ from mmdet_ddetr.testing import make_batch, shrink
 transformers = pytest.importorskip('transformers')
 
 C, NUM_CLASSES = 128, 7
-# fp32 sums in another order, through the whole model
-TOLERANCE = dict(rtol=1e-4, atol=1e-5)
+# fp32 sums in another order, through the whole model: measured 1.2e-5 on masks, which differ by 8e-3 between queries.
+TOLERANCE = dict(rtol=1e-4, atol=5e-5)
 
 
 def small_config():
