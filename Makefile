@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 DATA ?=
 WORK_DIR ?= work_dirs/demo
-MINUTES ?= 10
+MINUTES ?= 9.5
 PYTEST_ARGS ?=
 V ?=
 
@@ -28,7 +28,7 @@ demo: export OMP_WAIT_POLICY = passive
 demo: install ## Train, evaluate and draw on generated shapes, or on your own COCO folder: make demo DATA=path [MINUTES=60]
 ifeq ($(DATA),)
 	@$(BIN)/python tools/make_shapes.py data/shapes
-	@$(BIN)/python tools/finetune.py --data data/shapes --config deformable-detr-refine-twostage_lite0_shapes \
+	@$(BIN)/python tools/finetune.py --data data/shapes --config deformable-detr-refine-twostage-dn_lite0_shapes \
 	    --minutes $(MINUTES) --work-dir $(WORK_DIR)
 else
 	@$(BIN)/python tools/finetune.py --data '$(DATA)' --config deformable-detr-refine-twostage_lite0_finetune \

@@ -188,9 +188,9 @@ def learning_rates(cfg, n_iters, per_epoch):
 
 @pytest.mark.parametrize(
     ('minutes', 'iterations'),
-    # planned: 20 epochs of 4 iterations of 10 s, 12.5 in a long run; 10 times 4 val images of 2 s; 3 test images; 15 s of
+    # planned: 20 epochs of 4 iterations of 10 s, 11 in a long run; 10 times 4 val images of 2 s; 3 test images; 15 s of
     # reserve
-    [(60, None), ((80 * 12.5 + 80 + 6 + 15 + 5) / 60, None), ((79 * 12.5 + 80 + 6 + 15 + 5) / 60, 79)],
+    [(60, None), ((80 * 11 + 80 + 6 + 15 + 5) / 60, None), ((79 * 11 + 80 + 6 + 15 + 5) / 60, 79)],
     ids=['ample', 'just enough', 'one iteration less'],
 )
 def test_fit_minutes(shapes, monkeypatch, minutes, iterations):

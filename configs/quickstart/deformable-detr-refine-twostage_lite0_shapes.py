@@ -1,4 +1,4 @@
-# The quick start: `make demo` trains this on the drawings of tools/make_shapes.py.
+# Drawings of tools/make_shapes.py. `make demo` trains this with denoising queries (...-dn_lite0_shapes).
 _base_ = 'deformable-detr-refine-twostage_lite0_finetune.py'
 
 classes = ('circle', 'square', 'triangle', 'star', 'ring')

@@ -24,7 +24,7 @@ from .runner import make_runner
 WARMUP_SHARE = 0.1  # of the iterations, at most
 PROBE_ITERS = 12  # timed, after as many to warm up
 PROBE_IMAGES = 64
-LONG_RUN = 1.25  # an iteration of a long training takes so many of a probe's: measured 1.2 and 1.3 on 2 busy cores
+LONG_RUN = 1.1  # an iteration of a long training takes so many of a probe's: measured 1.0 to 1.3 on 2 cores
 RESERVE = 15  # seconds for start, inferencer and pictures
 
 
