@@ -1,4 +1,4 @@
-# mmdet's runtime; keeps the best and the last checkpoints instead of one for every epoch. docs/training.md says what the
+# mmdet's runtime; keeps the best and the last checkpoints, not one for every epoch. docs/training.md says what the
 # hooks do; name=None leaves one out.
 _base_ = 'mmdet::_base_/default_runtime.py'
 

@@ -18,8 +18,8 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
     of a JPEG that ends too early where OpenCV decodes one. Meant for train pipelines: ``DetInferencer`` looks for
     mmcv's by name in test pipelines.
 
-    Args: those of ``mmcv.transforms.LoadImageFromFile``. With ``ignore_empty=True`` a bad image is an error in the log, and
-    another one, drawn at random, takes its place.
+    Args: those of ``mmcv.transforms.LoadImageFromFile``. With ``ignore_empty=True`` a bad image is an error in the log,
+    and another one, drawn at random, takes its place.
 
     Raises:
         DataError: the image is missing, empty, truncated or does not decode.

@@ -350,9 +350,7 @@ class SetHead(BaseModule):
         if rescale:
             scales = torch.tensor([[*meta['scale_factor'], *meta['scale_factor']] for meta in batch_img_metas])
             boxes = boxes / scales[:, None].to(boxes, non_blocking=True)
-        return [
-            InstanceData(bboxes=b, scores=s, labels=c, query=q) for b, s, c, q in zip(boxes, scores, labels, query)
-        ]
+        return [InstanceData(bboxes=b, scores=s, labels=c, query=q) for b, s, c, q in zip(boxes, scores, labels, query)]
 
 
 def _image_sizes(batch_img_metas: list[dict], like: Tensor) -> Tensor:  # [B, 4]

@@ -157,7 +157,7 @@ def test_spatial_shapes_as_a_tensor():
     torch.testing.assert_close(case.call(*case.tensors), expected, rtol=0, atol=0)
 
 
-# --- the stable ABI ----------------------------------------------------------------------------------------------------
+# --- the stable ABI --------------------------------------------------------------------------------------------------
 
 
 @needs_extension
