@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 DATA ?=
 WORK_DIR ?= work_dirs/demo
-MINUTES ?= 9.5
+MINUTES ?= 9
 PYTEST_ARGS ?=
 V ?=
 

@@ -2,7 +2,6 @@
 
 import copy
 import os.path as osp
-import re
 
 import mmdet
 import pytest
@@ -15,6 +14,7 @@ from mmengine.runner.checkpoint import load_state_dict as mmengine_load_state_di
 from torch import nn
 
 from mmdet_ddetr import get_config, registry
+from mmdet_ddetr.checkpoints import convert
 from mmdet_ddetr.layers import DetrEncoderLayer, MultiheadAttention
 from mmdet_ddetr.testing import make_batch, randomise, shrink, without_dropout
 
@@ -194,52 +194,6 @@ def test_full_size_state_dict():
 # ----------------------------------------------------------- Hugging Face
 
 
-def from_hugging_face(state):
-    """Our state_dict of a Hugging Face DETR with a basic-block ResNet backbone."""
-    renames = [
-        (r'model\.backbone\.conv_encoder\.model\.embedder\.embedder\.convolution', 'backbone.conv1'),
-        (r'model\.backbone\.conv_encoder\.model\.embedder\.embedder\.normalization', 'backbone.bn1'),
-        (
-            r'model\.backbone\.conv_encoder\.model\.encoder\.stages\.(\d)\.layers',
-            lambda m: f'backbone.layer{int(m[1]) + 1}',
-        ),
-        (r'\.layer\.(\d)\.convolution', lambda m: f'.conv{int(m[1]) + 1}'),
-        (r'\.layer\.(\d)\.normalization', lambda m: f'.bn{int(m[1]) + 1}'),
-        (r'\.shortcut\.convolution', '.downsample.0'),
-        (r'\.shortcut\.normalization', '.downsample.1'),
-        (r'model\.input_projection', 'neck.convs.0.conv'),
-        (r'model\.query_position_embeddings', 'query_embedding'),
-        (r'model\.decoder\.layernorm', 'decoder.post_norm'),
-        (r'^model\.', ''),
-        (r'(encoder\.layers\.\d+)\.final_layer_norm', r'\1.norms.1'),
-        (r'(decoder\.layers\.\d+)\.final_layer_norm', r'\1.norms.2'),
-        (r'self_attn_layer_norm', 'norms.0'),
-        (r'encoder_attn_layer_norm', 'norms.1'),
-        (r'\.fc1', '.ffn.layers.0.0'),
-        (r'\.fc2', '.ffn.layers.1'),
-        (r'encoder_attn', 'cross_attn'),
-        (r'attn\.out_proj', 'attn.attn.out_proj'),
-        (r'class_labels_classifier', 'bbox_head.fc_cls'),
-        (r'bbox_predictor\.layers\.0', 'bbox_head.reg_ffn.layers.0.0'),
-        (r'bbox_predictor\.layers\.1', 'bbox_head.reg_ffn.layers.1'),
-        (r'bbox_predictor\.layers\.2', 'bbox_head.fc_reg'),
-    ]
-    ours = {}
-    for name, tensor in state.items():
-        for pattern, replacement in renames:
-            name = re.sub(pattern, replacement, name)
-        if name.endswith(('q_proj.weight', 'q_proj.bias')):
-            kind = name.rsplit('.', 1)[1]
-            stem = name.rsplit('.', 2)[0]
-            ours[f'{stem}.attn.in_proj_{kind}'] = [tensor, None, None]
-        else:
-            ours[name] = tensor
-    for name in [n for n in ours if n.endswith(('k_proj.weight', 'k_proj.bias', 'v_proj.weight', 'v_proj.bias'))]:
-        stem, projection, kind = name.rsplit('.', 2)
-        ours[f'{stem}.attn.in_proj_{kind}']['qkv'.index(projection[0])] = ours.pop(name)
-    return {name: torch.cat(x) if isinstance(x, list) else x for name, x in ours.items()}
-
-
 def test_parity_with_hugging_face():
     """Random weights, a padded batch: final logits and boxes, and the losses of the last layer."""
     transformers = pytest.importorskip('transformers')
@@ -276,7 +230,7 @@ def test_parity_with_hugging_face():
         elif name.endswith(('running_mean', 'normalization.bias')):
             buffer.uniform_(-0.2, 0.2, generator=rng)
     ours = MODELS.build(small_config()).eval()
-    missing, unexpected = ours.load_state_dict(from_hugging_face(theirs.state_dict()), strict=False)
+    missing, unexpected = ours.load_state_dict(convert(theirs.state_dict(), classes='keep'), strict=False)
     assert unexpected == [] and all(name.endswith('num_batches_tracked') for name in missing)
 
     inputs, samples = make_batch([(128, 160), (96, 121)], [3, 2], NUM_CLASSES)

@@ -47,7 +47,9 @@ def build(name, embed_dims=32):
     cfg.positional_encoding.num_feats = embed_dims // 2
     cfg.bbox_head.update(num_classes=3, embed_dims=embed_dims)
     cfg.test_cfg.max_per_img = 60
-    return randomise(MODELS.build(cfg), std=0.05).eval()
+    model = MODELS.build(cfg)
+    model.init_weights()  # mmdet leaves some parameters to it
+    return randomise(model, std=0.05).eval()
 
 
 @pytest.fixture(scope='module')

@@ -154,6 +154,7 @@ def make_config(data: Path, work_dir: Path, changes: dict | None = None) -> Conf
         log_level='ERROR',
         env_cfg=dict(mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0), dist_cfg=dict(backend='gloo')),
     )
+    cfg.visualizer.name = str(work_dir)  # mmengine keeps visualizers by name: not that of another test
     cfg.default_hooks.update(pictures=None, curves=None)  # they take time
     cfg.merge_from_dict(copy.deepcopy(changes or {}))  # merging takes _delete_ out of them
     return cfg
