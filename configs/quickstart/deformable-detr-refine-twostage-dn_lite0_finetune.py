@@ -1,9 +1,7 @@
-# The fine-tuning model with what later papers found (docs/beyond_the_paper.md), for few data or little time.
+# The fine-tuning model with what gains most on few data in little time (docs/beyond_the_paper.md).
 _base_ = 'deformable-detr-refine-twostage_lite0_finetune.py'
 model = dict(
     mixed_selection=True,
     look_forward_twice=True,
     dn_cfg=dict(label_noise_scale=0.5, box_noise_scale=1.0, group_cfg=dict(dynamic=True, num_dn_queries=100)),
-    num_queries_one2many=300,
-    k_one2many=6,
 )
