@@ -155,6 +155,15 @@ def test_the_loss_is_of_the_matched_queries(model):
     torch.testing.assert_close(losses['loss_dice'], total / 3)
 
 
+def test_one_matching_a_step(model, monkeypatch):
+    """Masks and boxes share it, and with it the one copy to the host."""
+    assigner, calls = model.bbox_head.assigner, []
+    match = assigner.match
+    monkeypatch.setattr(assigner, 'match', lambda *args: calls.append(args) or match(*args))
+    model.train()(*make_batch([(64, 96), (57, 64)], [1, 2], 80), mode='loss')
+    assert len(calls) == 1
+
+
 def test_predictions(model):
     inputs, samples = make_batch([(64, 96), (57, 64)], [1, 1], 80)
     with torch.no_grad():

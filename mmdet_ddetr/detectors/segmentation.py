@@ -81,18 +81,13 @@ class WithMasks:
         """The detector's losses; ``loss_mask`` and ``loss_dice`` of the queries matched in the last layer."""
         maps, finer = self._extract_maps(batch_inputs)
         head_inputs = self.forward_transformer(maps, batch_data_samples)
-        memory = head_inputs.pop('memory')
-        losses = self.bbox_head.loss(**head_inputs, batch_data_samples=batch_data_samples)
-
-        head, Q = self.bbox_head, self.num_queries  # others in training are not matched one-to-one
-        hidden, reference = (x if x is None else x[-1:, :, :Q] for x in map(head_inputs.get, ('hidden', 'reference')))
-        instances = [sample.gt_instances for sample in batch_data_samples]
+        memory, hidden = head_inputs.pop('memory'), head_inputs['hidden'][-1]  # [B, Q, C]
+        head, instances = self.bbox_head, [sample.gt_instances for sample in batch_data_samples]
         targets = head.collect_targets(instances, [sample.metainfo for sample in batch_data_samples])
-        with torch.no_grad():
-            logits, boxes = head(hidden, reference)
-            (match,) = head.assigner.match([(logits.float(), boxes.float())], [targets])
+        encoder = map(head_inputs.get, ('enc_outputs_class', 'enc_outputs_coord'))
+        losses, match = head.loss_and_match(*head(**head_inputs), *encoder, targets, head_inputs.get('groups'))
         logits = self._mask_logits(
-            hidden[0, match.image, match.query], match.image, memory, maps, finer, batch_data_samples
+            hidden[match.image, match.query], match.image, memory, maps, finer, batch_data_samples
         )
         masks = torch.cat([gt.masks.to_tensor(torch.bool, logits.device) for gt in instances])
         avg_factor = reduce_mean(logits.new_tensor(float(match.per_layer))).clamp(min=1)

@@ -206,9 +206,23 @@ class SetHead(BaseModule):
             ``loss_cls``, ``loss_bbox``, ``loss_iou`` of the last layer, ``d{i}.*`` of layer i; ``enc_*`` of the
             encoder, ``one2many_*``, ``d{i}.one2many_*``, ``dn_*`` and ``d{i}.dn_*`` of those queries.
         """
+        targets = self.collect_targets(batch_gt_instances, batch_img_metas)
+        return self.loss_and_match(
+            all_layers_cls_scores, all_layers_bbox_preds, enc_cls_scores, enc_bbox_preds, targets, groups
+        )[0]
+
+    def loss_and_match(
+        self,
+        all_layers_cls_scores: Tensor,  # [L, B, Q, classes]
+        all_layers_bbox_preds: Tensor,  # [L, B, Q, 4]
+        enc_cls_scores: Tensor | None,  # [B, S, classes]
+        enc_bbox_preds: Tensor | None,  # [B, S, 4]
+        targets: Targets,
+        groups: QueryGroups | None = None,
+    ) -> tuple[dict[str, Tensor], Match]:
+        """The losses of ``loss_by_feat``, and which queries of the last layer were matched one-to-one."""
         groups = groups or QueryGroups(matching=all_layers_cls_scores.shape[2])
         with torch.autocast(all_layers_cls_scores.device.type, enabled=False):
-            targets = self.collect_targets(batch_gt_instances, batch_img_metas)
             matching, one2many, denoising = zip(
                 groups.split(all_layers_cls_scores.float(), 2), groups.split(all_layers_bbox_preds.float(), 2)
             )
@@ -236,7 +250,7 @@ class SetHead(BaseModule):
             losses.update({f'{prefix}{name}': values[-1] for name, values in values_of_layers.items()})
             for layer in range(len(values_of_layers['loss_cls']) - 1):
                 losses.update({f'd{layer}.{prefix}{name}': v[layer] for name, v in values_of_layers.items()})
-        return losses
+        return losses, matches[0].last_layer
 
     @staticmethod
     def denoising_match(groups: QueryGroups, targets: Targets, num_layers: int) -> Match:

@@ -35,6 +35,12 @@ class Match:
     target: Tensor
     per_layer: int
 
+    @property
+    def last_layer(self) -> 'Match':
+        """The pairs of the last layer alone."""
+        last = slice(len(self.target) - self.per_layer, None)
+        return Match(self.layer[last], self.image[last], self.query[last], self.target[last], self.per_layer)
+
 
 @TASK_UTILS.register_module()
 class HungarianAssigner(BaseAssigner):
