@@ -3,8 +3,9 @@
 import re
 
 import torch
-from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
+
+from mmdet_ddetr.unwrap import unwrap
 
 from .branches import class_branches, is_two_stage, num_decoder_layers
 from .conversion import COUNTER
@@ -33,7 +34,7 @@ def fit(state_dict: dict[str, Tensor], model: nn.Module, report: Report | None =
         CheckpointError: the neck's convolutions have biases, and the model has none.
     """
     report = Report() if report is None else report
-    model = model.module if is_model_wrapper(model) else model
+    model = unwrap(model)
     own = model.state_dict()
     fitted = match_neck_biases(state_dict, own, report)
     encoder = num_decoder_layers(state_dict) if is_two_stage(state_dict) else None

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.runner import CheckpointLoader
 from torch import nn
+
+from mmdet_ddetr.unwrap import unwrap
 
 from . import coco_classes, files, hub, stored_config
 from .conversion import convert, weights_of
@@ -75,7 +76,7 @@ def adopt(checkpoint: dict, model: nn.Module) -> dict:
     Raises:
         CheckpointError: its layout is not known, and it has none of the model's tensors.
     """
-    own = (model.module if is_model_wrapper(model) else model).state_dict()
+    own = unwrap(model).state_dict()
     state_dict = weights_of(checkpoint)
     if all(key in own for key in state_dict):  # also where ``model`` is one of MMDetection's own
         return checkpoint
@@ -88,7 +89,7 @@ def adopt(checkpoint: dict, model: nn.Module) -> dict:
     if layout.name == NATIVE:
         return checkpoint
     report = Report()
-    converted = convert_checkpoint(checkpoint, report=report)
+    converted = convert_checkpoint(checkpoint, layout.name, report=report)
     print_log(f'Converted from the layout of {layout.name}:\n{report}', logger='current')
     return converted
 

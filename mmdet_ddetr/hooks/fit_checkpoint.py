@@ -2,12 +2,12 @@
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import BaseLoop
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from mmdet_ddetr.checkpoints import Report, adopt, check_fit, fit, weights_of
 from mmdet_ddetr.registry import HOOKS
+from mmdet_ddetr.unwrap import unwrap
 
 
 @HOOKS.register_module()
@@ -27,9 +27,7 @@ class FitCheckpointHook(Hook):
         """
         if runner._resume or isinstance(runner.model, FullyShardedDataParallel):
             return
-        model = runner.model
-        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-            model = model.module
+        model = unwrap(runner.model)
         checkpoint.update(adopt(checkpoint, model))
         state_dict = weights_of(checkpoint)
         if isinstance(runner._train_loop, BaseLoop):  # a test leaves it a config

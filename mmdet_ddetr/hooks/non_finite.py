@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from mmengine.dist import get_rank, is_distributed
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..files import write_atomically
 from ..registry import HOOKS
+from ..unwrap import unwrap
 
 
 class NonFiniteError(FloatingPointError):
@@ -40,7 +40,7 @@ class NonFiniteHook(Hook):
         self._undo = []
 
     def before_train(self, runner) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrap(runner.model)
         self._undo.append(model.register_forward_hook(_check_losses).remove)
         for wrapper in _wrappers(runner.optim_wrapper):
             if not hasattr(wrapper, 'loss_scaler'):

@@ -2,11 +2,11 @@ from collections import defaultdict
 
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
 from torch import nn
 
 from ..registry import HOOKS
+from ..unwrap import unwrap
 
 
 @HOOKS.register_module()
@@ -20,7 +20,6 @@ class OptimReportHook(Hook):
     priority = 'BELOW_NORMAL'  # before ProgressBarHook takes the console
 
     def before_train(self, runner) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         wrappers = runner.optim_wrapper
         wrappers = wrappers if isinstance(wrappers, OptimWrapperDict) else {'': wrappers}
         keys = list(((runner.cfg.get('optim_wrapper') or {}).get('paramwise_cfg') or {}).get('custom_keys') or {})
@@ -31,7 +30,7 @@ class OptimReportHook(Hook):
             title = f'{name} {type(wrapper.optimizer).__name__}'.strip()
             runner.logger.info(
                 f'{title}, {images * world * counts} images a step (processes: {world}, images in a batch: {images}, '
-                f'batches accumulated: {counts})\n{parameter_table(model, wrapper.optimizer, keys)}'
+                f'batches accumulated: {counts})\n{parameter_table(unwrap(runner.model), wrapper.optimizer, keys)}'
             )
 
 

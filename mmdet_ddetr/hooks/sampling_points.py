@@ -3,11 +3,11 @@ from contextlib import ExitStack
 import mmcv
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 
 from ..explain import explanation_of, record
 from ..explain.figures import figure6, to_array
 from ..registry import HOOKS
+from ..unwrap import unwrap
 
 
 @HOOKS.register_module()
@@ -38,7 +38,7 @@ class SamplingPointsHook(Hook):
 
     def before_val_iter(self, runner, batch_idx, data_batch=None) -> None:
         if self._seen < self.n_images and is_main_process():
-            self._recording = self._recorder.enter_context(record(_model_of(runner)))
+            self._recording = self._recorder.enter_context(record(unwrap(runner.model)))
 
     def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         if self._recording is None:
@@ -46,13 +46,9 @@ class SamplingPointsHook(Hook):
         self._recorder.close()
         for index, sample in enumerate(outputs[: self.n_images - self._seen]):
             image = mmcv.imread(sample.img_path, channel_order='rgb')
-            explanation = explanation_of(_model_of(runner), self._recording, index, sample, image, self.score_thr)
+            explanation = explanation_of(unwrap(runner.model), self._recording, index, sample, image, self.score_thr)
             if explanation.detections:
                 picture = to_array(figure6(explanation, explanation.objects(self.n_objects)))
                 runner.visualizer.add_image(f'sampling_points_{self._seen + index}', picture, step=runner.iter)
         self._seen += len(outputs)
         self._recording = None
-
-
-def _model_of(runner):
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model

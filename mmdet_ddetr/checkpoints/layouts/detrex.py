@@ -2,6 +2,7 @@
 
 from ..key_map import KeyMap
 from .layout import Layout
+from .official import SHARED_DEFORMABLE_DETR, SHARED_DETR
 from .resnet import detectron2
 
 BODY = """
@@ -22,30 +23,16 @@ neck.extra_convs.{l}.conv.*                         neck.extra_convs.{l}.conv.*
 neck.extra_convs.{l}.norm.*                         neck.extra_convs.{l}.gn.*
 query_embedding.weight                              query_embedding.weight
 transformer.level_embeds                            level_embed
-transformer.reference_points.*                      reference_points_fc.*
-transformer.enc_output.*                            memory_trans_fc.*
-transformer.enc_output_norm.*                       memory_trans_norm.*
-transformer.pos_trans.*                             pos_trans_fc.*
-transformer.pos_trans_norm.*                        pos_trans_norm.*
-class_embed.{o}.*                                   bbox_head.cls_branches.{o}.*
-bbox_embed.{o}.layers.0.*                           bbox_head.reg_branches.{o}.0.*
-bbox_embed.{o}.layers.1.*                           bbox_head.reg_branches.{o}.2.*
-bbox_embed.{o}.layers.2.*                           bbox_head.reg_branches.{o}.4.*
-transformer.decoder.bbox_embed.**                    = bbox_embed.**   if box_refine
-transformer.decoder.class_embed.**                   = class_embed.**  if two_stage
 """
+DEFORMABLE_DETR += SHARED_DEFORMABLE_DETR
 
 DETR = """
 transformer.encoder.layers.{i}.attentions.0.attn.**  encoder.layers.{i}.self_attn.attn.**
 transformer.decoder.layers.{i}.attentions.1.attn.**  decoder.layers.{i}.cross_attn.attn.**
 transformer.decoder.post_norm_layer.*               decoder.post_norm.*
-input_proj.*                                        neck.convs.0.conv.*
 query_embed.weight                                  query_embedding.weight
-class_embed.*                                       bbox_head.cls_branches.0.*
-bbox_embed.layers.0.*                               bbox_head.reg_branches.0.0.*
-bbox_embed.layers.1.*                               bbox_head.reg_branches.0.2.*
-bbox_embed.layers.2.*                               bbox_head.reg_branches.0.4.*
 """
+DETR += SHARED_DETR
 
 BACKBONE = detectron2('backbone.')
 LAYOUTS = (

@@ -18,6 +18,29 @@ transformer.decoder.layers.{i}.norm3.*            decoder.layers.{i}.norms.2.*
 query_embed.weight                                query_embedding.weight
 """
 
+# Names that detrex has kept.
+SHARED_DEFORMABLE_DETR = """
+transformer.reference_points.*                    reference_points_fc.*
+transformer.enc_output.*                          memory_trans_fc.*
+transformer.enc_output_norm.*                     memory_trans_norm.*
+transformer.pos_trans.*                           pos_trans_fc.*
+transformer.pos_trans_norm.*                      pos_trans_norm.*
+class_embed.{o}.*                                 bbox_head.cls_branches.{o}.*
+bbox_embed.{o}.layers.0.*                         bbox_head.reg_branches.{o}.0.*
+bbox_embed.{o}.layers.1.*                         bbox_head.reg_branches.{o}.2.*
+bbox_embed.{o}.layers.2.*                         bbox_head.reg_branches.{o}.4.*
+transformer.decoder.bbox_embed.**                  = bbox_embed.**   if box_refine
+transformer.decoder.class_embed.**                 = class_embed.**  if two_stage
+"""
+
+SHARED_DETR = """
+input_proj.*                                      neck.convs.0.conv.*
+class_embed.*                                     bbox_head.cls_branches.0.*
+bbox_embed.layers.0.*                             bbox_head.reg_branches.0.0.*
+bbox_embed.layers.1.*                             bbox_head.reg_branches.0.2.*
+bbox_embed.layers.2.*                             bbox_head.reg_branches.0.4.*
+"""
+
 # The decoder layer of Deformable DETR numbers its norms in the order of their definition, not of their use.
 DEFORMABLE_DETR = """
 transformer.encoder.layers.{i}.self_attn.**        encoder.layers.{i}.self_attn.**
@@ -33,18 +56,8 @@ input_proj.2.1.*                                  neck.convs.2.gn.*
 input_proj.3.0.*                                  neck.extra_convs.0.conv.*
 input_proj.3.1.*                                  neck.extra_convs.0.gn.*
 transformer.level_embed                           level_embed
-transformer.reference_points.*                    reference_points_fc.*
-transformer.enc_output.*                          memory_trans_fc.*
-transformer.enc_output_norm.*                     memory_trans_norm.*
-transformer.pos_trans.*                           pos_trans_fc.*
-transformer.pos_trans_norm.*                      pos_trans_norm.*
-class_embed.{o}.*                                 bbox_head.cls_branches.{o}.*
-bbox_embed.{o}.layers.0.*                         bbox_head.reg_branches.{o}.0.*
-bbox_embed.{o}.layers.1.*                         bbox_head.reg_branches.{o}.2.*
-bbox_embed.{o}.layers.2.*                         bbox_head.reg_branches.{o}.4.*
-transformer.decoder.bbox_embed.**                  = bbox_embed.**   if box_refine
-transformer.decoder.class_embed.**                 = class_embed.**  if two_stage
 """
+DEFORMABLE_DETR += SHARED_DEFORMABLE_DETR
 
 DETR = """
 transformer.encoder.layers.{i}.self_attn.**        encoder.layers.{i}.self_attn.attn.**
@@ -52,12 +65,8 @@ transformer.decoder.layers.{i}.multihead_attn.**   decoder.layers.{i}.cross_attn
 transformer.decoder.layers.{i}.norm1.*            decoder.layers.{i}.norms.0.*
 transformer.decoder.layers.{i}.norm2.*            decoder.layers.{i}.norms.1.*
 transformer.decoder.norm.*                        decoder.post_norm.*
-input_proj.*                                      neck.convs.0.conv.*
-class_embed.*                                     bbox_head.cls_branches.0.*
-bbox_embed.layers.0.*                             bbox_head.reg_branches.0.0.*
-bbox_embed.layers.1.*                             bbox_head.reg_branches.0.2.*
-bbox_embed.layers.2.*                             bbox_head.reg_branches.0.4.*
 """
+DETR += SHARED_DETR
 
 BACKBONE = torchvision('backbone.0.body.')
 LAYOUTS = (
