@@ -60,17 +60,13 @@ class Model:
 
 def config_of(model: Model, data: str, epochs: int | None = None):
     """The model's config on the data, its plan stretched to ``epochs``."""
-    from mmengine.config import DictAction
-
-    from mmdet_ddetr import get_config
+    from mmdet_ddetr.apis import get_config, parse_options
     from mmdet_ddetr.apis.finetune import configure, length_of
     from mmdet_ddetr.datasets import find_coco_folder, read_coco
 
     cfg = get_config(model.config)
     if model.options:
-        parser = argparse.ArgumentParser(prog=model.name)
-        parser.add_argument('options', nargs='+', action=DictAction)
-        cfg.merge_from_dict(parser.parse_args(model.options).options)
+        cfg.merge_from_dict(parse_options(model.options, model.name))
     if length_of(cfg)[1] != 'epochs':
         raise ValueError(f'{model.config} counts iterations, expected a config that counts epochs')
     folder = find_coco_folder(data)

@@ -30,7 +30,7 @@ def load_config(args):
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
 
-    from mmdet_ddetr import get_config
+    from mmdet_ddetr.apis import get_config, parse_options
 
     try:
         cfg = get_config(args.config)
@@ -41,14 +41,3 @@ def load_config(args):
         cfg.merge_from_dict(parse_options(args.cfg_options))
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(args.config).stem))
     return cfg
-
-
-def parse_options(pairs):
-    """Return ['a.b=1', ...] as a dict of typed values, by mmengine's own rules."""
-    from argparse import ArgumentParser
-
-    from mmengine.config import DictAction
-
-    parser = ArgumentParser(prog='--cfg-options')
-    parser.add_argument('pairs', nargs='+', action=DictAction)
-    return parser.parse_args(pairs).pairs

@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from _cli import CFG_OPTIONS_HELP, parse_options
+from _cli import CFG_OPTIONS_HELP
 
 NOTE = """\
 params: millions, without frozen batch norms, as the DETR papers count; all: with them, as MMDetection counts.
@@ -35,7 +35,7 @@ def main():
 
     import torch
 
-    from mmdet_ddetr import get_config
+    from mmdet_ddetr.apis import get_config, parse_options
     from mmdet_ddetr.apis.complexity import build_detector, count_multiply_adds, count_parameters, measure_speed
 
     device = args.device if args.device != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu'

@@ -101,10 +101,8 @@ def main(argv=None):
 
 def finetune(args, start):
     import torch
-    from _cli import parse_options
 
-    from mmdet_ddetr import get_config
-    from mmdet_ddetr.apis import DDetrInferencer
+    from mmdet_ddetr.apis import DDetrInferencer, get_config, parse_options
     from mmdet_ddetr.apis.finetune import (
         build_runner,
         check_folder,

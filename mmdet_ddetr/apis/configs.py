@@ -4,10 +4,11 @@ mmengine's ``mmdet::...`` and ``get_config`` know a fixed list of packages, whic
 does the same for ours.
 """
 
+from argparse import ArgumentParser
 from difflib import get_close_matches
 from pathlib import Path
 
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -51,3 +52,15 @@ def get_config(name):
         mmengine.config.Config: With its bases merged in.
     """
     return Config.fromfile(find_config(name))
+
+
+def parse_options(pairs, prog='--cfg-options'):
+    """Return ['a.b=1', 'c=[1,2]', ...] as a dict of typed values, by mmengine's own rules, for ``merge_from_dict``.
+
+    Args:
+        pairs (list[str]): ``key=value``.
+        prog (str): Whose they are, for the message that ends the program if one is none.
+    """
+    parser = ArgumentParser(prog=prog)
+    parser.add_argument('pairs', nargs='+', action=DictAction)
+    return parser.parse_args(pairs).pairs
