@@ -3,6 +3,7 @@
 import copy
 import os.path as osp
 
+import huggingface
 import mmdet
 import pytest
 import torch
@@ -11,6 +12,17 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import save_checkpoint
 from mmengine.runner.checkpoint import load_state_dict as mmengine_load_state_dict
+from parity import (
+    BATCHES,
+    NUM_CLASSES,
+    TOLERANCE,
+    assert_same_detections,
+    assert_same_gradients,
+    assert_same_losses,
+    assert_same_raw_outputs,
+    losses_and_gradients,
+    without_gradient,
+)
 from torch import nn
 
 from mmdet_ddetr import get_config, registry
@@ -18,15 +30,6 @@ from mmdet_ddetr.checkpoints import convert
 from mmdet_ddetr.layers import DetrEncoderLayer, MultiheadAttention
 from mmdet_ddetr.testing import make_batch, randomise, shrink, without_dropout
 
-BATCHES = {
-    'padded, one image empty': ([(128, 160), (96, 121)], [3, 0]),
-    'not padded': ([(128, 160), (128, 160)], [2, 5]),
-    'no box at all': ([(128, 160), (96, 128)], [0, 0]),
-    'more boxes than queries': ([(128, 160), (90, 61)], [25, 3]),
-}
-NUM_CLASSES = 7
-# fp32 sums over some 10^4 terms in another order: measured 1e-6 on losses, logits and boxes.
-TOLERANCE = dict(rtol=1e-5, atol=1e-5)
 FOCAL = dict(type='FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=2.0)
 
 
@@ -106,62 +109,31 @@ def our_name(name):
 
 
 def test_losses_and_gradients(pair, batch):
-    inputs, samples = batch
-    losses = []
-    for model in pair:
-        model.train()
-        model.zero_grad()
-        losses.append(model.loss(inputs, copy.deepcopy(samples)))
-        sum(losses[-1].values()).backward()
-    theirs, ours = losses
+    (theirs, their_gradients), (ours, our_gradients) = (losses_and_gradients(model, batch) for model in pair)
     assert list(ours) == list(theirs)
-    for name in theirs:  # mmdet's are of shape [1] in part
-        torch.testing.assert_close(ours[name], theirs[name].squeeze(), **TOLERANCE, msg=lambda m, n=name: f'{n}: {m}')
-    theirs = {our_name(n): p.grad for n, p in pair[0].named_parameters()}
-    ours = {n: p.grad for n, p in pair[1].named_parameters()}
-    assert set(ours) == set(theirs)
-    largest = max(grad.norm() for grad in theirs.values() if grad is not None)
-    for name, grad in theirs.items():
-        assert (grad is None) == (ours[name] is None), name
-        if grad is not None:
-            # one rounding in a ReLU's argument can switch one cell's gradient: compare norms, not cells
-            assert (ours[name] - grad).norm() <= 1e-4 * grad.norm() + 1e-6 * largest, name
+    assert_same_losses(ours, theirs)
+    their_gradients = {our_name(name): gradient for name, gradient in their_gradients.items()}
+    assert set(our_gradients) == set(their_gradients)
+    assert_same_gradients(our_gradients, their_gradients)
 
 
 def test_raw_outputs(pair, batch):
-    inputs, samples = batch
-    with torch.no_grad():
-        theirs, ours = (model.eval()(inputs, samples, mode='tensor') for model in pair)
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, **TOLERANCE)
+    theirs, ours = pair
+    assert_same_raw_outputs(ours, theirs, batch)
 
 
 def test_detections(pair, batch):
-    inputs, samples = batch
+    theirs, ours = pair
     kept = 15  # below the number of queries: mmdet's top-k fails beyond it
     for model in pair:
         model.bbox_head.test_cfg = dict(max_per_img=kept)
-    with torch.no_grad():
-        theirs, ours = (model.eval()(inputs, copy.deepcopy(samples), mode='predict') for model in pair)
-    for a, b in zip(ours, theirs, strict=True):
-        assert len(a.pred_instances) == kept
-        # equal scores may swap places: compare what belongs to each score
-        torch.testing.assert_close(a.pred_instances.scores, b.pred_instances.scores, **TOLERANCE)
-        apart = b.pred_instances.scores.diff().abs() > 1e-5
-        sure = torch.cat([apart, apart.new_ones(1)]) & torch.cat([apart.new_ones(1), apart])
-        sure[-1] = False  # the next one, not kept, may be equal
-        assert sure.sum() > 5
-        assert torch.equal(a.pred_instances.labels[sure], b.pred_instances.labels[sure])
-        torch.testing.assert_close(a.pred_instances.bboxes[sure], b.pred_instances.bboxes[sure], rtol=1e-5, atol=1e-3)
+    assert_same_detections(ours, theirs, batch, count=kept, more_than=5, last_may_swap=True)
 
 
 def test_every_parameter_counts(pair):
     """The comparisons above can fail: every parameter that is trained gets a gradient."""
-    inputs, samples = make_batch(*BATCHES['padded, one image empty'], NUM_CLASSES)
     _, ours = pair
-    ours.train().zero_grad()
-    sum(ours.loss(inputs, copy.deepcopy(samples)).values()).backward()
-    assert [n for n, p in ours.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())] == []
+    assert without_gradient(ours, make_batch(*BATCHES['padded, one image empty'], NUM_CLASSES)) == []
 
 
 def test_mmengine_loads_mmdets_names_too(pair):
@@ -197,26 +169,7 @@ def test_full_size_state_dict():
 def test_parity_with_hugging_face():
     """Random weights, a padded batch: final logits and boxes, and the losses of the last layer."""
     transformers = pytest.importorskip('transformers')
-    widths = [64, 128, 256, 512]
-    backbone = transformers.ResNetConfig(
-        layer_type='basic', depths=[2, 2, 2, 2], hidden_sizes=widths, out_features=['stage4']
-    )
-    config = transformers.DetrConfig(
-        use_timm_backbone=False,
-        use_pretrained_backbone=False,
-        backbone=None,
-        backbone_config=backbone,
-        num_queries=20,
-        num_labels=NUM_CLASSES,
-        d_model=32,
-        encoder_layers=2,
-        decoder_layers=3,
-        encoder_ffn_dim=64,
-        decoder_ffn_dim=64,
-        encoder_attention_heads=8,
-        decoder_attention_heads=8,
-        auxiliary_loss=False,
-    )
+    config = huggingface.detr_config(NUM_CLASSES, ['stage4'], d_model=32)
     theirs = transformers.DetrForObjectDetection(config).eval()
     for parameter in theirs.parameters():  # its initial weights are so small that all queries answer alike
         if parameter.dim() > 1:
@@ -234,16 +187,8 @@ def test_parity_with_hugging_face():
     assert unexpected == [] and all(name.endswith('num_batches_tracked') for name in missing)
 
     inputs, samples = make_batch([(128, 160), (96, 121)], [3, 2], NUM_CLASSES)
-    mask = torch.zeros(inputs.shape[0], *inputs.shape[2:], dtype=torch.long)
-    labels = []
-    for i, sample in enumerate(samples):
-        h, w = sample.img_shape
-        mask[i, :h, :w] = 1
-        x1, y1, x2, y2 = (sample.gt_instances.bboxes / torch.tensor([w, h, w, h])).unbind(-1)
-        boxes = torch.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], -1)
-        labels.append(dict(class_labels=sample.gt_instances.labels, boxes=boxes))
     with torch.no_grad():
-        expected = theirs(inputs, pixel_mask=mask, labels=labels)
+        expected = theirs(**huggingface.batch(inputs, samples))
         logits, boxes = ours(inputs, samples, mode='tensor')
         losses = ours(inputs, samples, mode='loss')
     assert logits[-1].std() > 0.1 and boxes[-1].std(1).max() > 0.01, 'outputs that say nothing'

@@ -14,6 +14,7 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from parity import assert_same_gradients, assert_same_losses, assert_same_raw_outputs, gradients_of
 from torch import nn
 
 from mmdet_ddetr.layers import inverse_sigmoid
@@ -22,7 +23,6 @@ from mmdet_ddetr.testing import make_batch, randomise, shrink, without_dropout
 C, NUM_CLASSES = 32, 3
 SHAPES = [(64, 80), (57, 64)]
 CELLS = 8 * 10 + 4 * 5 + 2 * 3 + 1 * 2
-TOLERANCE = dict(rtol=1e-5, atol=1e-5)  # as in test_parity_mmdet.py
 
 
 class Given(nn.Module):
@@ -114,24 +114,14 @@ def test_losses_and_gradients(pair, counts, labels):
     # DINO's encoder learns the classes of the proposals selected, Deformable DETR's objects from all proposals
     same_encoder = labels == 'class 0' and ours.num_queries == CELLS
     names = [name for name in expected if same_encoder or not name.startswith('enc_')]
-    for name in names:
-        torch.testing.assert_close(got[name], expected[name].squeeze(), **TOLERANCE, msg=lambda m, n=name: f'{n}: {m}')
+    assert_same_losses(got, expected, names)
     for losses in (got, expected):
         sum(losses[name] for name in names).backward()
-    theirs, ours = ({n: p.grad for n, p in model.named_parameters()} for model in pair)
-    largest = max(grad.norm() for grad in theirs.values() if grad is not None)
-    for name in set(theirs) & set(ours):
-        if theirs[name] is None or ours[name] is None:
-            assert theirs[name] is ours[name] is None, name
-        else:
-            assert (ours[name] - theirs[name]).norm() <= 1e-4 * theirs[name].norm() + 1e-6 * largest, name
+    theirs, ours = map(gradients_of, pair)
+    assert_same_gradients(ours, theirs, set(theirs) & set(ours))
 
 
 def test_detections(pair):
     theirs, ours = pair
     inputs, samples = make_batch(SHAPES, [1, 1], NUM_CLASSES)
-    with torch.no_grad():
-        got = ours.eval()(inputs, copy.deepcopy(samples), mode='tensor')
-        expected = theirs.eval()(inputs, copy.deepcopy(samples), mode='tensor')
-    for a, b in zip(got, expected, strict=True):
-        torch.testing.assert_close(a, b, **TOLERANCE)
+    assert_same_raw_outputs(ours, theirs, (inputs, samples))

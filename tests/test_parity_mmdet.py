@@ -9,6 +9,16 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from parity import (
+    BATCHES,
+    NUM_CLASSES,
+    assert_same_detections,
+    assert_same_gradients,
+    assert_same_losses,
+    assert_same_raw_outputs,
+    losses_and_gradients,
+    without_gradient,
+)
 
 from mmdet_ddetr.testing import make_batch, randomise, shrink, without_dropout
 
@@ -17,15 +27,6 @@ VARIANTS = {
     'refine': 'deformable-detr-refine_r50_16xb2-50e_coco.py',
     'two-stage': 'deformable-detr-refine-twostage_r50_16xb2-50e_coco.py',
 }
-BATCHES = {
-    'padded, one image empty': ([(128, 160), (96, 121)], [3, 0]),
-    'not padded': ([(128, 160), (128, 160)], [2, 5]),
-    'no box at all': ([(128, 160), (96, 128)], [0, 0]),
-    'more boxes than queries': ([(128, 160), (90, 61)], [25, 3]),
-}
-NUM_CLASSES = 7
-# fp32 sums over some 10^4 terms in another order: measured 5e-7 relative on losses, 2e-6 on logits and boxes.
-TOLERANCE = dict(rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture(scope='module', params=VARIANTS)
@@ -59,58 +60,27 @@ def batch(request):
 
 
 def test_losses_and_gradients(pair, batch):
-    inputs, samples = batch
-    losses = []
-    for model in pair:
-        model.train()
-        model.zero_grad()
-        losses.append(model.loss(inputs, copy.deepcopy(samples)))
-        sum(losses[-1].values()).backward()
-    theirs, ours = losses
+    (theirs, their_gradients), (ours, our_gradients) = (losses_and_gradients(model, batch) for model in pair)
     assert list(ours) == list(theirs)
-    for name in theirs:  # mmdet's are of shape [1] in part
-        torch.testing.assert_close(ours[name], theirs[name].squeeze(), **TOLERANCE, msg=lambda m, n=name: f'{n}: {m}')
-    theirs, ours = ({n: p.grad for n, p in model.named_parameters()} for model in pair)
-    largest = max(grad.norm() for grad in theirs.values() if grad is not None)
-    for name, grad in theirs.items():
-        assert (grad is None) == (ours[name] is None), name
-        if grad is not None:
-            # one rounding in a ReLU's argument can switch one cell's gradient: compare norms, not cells
-            assert (ours[name] - grad).norm() <= 1e-4 * grad.norm() + 1e-6 * largest, name
+    assert_same_losses(ours, theirs)
+    assert_same_gradients(our_gradients, their_gradients)
 
 
 def test_raw_outputs(pair, batch):
-    inputs, samples = batch
-    with torch.no_grad():
-        theirs, ours = (model.eval()(inputs, samples, mode='tensor') for model in pair)
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, **TOLERANCE)
+    theirs, ours = pair
+    assert_same_raw_outputs(ours, theirs, batch)
 
 
 def test_detections(pair, batch):
-    inputs, samples = batch
-    with torch.no_grad():
-        theirs, ours = (model.eval()(inputs, copy.deepcopy(samples), mode='predict') for model in pair)
-    for a, b in zip(ours, theirs, strict=True):
-        assert len(a.pred_instances) == 100
-        # equal scores may swap places: compare what belongs to each score
-        torch.testing.assert_close(a.pred_instances.scores, b.pred_instances.scores, **TOLERANCE)
-        apart = b.pred_instances.scores.diff().abs() > 1e-5
-        sure = torch.cat([apart, apart.new_ones(1)]) & torch.cat([apart.new_ones(1), apart])
-        assert sure.sum() > 20
-        assert torch.equal(a.pred_instances.labels[sure], b.pred_instances.labels[sure])
-        torch.testing.assert_close(a.pred_instances.bboxes[sure], b.pred_instances.bboxes[sure], rtol=1e-5, atol=1e-3)
+    theirs, ours = pair
+    assert_same_detections(ours, theirs, batch, count=100, more_than=20)
 
 
 def test_a_changed_weight_is_seen(pair):
     """The comparison above can fail: every parameter that gets a gradient moves an output."""
-    inputs, samples = make_batch(*BATCHES['padded, one image empty'], NUM_CLASSES)
     _, ours = pair
-    ours.train().zero_grad()
-    sum(ours.loss(inputs, copy.deepcopy(samples)).values()).backward()
-    dead = [n for n, p in ours.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
     # mmdet's config adds a bias to the keys' projection, which softmax cancels only up to rounding: nothing is dead
-    assert dead == []
+    assert without_gradient(ours, make_batch(*BATCHES['padded, one image empty'], NUM_CLASSES)) == []
 
 
 @pytest.mark.parametrize('variant', VARIANTS)

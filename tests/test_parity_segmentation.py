@@ -1,5 +1,6 @@
 """DETR with masks against ``transformers.DetrForSegmentation``, with converted weights; skipped where it is missing."""
 
+import huggingface
 import pytest
 import torch
 from mmengine.registry import init_default_scope
@@ -32,25 +33,7 @@ def small_config():
 
 @pytest.fixture(scope='module')
 def theirs():
-    config = transformers.DetrConfig(
-        use_timm_backbone=False,
-        use_pretrained_backbone=False,
-        backbone=None,
-        backbone_config=transformers.ResNetConfig(
-            layer_type='basic',
-            depths=[2, 2, 2, 2],
-            hidden_sizes=[64, 128, 256, 512],
-            out_features=['stage1', 'stage2', 'stage3', 'stage4'],
-        ),
-        num_queries=20,
-        num_labels=NUM_CLASSES,
-        d_model=C,
-        encoder_layers=2,
-        decoder_layers=3,
-        encoder_ffn_dim=64,
-        decoder_ffn_dim=64,
-        auxiliary_loss=False,
-    )
+    config = huggingface.detr_config(NUM_CLASSES, ['stage1', 'stage2', 'stage3', 'stage4'], d_model=C)
     torch.manual_seed(0)
     model = transformers.DetrForSegmentation(config).eval()
     with torch.no_grad():
@@ -83,21 +66,8 @@ def ours(theirs):
 @pytest.mark.parametrize('shapes', [[(96, 128), (75, 97)], [(96, 128)]], ids=['padded', 'one image'])
 def test_outputs_and_losses(theirs, ours, shapes):
     inputs, samples = make_batch(shapes, [3, 2][: len(shapes)], NUM_CLASSES)
-    pixel_mask = torch.zeros(len(inputs), *inputs.shape[2:], dtype=torch.long)
-    labels = []
-    for mask, sample in zip(pixel_mask, samples):
-        h, w = sample.img_shape
-        mask[:h, :w] = 1
-        x1, y1, x2, y2 = (sample.gt_instances.bboxes / torch.tensor([w, h, w, h])).unbind(-1)
-        labels.append(
-            dict(
-                class_labels=sample.gt_instances.labels,
-                boxes=torch.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], -1),
-                masks=sample.gt_instances.masks.to_tensor(torch.bool, 'cpu'),
-            )
-        )
     with torch.no_grad():
-        expected = theirs(inputs, pixel_mask=pixel_mask, labels=labels)
+        expected = theirs(**huggingface.batch(inputs, samples))
         logits, boxes, masks = ours(inputs, samples, mode='tensor')
         losses = ours(inputs, samples, mode='loss')
     assert expected.pred_masks.std(1).mean() > 1e-3, 'masks that do not depend on their query'

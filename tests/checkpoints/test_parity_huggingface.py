@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from huggingface import pixel_mask
 from mmdet.datasets import CocoDataset
 from mmengine.config import Config
 
@@ -71,11 +72,8 @@ def theirs(request, noise):
 
 def outputs_of_theirs(model, shapes):
     inputs, _ = make_batch(shapes, [0] * len(shapes), 1)
-    pixel_mask = torch.zeros(len(inputs), *inputs.shape[-2:], dtype=torch.long)
-    for mask, (h, w) in zip(pixel_mask, shapes):
-        mask[:h, :w] = 1
     with torch.no_grad():
-        outputs = model(pixel_values=inputs, pixel_mask=pixel_mask)
+        outputs = model(pixel_values=inputs, pixel_mask=pixel_mask(inputs, shapes))
     return outputs.logits, outputs.pred_boxes
 
 
