@@ -24,39 +24,53 @@ struct FocalLoss {
   // positive: of the target's class; a bool, or the mask that a comparison of T gives.
   template <typename T, typename Mask>
   MMDET_DDETR_INLINE T loss(T x, Mask positive) const {
-    const Terms<T> t = terms(x, positive);
-    return t.weight * t.softplus;
+    const Logistic<T> y = logistic(positive ? -x : x);
+    return weight<T>(positive) * power(y.p, y.log_p) * -y.log_q;
   }
 
   template <typename T, typename Mask>
   MMDET_DDETR_INLINE T derivative(T x, Mask positive) const {
-    const Terms<T> t = terms(x, positive);
-    const T dy = t.weight * (gamma * t.right * t.softplus + t.wrong);
+    const Logistic<T> y = logistic(positive ? -x : x);
+    const T dy = weight<T>(positive) * power(y.p, y.log_p) * (y.p - gamma * y.q * y.log_q);
     return positive ? -dy : dy;
+  }
+
+  // The loss as the target's class minus that as any other: the matching cost of Deformable DETR.
+  template <typename T>
+  MMDET_DDETR_INLINE T difference(T x) const {
+    const Logistic<T> y = logistic(x);
+    return (1 - alpha) * power(y.p, y.log_p) * y.log_q - alpha * power(y.q, y.log_q) * y.log_p;
   }
 
  private:
   template <typename T>
-  struct Terms {
-    T weight;        // a wrong^gamma
-    T wrong, right;  // sigmoid(y), sigmoid(-y)
-    T softplus;      // log(1 + exp(y))
+  struct Logistic {
+    T p, q;          // sigmoid(y), sigmoid(-y)
+    T log_p, log_q;  // -softplus(-y), -softplus(y)
   };
 
-  template <typename T, typename Mask>
-  MMDET_DDETR_INLINE Terms<T> terms(T x, Mask positive) const {
-    const T y = positive ? -x : x, zero = {};
-    const T below = y < 0 ? y : zero, above = y < 0 ? zero : y;
+  template <typename T>
+  static MMDET_DDETR_INLINE Logistic<T> logistic(T y) {
+    const T zero = {}, below = y < 0 ? y : zero, above = y < 0 ? zero : y;
     const T small = Math::exp(y < 0 ? y : -y), log = Math::log1p(small);
     const T larger = 1 / (1 + small), smaller = small * larger;
-    const T wrong = y < 0 ? smaller : larger, right = y < 0 ? larger : smaller;
-    const T a = positive ? zero + alpha : zero + (1 - alpha);
+    return {y < 0 ? smaller : larger, y < 0 ? larger : smaller, below - log, -above - log};
+  }
+
+  template <typename T, typename Mask>
+  MMDET_DDETR_INLINE T weight(Mask positive) const {
+    const T zero = {};
+    return positive ? zero + alpha : zero + (1 - alpha);
+  }
+
+  template <typename T>
+  MMDET_DDETR_INLINE T power(T p, T log_p) const {  // p^gamma
     if constexpr (square) {
-      return {a * wrong * wrong, wrong, right, above + log};
+      return p * p;
     } else {
       constexpr Scalar kLowest = sizeof(Scalar) == sizeof(float) ? -FLT_MAX : -DBL_MAX;
-      const T exponent = below - log;  // log(wrong); not -inf, so that gamma = 0 gives 1 whatever the logit
-      return {a * Math::exp(gamma * (exponent < kLowest ? zero + kLowest : exponent)), wrong, right, above + log};
+      const T zero = {};
+      return Math::exp(gamma * (log_p < kLowest ? zero + kLowest : log_p));  // gamma = 0 gives 1, whatever p is
     }
   }
 };

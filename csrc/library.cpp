@@ -24,6 +24,10 @@ STABLE_TORCH_LIBRARY(mmdet_ddetr, m) {
   m.def(
       "sigmoid_focal_loss_backward(Tensor grad_output, Tensor logits, Tensor labels, float alpha, float gamma)"
       " -> Tensor");
+  // cost [L, T, Q]
+  m.def(
+      "matching_cost(Tensor scores, Tensor boxes, Tensor image, Tensor labels, Tensor targets, float cls_weight,"
+      " float l1_weight, float giou_weight, float alpha, float gamma, bool focal) -> Tensor");
   // -> portable, avx2 or avx512: what the CPU kernels use
   m.def("cpu_instruction_set() -> str");
 }

@@ -13,5 +13,10 @@
 #include <immintrin.h>
 #endif
 
+#include "matching_cost_kernels.h"
 #include "ms_deform_attn_kernels.h"
 #include "sigmoid_focal_loss_kernels.h"
+
+// A name that begins with the instruction set's: MMDET_DDETR_JOIN(MMDET_DDETR_ISA, _kernels) is avx2_kernels.
+#define MMDET_DDETR_JOIN(a, b) MMDET_DDETR_PASTE(a, b)
+#define MMDET_DDETR_PASTE(a, b) a##b

@@ -495,10 +495,7 @@ const Kernels& kernels() {
 
 namespace mmdet_ddetr::cpu {
 
-#define MMDET_DDETR_JOIN(a, b) a##b
-#define MMDET_DDETR_TABLE(isa) MMDET_DDETR_JOIN(isa, _kernels)
-
-const Kernels& MMDET_DDETR_TABLE(MMDET_DDETR_ISA)(ScalarType value) {
+const Kernels& MMDET_DDETR_JOIN(MMDET_DDETR_ISA, _kernels)(ScalarType value) {
   using namespace MMDET_DDETR_ISA;
   switch (value) {
     case ScalarType::Double:

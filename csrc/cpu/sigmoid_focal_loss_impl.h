@@ -7,17 +7,6 @@ namespace mmdet_ddetr::cpu::MMDET_DDETR_ISA {
 
 #include "simd.h"
 
-struct VectorMath {
-  template <typename V>
-  static MMDET_DDETR_INLINE V exp(V x) {
-    return exp_of_nonpositive(x);
-  }
-  template <typename V>
-  static MMDET_DDETR_INLINE V log1p(V x) {
-    return log1p_of_fraction(x);
-  }
-};
-
 // N classes of a row from class c on; the row may end before.
 template <typename T>
 struct Classes {
@@ -84,9 +73,7 @@ const FocalKernels& focal_kernels(bool square) {
 
 namespace mmdet_ddetr::cpu {
 
-#define MMDET_DDETR_FOCAL_TABLE(isa) MMDET_DDETR_JOIN(isa, _focal_kernels)
-
-const FocalKernels& MMDET_DDETR_FOCAL_TABLE(MMDET_DDETR_ISA)(ScalarType logits, bool square) {
+const FocalKernels& MMDET_DDETR_JOIN(MMDET_DDETR_ISA, _focal_kernels)(ScalarType logits, bool square) {
   using namespace MMDET_DDETR_ISA;
   switch (logits) {
     case ScalarType::Double:

@@ -254,6 +254,18 @@ MMDET_DDETR_INLINE Vec<double> log1p_of_fraction(Vec<double> x) {
   return x;
 }
 
+// The Math of focal_loss.h.
+struct VectorMath {
+  template <typename V>
+  static MMDET_DDETR_INLINE V exp(V x) {
+    return exp_of_nonpositive(x);
+  }
+  template <typename V>
+  static MMDET_DDETR_INLINE V log1p(V x) {
+    return log1p_of_fraction(x);
+  }
+};
+
 // ---- shuffles ----------------------------------------------------------------------------------------------------
 
 template <int N>

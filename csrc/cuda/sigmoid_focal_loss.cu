@@ -4,20 +4,10 @@
 #include "../focal_loss.h"
 #include "../sigmoid_focal_loss.h"
 #include "launch.h"
+#include "scalar_math.h"
 
 namespace mmdet_ddetr::cuda {
 namespace {
-
-struct ScalarMath {
-  template <typename A>
-  static MMDET_DDETR_INLINE A exp(A x) {
-    return std::exp(x);
-  }
-  template <typename A>
-  static MMDET_DDETR_INLINE A log1p(A x) {
-    return std::log1p(x);
-  }
-};
 
 template <typename T, bool square>
 struct FocalProblem {

@@ -19,6 +19,8 @@ SCHEMAS = (
     '-> (Tensor, Tensor, Tensor, Tensor)',
     'sigmoid_focal_loss(Tensor logits, Tensor labels, float alpha, float gamma, bool sum_classes=False) -> Tensor',
     'sigmoid_focal_loss_backward(Tensor grad_output, Tensor logits, Tensor labels, float alpha, float gamma) -> Tensor',
+    'matching_cost(Tensor scores, Tensor boxes, Tensor image, Tensor labels, Tensor targets, float cls_weight, '
+    'float l1_weight, float giou_weight, float alpha, float gamma, bool focal) -> Tensor',
 )
 
 

@@ -11,12 +11,8 @@ from torch import Tensor
 from mmdet_ddetr.ops import linear_sum_assignment
 from mmdet_ddetr.registry import TASK_UTILS
 
+from .fused_cost import FusedCost
 from .match_costs import MatchCost, Pairs, Predictions, Targets
-
-# Pairs to treat at once. Costs are some fifty passes over them: on a CPU they should stay in its caches, elsewhere they
-# should be many.
-_PAIRS = {'cpu': 2**17}
-_MANY_PAIRS = 2**22
 
 
 @dataclass
@@ -59,6 +55,7 @@ class HungarianAssigner(BaseAssigner):
         if not configs:
             raise ValueError('match_costs must name at least one cost, got an empty list')
         self.match_costs = [self._build(config) for config in configs]
+        self.fused_cost = FusedCost.of(self.match_costs)
 
     @staticmethod
     def _build(config: dict) -> MatchCost:
@@ -76,22 +73,14 @@ class HungarianAssigner(BaseAssigner):
         logits: Tensor,  # [L, B, Q, C]
         boxes: Tensor,  # [L, B, Q, 4] (cx, cy, w, h) in [0, 1]
         targets: Targets,
-        out: Tensor | None = None,  # [L, T, Q]
     ) -> Tensor:  # [L, T, Q]
-        """Cost of every (target, query) pair of the same image, in fp32; written into ``out`` if there is one."""
-        (L, _, Q, _), T = logits.shape, len(targets.labels)
-        cost = logits.new_empty(L, T, Q, dtype=torch.float32) if out is None else out
-        step = max(1, _PAIRS.get(logits.device.type, _MANY_PAIRS) // max(1, L * Q))
-        if torch.compiler.is_compiling():  # a compiler fuses the passes, and a loop would tie its graph to T
-            chunks = [slice(None)]
-        else:
-            chunks = [slice(first, first + step) for first in range(0, T, step)]
+        """Cost of every (target, query) pair of the same image, in fp32."""
         with torch.autocast(logits.device.type, enabled=False):
-            predictions = Predictions(logits.float(), boxes.float())
-            for chosen in chunks:
-                pairs = Pairs(predictions, targets, chosen)
-                cost[:, chosen] = sum(match_cost(pairs) for match_cost in self.match_costs)
-        return cost
+            logits, boxes = logits.float(), boxes.float()
+            if self.fused_cost and FusedCost.runs_on(logits.device.type):
+                return self.fused_cost(logits, boxes, targets)
+            pairs = Pairs(Predictions(logits, boxes), targets)
+            return sum(match_cost(pairs) for match_cost in self.match_costs)
 
     def match(self, predictions: list[tuple[Tensor, Tensor]], targets: list[Targets]) -> list[Match]:
         """Match several sets of predictions (say decoder and encoder) with one copy to the host.
@@ -105,10 +94,7 @@ class HungarianAssigner(BaseAssigner):
         """
         layers = [len(logits) for logits, _ in predictions]
         queries = [logits.shape[2] for logits, _ in predictions]
-        sizes = [L * len(t.labels) * Q for L, Q, t in zip(layers, queries, targets)]
-        costs = predictions[0][0].new_empty(sum(sizes), dtype=torch.float32)
-        for part, L, Q, outputs, t in zip(costs.split(sizes), layers, queries, predictions, targets):
-            self.cost(*outputs, t, out=part.view(L, len(t.labels), Q))
+        costs = torch.cat([self.cost(*outputs, t).flatten() for outputs, t in zip(predictions, targets)])
         matched = linear_sum_assignment(costs, layers, queries, [count for t in targets for count in t.counts])
         per_layer = [sum(min(Q, count) for count in t.counts) for Q, t in zip(queries, targets)]
         matches = matched.split([L * pairs for L, pairs in zip(layers, per_layer)], 1)

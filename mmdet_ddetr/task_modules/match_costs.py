@@ -1,4 +1,4 @@
-"""Matching costs, each for all layers and for many targets at once.
+"""Matching costs, each for all layers, images and targets at once.
 
 A cost takes ``Pairs`` and gives a new tensor [L, T, Q].
 """
@@ -83,12 +83,11 @@ class Pairs:
     Args:
         predictions: of all layers and images.
         targets: the ground truth.
-        chosen: which targets, T of them.
     """
 
-    def __init__(self, predictions: Predictions, targets: Targets, chosen: slice):
+    def __init__(self, predictions: Predictions, targets: Targets):
         self.predictions = predictions
-        self.image, self.labels, self.boxes = (x[chosen] for x in (targets.image, targets.labels, targets.boxes))
+        self.image, self.labels, self.boxes = targets.image, targets.labels, targets.boxes
 
     def of_image(self, planes: Tensor) -> Tensor:  # [..., B, Q] -> [..., T, Q]
         """What belongs to each target's image."""

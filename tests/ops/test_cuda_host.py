@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmdet_ddetr.ops import reference
+from mmdet_ddetr.ops import has_compiled_kernel, reference
 
 HERE = Path(__file__).parent
 MAPS = [(6, 4), (3, 2), (1, 1)]
@@ -327,6 +327,30 @@ def test_focal_sums_in_any_order_of_threads(host, seed):
     first = kernels('sigmoid_focal_loss', logits, labels, 0.25, 2.0, True)
     host.set_seed(seed)
     assert torch.equal(kernels('sigmoid_focal_loss', logits, labels, 0.25, 2.0, True), first)
+
+
+# --- matching cost ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not has_compiled_kernel('matching_cost', 'cpu'), reason='compared with the CPU kernel')
+@pytest.mark.parametrize('focal, gamma', [(True, 2.0), (True, 1.5), (False, 2.0)])
+@pytest.mark.parametrize('Q, T', [(1, 1), (7, 5), (300, 9), (0, 3), (3, 0)])
+def test_matching_cost(kernels, Q, T, focal, gamma):
+    """Rows that do not fill a block; fp64 and the CPU's kernel are compared in test_matching_cost.py."""
+    scores, boxes, targets = torch.randn(2, 3, Q, 4), torch.rand(2, 3, Q, 4), torch.rand(T, 4)
+    arguments = scores if focal else scores.softmax(-1), boxes, torch.randint(3, (T,)), torch.randint(4, (T,)), targets
+    settings = 2.0, 5.0, 2.0, 0.25, gamma, focal
+    expected = torch.ops.mmdet_ddetr.matching_cost(*arguments, *settings)
+    cost = kernels('matching_cost', *arguments, *settings)
+    torch.testing.assert_close(cost.cpu(), expected, rtol=2e-6, atol=1e-5)
+
+
+def test_matching_cost_of_what_does_not_exist_is_nan(kernels):
+    """An error would need a wait for the device; the assignment names the image of a cost that is not finite."""
+    image, labels = torch.tensor([0, 2, 1, -1]), torch.tensor([4, 1, 3, 0])  # of two images and four classes
+    arguments = torch.randn(1, 2, 5, 4), torch.rand(1, 2, 5, 4), image, labels, torch.rand(4, 4)
+    cost = kernels('matching_cost', *arguments, 2.0, 5.0, 2.0, 0.25, 2.0, True)
+    assert cost.isnan().all(2).tolist() == [[True, True, False, True]]
 
 
 # --- the deterministic mode -------------------------------------------------------------------------------------------

@@ -45,6 +45,7 @@ def test_every_instruction_set(name):
     tests = [
         'test_attention_values.py',
         'test_sigmoid_focal_loss.py',
+        'test_matching_cost.py',
         '-k',
         'not cuda and not gradcheck',
         '-q',
