@@ -31,7 +31,7 @@ import torch
 from _measure import machine, milliseconds, table, times
 from mmengine.device import get_device
 
-SHAPES = dict(size=128, train=1600, val=150, test=1)  # px and images
+SHAPES = dict(size=128, train=1600, val=150, test=150)  # px and images
 MODELS = ('DETR=detr_lite0_shapes', 'Deformable DETR=deformable-detr_lite0_shapes')
 FIGURES = {'AP': 'coco/bbox_mAP', 'AP50': 'coco/bbox_mAP_50', 'small-object AP': 'coco/bbox_mAP_s'}
 PLOTTED = ('AP', 'small-object AP')
@@ -101,8 +101,12 @@ def make_step(model: Model, data: str, out: Path):
     return lambda: runner.model.train_step(batch, optim_wrapper)
 
 
-def make_recorder(path: Path, run: dict, console):
-    """A hook that completes ``run`` with its curve and the last epoch's loss, prints them and writes it to ``path``."""
+def figures_of(metrics: dict) -> dict[str, float]:
+    return {name: float(metrics[key]) for name, key in FIGURES.items()}
+
+
+def make_recorder(name: str, run: dict, console):
+    """A hook that completes ``run`` with its curve, which it prints, and the last epoch's loss."""
     from mmengine.hooks import Hook
 
     class Recorder(Hook):
@@ -115,15 +119,12 @@ def make_recorder(path: Path, run: dict, console):
             self.losses.append(float(outputs['loss']))
 
         def after_val_epoch(self, runner, metrics=None):
-            point = {name: float(metrics[key]) for name, key in FIGURES.items()}
+            point = figures_of(metrics)
             run['curve'].append(dict(epoch=runner.epoch, **point))
-            print(f'{path.stem}: epoch {runner.epoch}, AP {point["AP"]:.3f}', file=console, flush=True)
+            print(f'{name}: epoch {runner.epoch}, AP {point["AP"]:.3f}', file=console, flush=True)
 
         def after_train_epoch(self, runner):
             run['loss'] = statistics.fmean(self.losses)
-
-        def after_train(self, runner):
-            path.write_text(json.dumps(run))
 
     return Recorder()
 
@@ -136,7 +137,8 @@ def train(model: Model, rate: float, epochs: int, evaluations: int, data: str, o
         evaluations: how many, about.
 
     Returns:
-        ``lr``, ``epochs``, ``curve`` (figures by epoch), ``loss`` (mean of the last epoch).
+        ``lr``, ``epochs``, ``curve`` (figures of the val split by epoch), ``loss`` (mean of the last epoch), ``test``
+        (figures of the test split at the end).
     """
     from mmdet_ddetr.apis.finetune import build_runner, silence
 
@@ -150,8 +152,10 @@ def train(model: Model, rate: float, epochs: int, evaluations: int, data: str, o
     runner = build_runner(cfg)
     run = dict(lr=cfg.optim_wrapper.optimizer.lr, epochs=epochs, curve=[])
     with silence() as console:
-        runner.register_hook(make_recorder(path, run, console))
+        runner.register_hook(make_recorder(path.stem, run, console))
         runner.train()
+        run['test'] = figures_of(runner.test())
+    path.write_text(json.dumps(run))
     return run
 
 
@@ -227,13 +231,24 @@ def report(results: dict) -> str:
         run, last = study['training'], study['training']['curve'][-1]
         seconds = milliseconds(results['seconds per step'][name])
         spent = f'{run["epochs"] * minutes[name]:.1f}'
-        figures = [f'{last[figure]:.3f}' for figure in FIGURES]
+        figures = [f'{split[figure]:.3f}' for split in (last, run['test']) for figure in FIGURES]
         trainings.append([name, f'{run["lr"]:.2g}', seconds, str(run['epochs']), spent, *figures])
     equal = [row for figure in PLOTTED for row in crossings(results, figure)]
     first = next(iter(studies))
     tables = [
         (['model', 'learning rate tried', 'epochs', 'loss', 'AP'], trials),
-        (['model', 'learning rate', 'ms a step', 'epochs', 'minutes', *FIGURES], trainings),
+        (
+            [
+                'model',
+                'learning rate',
+                'ms a step',
+                'epochs',
+                'minutes',
+                *FIGURES,
+                *(f'test {name}' for name in FIGURES),
+            ],
+            trainings,
+        ),
         (['to reach', 'model', 'epochs', 'minutes', f'{first} took x epochs', 'x minutes'], equal),
     ]
     return '\n\n'.join([results['machine'], *(table(header, rows) for header, rows in tables if rows)])
