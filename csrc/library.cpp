@@ -28,6 +28,8 @@ STABLE_TORCH_LIBRARY(mmdet_ddetr, m) {
   m.def(
       "matching_cost(Tensor scores, Tensor boxes, Tensor image, Tensor labels, Tensor targets, float cls_weight,"
       " float l1_weight, float giou_weight, float alpha, float gamma, bool focal) -> Tensor");
+  // the seed stands for the mask; the gradient is dropout of grad_output with the same seed
+  m.def("dropout(Tensor input, float p, Tensor seed) -> Tensor");
   // -> portable, avx2 or avx512: what the CPU kernels use
   m.def("cpu_instruction_set() -> str");
 }

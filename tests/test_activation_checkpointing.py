@@ -2,22 +2,10 @@
 
 import pytest
 import torch
+from kept import kept_by
 from tiny_model import CLASSES, tiny_model
 
 from mmdet_ddetr.testing import make_batch
-
-
-def kept_by(function):
-    """What ``function()`` gives, and the bytes that it keeps for a backward pass."""
-    storages = {}
-
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        return function(), sum(storages.values())
 
 
 @pytest.mark.parametrize('variant', ['two-stage', 'detr'])

@@ -13,6 +13,7 @@
 #include <immintrin.h>
 #endif
 
+#include "dropout_kernels.h"
 #include "matching_cost_kernels.h"
 #include "ms_deform_attn_kernels.h"
 #include "sigmoid_focal_loss_kernels.h"

@@ -6,6 +6,8 @@ from .deformable_transformer import (
     DeformableEncoderLayer,
 )
 from .denoising import DenoisingQueries
+from .dropout import Dropout
+from .ffn import FFN
 from .ms_deform_attn import MSDeformAttn
 from .multihead_attention import MultiheadAttention
 from .own_level_attn import OwnLevelDeformAttn
@@ -24,6 +26,8 @@ __all__ = [
     'DetrDecoderLayer',
     'DetrEncoder',
     'DetrEncoderLayer',
+    'Dropout',
+    'FFN',
     'LearnedPositionalEncoding',
     'MSDeformAttn',
     'MultiheadAttention',

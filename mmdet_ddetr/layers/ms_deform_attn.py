@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from mmdet_ddetr.ops import host_shapes, ms_deform_attn_fused
 from mmdet_ddetr.registry import MODELS
 
+from .dropout import Dropout
+
 
 @MODELS.register_module()
 class MSDeformAttn(BaseModule):
@@ -53,7 +55,7 @@ class MSDeformAttn(BaseModule):
         self.num_levels = num_levels
         self.num_points = num_points
         self.batch_first = batch_first
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.sampling_offsets = nn.Linear(embed_dims, num_heads * num_levels * num_points * 2)
         self.attention_weights = nn.Linear(embed_dims, num_heads * num_levels * num_points)
         self.value_proj = nn.Linear(embed_dims, value_dims)

@@ -2,13 +2,14 @@
 
 import torch
 from mmcv.cnn import build_norm_layer
-from mmcv.cnn.bricks.transformer import FFN
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmdet_ddetr.registry import MODELS
 
+from .dropout import replace_dropout
+from .ffn import FFN
 from .multihead_attention import MultiheadAttention
 
 
@@ -99,6 +100,7 @@ class TransformerStack(BaseModule):
         self.num_layers = num_layers
         self.num_cp = num_cp
         self.layers = ModuleList(build(layer_cfg, self.layer) for _ in range(num_layers))
+        replace_dropout(self.layers)
         self.embed_dims = self.layers[0].embed_dims
 
     def run(self, index: int, *args, **kwargs) -> Tensor:

@@ -1,6 +1,7 @@
 from . import reference
 from ._register import has_compiled_kernel
 from .deform_conv import deform_conv2d
+from .dropout import dropout
 from .linear_sum_assignment import linear_sum_assignment
 from .matching_cost import matching_cost
 from .ms_deform_attn import host_shapes, ms_deform_attn, ms_deform_attn_fused
@@ -8,6 +9,7 @@ from .sigmoid_focal_loss import sigmoid_focal_loss
 
 __all__ = [
     'deform_conv2d',
+    'dropout',
     'has_compiled_kernel',
     'host_shapes',
     'linear_sum_assignment',

@@ -21,6 +21,7 @@ SCHEMAS = (
     'sigmoid_focal_loss_backward(Tensor grad_output, Tensor logits, Tensor labels, float alpha, float gamma) -> Tensor',
     'matching_cost(Tensor scores, Tensor boxes, Tensor image, Tensor labels, Tensor targets, float cls_weight, '
     'float l1_weight, float giou_weight, float alpha, float gamma, bool focal) -> Tensor',
+    'dropout(Tensor input, float p, Tensor seed) -> Tensor',
 )
 
 

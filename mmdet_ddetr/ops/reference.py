@@ -229,6 +229,34 @@ def check_sigmoid_focal_loss(logits: Tensor, labels: Tensor, gamma: float):
     _check(gamma >= 0, f'gamma must not be negative, got {gamma}')
 
 
+def dropout(input: Tensor, p: float, seed: Tensor) -> Tensor:
+    """Zero the elements whose 31-bit number is below p * 2^31 and divide the others by 1 - p.
+
+    The number is lowbias32 (C. Wellons, https://github.com/skeeto/hash-prospector), twice, of the element's place in
+    its block of 2^14, keyed with both halves of the 64 bits that SplitMix64 (Steele et al., 2014) gives the block.
+    """
+    index = torch.arange(input.numel())
+    key = seed + (index // 2**14 + 1) * (0x9E3779B97F4A7C15 - 2**64)  # int64 wraps around as uint64 does
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        key = (key ^ _shift_right(key, shift)) * (factor - 2**64)
+    key = key ^ _shift_right(key, 31)
+    bits = _lowbias32(_lowbias32(index % 2**14 ^ key & 0xFFFFFFFF) ^ _shift_right(key, 32))
+    dropped = (bits // 2 < round(p * 2**31)).view(input.shape)
+    scaled = input.to(torch.promote_types(input.dtype, torch.float32)) * (1 / (1 - p) if p < 1 else 0)
+    return torch.where(dropped, 0, scaled).to(input.dtype)
+
+
+def _lowbias32(x: Tensor) -> Tensor:
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        x = (x ^ x >> shift) * factor & 0xFFFFFFFF
+    return x ^ x >> 16
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Of 64 bits without a sign."""
+    return x >> bits & 2 ** (64 - bits) - 1
+
+
 def deform_conv2d(
     input: Tensor,  # [B, C, H, W]
     offset: Tensor,  # [B, G*T*2, Ho, Wo]; G offset groups, T = kh*kw taps
