@@ -31,8 +31,7 @@ ifeq ($(DATA),)
 	@$(BIN)/python tools/finetune.py --data data/shapes --config deformable-detr-refine-twostage-dn_lite0_shapes \
 	    --minutes $(MINUTES) --work-dir $(WORK_DIR)
 else
-	@$(BIN)/python tools/finetune.py --data '$(DATA)' --config deformable-detr-refine-twostage_lite0_finetune \
-	    --minutes $(MINUTES) --work-dir $(WORK_DIR)
+	@$(BIN)/python tools/finetune.py --data '$(DATA)' --minutes $(MINUTES) --work-dir $(WORK_DIR)
 endif
 
 # One worker and one thread per core: torch's own threads only get into each other's way on small tensors.

@@ -24,7 +24,7 @@ from mmdet_ddetr.datasets import DataError, find_coco_folder
 
 REPO = Path(__file__).parents[1]
 CLASSES = ('circle', 'square', 'triangle', 'star', 'ring')
-CONFIGS = ['deformable-detr-refine-twostage_lite0_finetune', 'deformable-detr-refine-twostage_r50_16xb2-50e_coco']
+CONFIGS = ['deformable-detr-refine-twostage-dn_lite0_finetune', 'deformable-detr-refine-twostage_r50_16xb2-50e_coco']
 
 
 @pytest.fixture(scope='session')

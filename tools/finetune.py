@@ -21,7 +21,7 @@ def parse_args(argv=None):
     )
     parser.add_argument(
         '--config',
-        default='deformable-detr-refine-twostage_lite0_finetune',
+        default='deformable-detr-refine-twostage-dn_lite0_finetune',
         help='path of a config, or the name of one of this package (default: %(default)s); its data and classes are '
         'replaced',
     )

@@ -1,4 +1,4 @@
-# The fine-tuning model with what gains most on few data in little time (docs/beyond_the_paper.md).
+# `tools/finetune.py`: with what gains most on few data in little time (docs/beyond_the_paper.md).
 _base_ = 'deformable-detr-refine-twostage_lite0_finetune.py'
 model = dict(
     mixed_selection=True,
