@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mmdet_ddetr import get_config
 from mmdet_ddetr.heads import SetHead
 from mmdet_ddetr.ops import _register, linear_sum_assignment
+from mmdet_ddetr.task_modules.fused_cost import FusedCost
 from mmdet_ddetr.testing import make_batch, shrink
 
 sigmoid_focal_loss = sys.modules['mmdet_ddetr.ops.sigmoid_focal_loss']  # the module, which its function hides
@@ -70,11 +71,14 @@ def accelerator(monkeypatch):
     """Lets meta tensors go the way of a GPU's: the ops have compiled kernels for them, autocast knows them."""
     monkeypatch.setattr(_register, 'has_compiled_kernel', lambda name, device: True)
     monkeypatch.setattr(sigmoid_focal_loss, 'has_compiled_kernel', lambda name, device: True)
+    monkeypatch.setattr(FusedCost, 'runs_on', lambda device: True)
     monkeypatch.setattr(torch, 'autocast', lambda device, **kwargs: contextlib.nullcontext())
 
 
+@pytest.mark.parametrize('fused', [True, False], ids=['one op', 'single costs'])
 @pytest.mark.parametrize('counts', [(3, 4), (0, 2), (0, 0)])
-def test_loss(counts):
+def test_loss(counts, fused, monkeypatch):
+    monkeypatch.setattr(FusedCost, 'runs_on', lambda device: fused)
     head = SetHead(CLASSES, embed_dims=8, num_pred_layer=L + 1, as_two_stage=True)
     predictions = [
         torch.randn(*size, device='meta', requires_grad=True)
