@@ -261,7 +261,7 @@ def plot(results: dict, path: Path):
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(len(PLOTTED), 2, figsize=(9, 6), sharey='row', sharex='col', layout='constrained')
+    figure, panels = plt.subplots(len(PLOTTED), 2, figsize=(9, 6.4), sharey='row', sharex='col', layout='constrained')
     for row, quantity in zip(panels, PLOTTED):
         for name, study in results['studies'].items():
             run = study['training']
@@ -274,7 +274,7 @@ def plot(results: dict, path: Path):
             panel.grid(alpha=0.3)
             panel.set_xlim(left=0)
             panel.set_ylim(bottom=0)
-    panels[0, 0].legend(fontsize=8)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc='outside lower center', ncols=3, fontsize=8)
     panels[-1, 0].set_xlabel('epochs')
     panels[-1, 1].set_xlabel('minutes of training steps')
     figure.suptitle(results['machine'], fontsize=8)
