@@ -11,19 +11,6 @@
 namespace mmdet_ddetr::cpu {
 namespace {
 
-DropoutKernel kernel_for(ScalarType dtype) {
-  switch (chosen_isa()) {
-#if defined(__x86_64__)
-    case Isa::kAvx512:
-      return avx512_dropout_kernel(dtype);
-    case Isa::kAvx2:
-      return avx2_dropout_kernel(dtype);
-#endif
-    default:
-      return portable_dropout_kernel(dtype);
-  }
-}
-
 Tensor dropout(const Tensor& input_, double p, const Tensor& seed) {
   check_dropout(input_, p, seed);
   const Tensor input = torch::stable::contiguous(input_);
@@ -32,7 +19,7 @@ Tensor dropout(const Tensor& input_, double p, const Tensor& seed) {
                            static_cast<uint64_t>(seed.const_data_ptr<int64_t>()[0]),
                            static_cast<int32_t>(std::llround(std::ldexp(p, 31)) - 1), 1 / (1 - p)};
   void* to = output.mutable_data_ptr();
-  const DropoutKernel kernel = kernel_for(input.scalar_type());
+  const DropoutKernel kernel = MMDET_DDETR_CHOSEN(_dropout_kernel)(input.scalar_type());
   const int64_t blocks = (in.size + kDropoutBlock - 1) / kDropoutBlock;
   torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) { kernel(in, to, begin, end); });
   return output;

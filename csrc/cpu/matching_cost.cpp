@@ -14,19 +14,6 @@ namespace {
 
 using torch::stable::contiguous;
 
-MatchingKernel kernel_for(const MatchingInput& in) {
-  switch (chosen_isa()) {
-#if defined(__x86_64__)
-    case Isa::kAvx512:
-      return avx512_matching_kernel(in);
-    case Isa::kAvx2:
-      return avx2_matching_kernel(in);
-#endif
-    default:
-      return portable_matching_kernel(in);
-  }
-}
-
 void check_range(const char* name, const int64_t* numbers, int64_t T, int64_t limit) {
   for (int64_t t = 0; t < T; ++t) {
     check(numbers[t] >= 0 && numbers[t] < limit, name, " must be in 0 ... ", limit - 1, ", got ", numbers[t]);
@@ -61,7 +48,7 @@ Tensor matching_cost(const Tensor& scores_, const Tensor& boxes_, const Tensor& 
   check_range("labels", in.labels, n.T, n.C);
   Tensor cost = torch::stable::new_empty(scores, {n.L, n.T, n.Q});
   float* to = cost.mutable_data_ptr<float>();
-  const MatchingKernel kernel = kernel_for(in);
+  const MatchingKernel kernel = MMDET_DDETR_CHOSEN(_matching_kernel)(in);
   torch::stable::parallel_for(0, n.L * n.T, rows_per_grain(n),
                               [&](int64_t begin, int64_t end) { kernel(in, to, begin, end); });
   return cost;

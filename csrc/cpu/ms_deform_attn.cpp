@@ -19,19 +19,6 @@ using torch::stable::parallel_for;
 
 using Shapes = std::vector<int64_t>;
 
-const Kernels& kernels_for(ScalarType value) {
-  switch (chosen_isa()) {
-#if defined(__x86_64__)
-    case Isa::kAvx512:
-      return avx512_kernels(value);
-    case Isa::kAvx2:
-      return avx2_kernels(value);
-#endif
-    default:
-      return portable_kernels(value);
-  }
-}
-
 // The smallest share of a thread, in samples: some 10 us.
 constexpr int64_t kGrain = 2048;
 
@@ -70,7 +57,7 @@ class Call {
         value_(contiguous(value)),
         points_(contiguous(points)),
         weights_(contiguous(weights)),
-        kernels_(kernels_for(value.scalar_type())) {
+        kernels_(MMDET_DDETR_CHOSEN(_kernels)(value.scalar_type())) {
     if (reference_points) reference_points_ = contiguous(*reference_points);
     if (grad_output) grad_output_ = contiguous(*grad_output);
     in_ = {n_,

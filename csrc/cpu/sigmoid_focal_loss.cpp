@@ -15,20 +15,6 @@ using torch::stable::contiguous;
 using torch::stable::new_empty;
 using torch::stable::parallel_for;
 
-const FocalKernels& kernels_for(ScalarType logits, double gamma) {
-  const bool square = gamma == 2;
-  switch (chosen_isa()) {
-#if defined(__x86_64__)
-    case Isa::kAvx512:
-      return avx512_focal_kernels(logits, square);
-    case Isa::kAvx2:
-      return avx2_focal_kernels(logits, square);
-#endif
-    default:
-      return portable_focal_kernels(logits, square);
-  }
-}
-
 // The smallest share of a thread: 8192 logits, some 10 us.
 int64_t rows_per_grain(const FocalSizes& n) { return std::max<int64_t>(1, 8192 / std::max<int64_t>(1, n.C)); }
 
@@ -40,7 +26,7 @@ Tensor sigmoid_focal_loss(const Tensor& logits_, const Tensor& labels_, double a
   const FocalInput in = {n.C,        logits.const_data_ptr(), labels.const_data_ptr<int64_t>(), nullptr, alpha, gamma,
                          sum_classes};
   void* to = loss.mutable_data_ptr();
-  const FocalKernels& kernels = kernels_for(logits.scalar_type(), gamma);
+  const FocalKernels& kernels = MMDET_DDETR_CHOSEN(_focal_kernels)(logits.scalar_type(), gamma == 2);
   parallel_for(0, n.N, rows_per_grain(n), [&](int64_t begin, int64_t end) { kernels.forward(in, to, begin, end); });
   return loss;
 }
@@ -55,7 +41,7 @@ Tensor sigmoid_focal_loss_backward(const Tensor& grad_output_, const Tensor& log
       n.C,   logits.const_data_ptr(), labels.const_data_ptr<int64_t>(), grad_output.const_data_ptr(), alpha,
       gamma, grad_output.dim() == 1};
   void* to = grad_logits.mutable_data_ptr();
-  const FocalKernels& kernels = kernels_for(logits.scalar_type(), gamma);
+  const FocalKernels& kernels = MMDET_DDETR_CHOSEN(_focal_kernels)(logits.scalar_type(), gamma == 2);
   parallel_for(0, n.N, rows_per_grain(n), [&](int64_t begin, int64_t end) { kernels.backward(in, to, begin, end); });
   return grad_logits;
 }
