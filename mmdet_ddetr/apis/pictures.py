@@ -1,12 +1,17 @@
 """Annotated pictures: what is there beside what was found."""
 
 import colorsys
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
+from itertools import chain, count
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from ..datasets import read_image
+
+MAX_NAME = 200  # bytes: file systems take 255, and what is put before and behind takes some
 MIN_SIDE = 480  # px of the longer side: smaller pictures are enlarged, so that labels can be read
 
 
@@ -74,6 +79,28 @@ def palette(n: int) -> list[tuple[int, int, int]]:
     return [tuple(round(255 * v) for v in colorsys.hsv_to_rgb(hue, 0.85, 0.95)) for hue in hues]
 
 
+def distinct_name(path: str | Path, taken: Collection[str]) -> str:
+    """A name, without suffix, for what is written about a file: its stem, after its folders where that is taken.
+
+    Args:
+        path: of the file; ``cam2/0001.jpg`` is called ``0001`` or, if that is taken, ``cam2_0001``.
+        taken: names that it must differ from, by more than upper and lower case.
+    """
+    *folders, stem = (part for part in Path(path).with_suffix('').parts if part not in ('..', '/'))
+    candidates = chain(
+        ('_'.join([*folders[len(folders) - n :], stem]) for n in range(len(folders) + 1)),
+        (f'{stem}_{n}' for n in count(2)),
+    )
+    taken = {name.casefold() for name in taken}
+    return next(name for name in map(_portable, candidates) if name.casefold() not in taken)
+
+
+def _portable(name: str) -> str:
+    """Without what some file system refuses."""
+    name = re.sub(r'[\x00-\x1f\x7f<>:"/\\|?*]', '_', name)
+    return name.encode(errors='replace')[-MAX_NAME:].decode(errors='ignore')
+
+
 def write_comparisons(
     inferencer, coco: dict, image_dir: str | Path, out_dir: str | Path, n_images: int = 12, score_thr: float = 0.3
 ) -> list[Path]:
@@ -90,7 +117,7 @@ def write_comparisons(
     Returns:
         The pictures' paths, JPEG.
     """
-    images = coco['images'][:: max(len(coco['images']) // n_images, 1)][:n_images]
+    images = coco['images'][:: max(len(coco['images']) // max(n_images, 1), 1)][: max(n_images, 0)]
     label_of = {category['id']: label for label, category in enumerate(coco['categories'])}
     classes = [category['name'] for category in coco['categories']]
     colours = inferencer.model.dataset_meta['palette']
@@ -100,7 +127,7 @@ def write_comparisons(
     out_dir.mkdir(parents=True, exist_ok=True)
     written = []
     for image, path, prediction in zip(images, paths, predictions):
-        pixels = cv2.imread(str(path))
+        pixels = read_image(path)
         truth = [a for a in coco['annotations'] if a['image_id'] == image['id'] and not a.get('iscrowd')]
         corners = np.array([a['bbox'] for a in truth], float).reshape(-1, 4)
         corners[:, 2:] += corners[:, :2]
@@ -116,6 +143,7 @@ def write_comparisons(
             colours,
             score_thr,
         )
-        written.append(out_dir / f'{Path(image["file_name"]).stem}.jpg')
+        name = distinct_name(image['file_name'], [path.stem for path in written])
+        written.append(out_dir / f'{name}.jpg')
         cv2.imwrite(str(written[-1]), row)
     return written

@@ -2,6 +2,7 @@ from .check import Report, check_coco, check_splits
 from .clean import clean_coco
 from .coco_folder import CocoFolder, CocoSplit, find_coco_folder, read_coco, split_off_val
 from .errors import DataError
+from .image_file import decode_image, read_image
 from .loading import LoadImageFromFile
 from .panoptic import LoadPanopticInstances
 
@@ -15,7 +16,9 @@ __all__ = [
     'check_coco',
     'check_splits',
     'clean_coco',
+    'decode_image',
     'find_coco_folder',
     'read_coco',
+    'read_image',
     'split_off_val',
 ]

@@ -1,26 +1,163 @@
-"""What can be said about an image file without decoding it."""
+"""Image files: the one place that decides how they are read, decoded and turned upright, and what one may cost.
+
+The check of the data, the loaders, the pictures and the inferencer all read through here, so that they agree.
+"""
 
 import hashlib
 import io
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
+import mmcv
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from .errors import DataError
 
+MAX_PIXELS = 2**27  # 0.4 GB decoded: a camera has 102 million at most
+MAX_BYTES = 2**30  # of a file
 EXIF_ORIENTATION = 0x0112
 QUARTER_TURNS = (5, 6, 7, 8)  # orientations that swap width and height
+TIFF_WIDTH, TIFF_HEIGHT = 256, 257  # tags
+COMMON = ('JPEG', 'PNG', 'BMP', 'GIF', 'WEBP', 'TIFF')  # tried first: Pillow imports the others in 0.1 s
+# Pillow runs a program for the first, calls Windows for the second and has no decoder for the others
+REFUSED = {'EPS', 'WMF', 'BUFR', 'GRIB', 'HDF5', 'MPEG'}
+UPRIGHT = ('color', 'grayscale')  # mmcv's flags that turn a picture as its orientation says
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What a file says of itself; ``width`` and ``height`` as :func:`decode_image` returns it."""
+
+    format: str  # Pillow's name
+    width: int
+    height: int
+    orientation: int  # 1 to 8, as in EXIF; 1 is upright
+
+    @property
+    def rotated(self) -> bool:
+        return self.orientation in QUARTER_TURNS
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """``width`` and ``height`` as OpenCV decodes the file (EXIF orientation applied); ``digest`` of its bytes."""
+    """Of one image file: its upright size, whether that is turned by its orientation, and a digest of its bytes."""
 
     width: int
     height: int
     rotated: bool
     digest: bytes
+
+
+def read_file(path: str | Path, max_bytes: int | None = MAX_BYTES) -> bytes:
+    """All bytes of a regular file.
+
+    Args:
+        path: of the file. Folders, pipes and devices, which may never end, are refused.
+        max_bytes: refuse a larger file; None: any size.
+
+    Raises:
+        DataError: why it cannot be read, without the path.
+    """
+    try:
+        status = os.stat(path)  # before it is opened: that alone waits for a pipe's writer, or starts a device
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError(f'{"a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or device"}, expected a file')
+        if max_bytes is not None and status.st_size > max_bytes:
+            raise DataError(f'{status.st_size / 2**30:.1f} GiB, expected at most {max_bytes / 2**30:g} GiB')
+        return Path(path).read_bytes()
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise DataError('no such file') from None
+    except OSError as error:
+        raise DataError(f'not readable: {error.strerror}') from None
+    except ValueError:  # NUL, or half of a surrogate pair
+        raise DataError('not readable: its name has a character that no file name can have') from None
+
+
+def read_image(path: str | Path, flag: str = 'color') -> np.ndarray:
+    """Read an image file: BGR [h, w, 3], uint8, upright.
+
+    Args:
+        path: of a file on this machine.
+        flag: see :func:`decode_image`.
+
+    Raises:
+        DataError: the file is missing, empty, damaged, too large or no image; names it and says why.
+    """
+    try:
+        return decode_image(read_file(path), flag)
+    except DataError as error:
+        raise DataError(f'{path}: {error}') from None
+
+
+def decode_image(data: bytes, flag: str = 'color') -> np.ndarray:
+    """Decode the bytes of an image file, by OpenCV or, where it cannot, by Pillow.
+
+    Args:
+        data: the whole file.
+        flag: mmcv's: 'color' (BGR [h, w, 3]) and 'grayscale' ([h, w]) are turned upright, as the file's orientation
+            says (EXIF, or AVIF's own), and have 8 bits; 'color_ignore_orientation' and 'grayscale_ignore_orientation'
+            are not turned; 'unchanged' keeps channels and depth and is not turned either. A TIFF always is: its
+            decoders leave no choice. Of several pictures in a file the first is taken.
+
+    Raises:
+        DataError: empty, truncated, damaged, more than ``MAX_PIXELS`` or no image; says which.
+    """
+    header = read_header(data)
+    pixels = _decode_by_opencv(data, flag)
+    if pixels is None or not _fits(pixels, header):
+        pixels = _decode_by_pillow(data, flag)
+    if not _fits(pixels, header):
+        was = f'{pixels.shape[1]}x{pixels.shape[0]}'
+        raise DataError(f'its pixels are {was}, its header says {header.width}x{header.height}')
+    if flag in UPRIGHT and header.format != 'TIFF':
+        pixels = _turn(pixels, header.orientation)
+    return pixels
+
+
+def inspect_image(path: str | Path, decode: bool = False) -> ImageFacts:
+    """Read a file's header and look for its end.
+
+    Args:
+        path: the image.
+        decode: decode all pixels, too (several times slower; finds damage in the middle of a file).
+
+    Raises:
+        DataError: the file is missing, empty, no image, too large or damaged. The message says which, without the path.
+    """
+    data = read_file(path)
+    header = read_header(data)
+    if decode:
+        _load_by_pillow(data)  # stricter than OpenCV
+    digest = hashlib.blake2b(data, digest_size=16).digest()
+    return ImageFacts(header.width, header.height, header.rotated, digest)
+
+
+def read_header(data: bytes) -> ImageHeader:
+    """Size and orientation of an image, without decoding it.
+
+    Raises:
+        DataError: empty, no image, truncated, or more than ``MAX_PIXELS``.
+    """
+    if not data:
+        raise DataError('the file is empty')
+    with _open_by_pillow(data) as image:
+        if reason := why_truncated(data):
+            raise DataError(reason)
+        width, height = image.size
+        if image.format == 'TIFF':  # newer versions of Pillow turn its size
+            width, height = image.tag_v2.get(TIFF_WIDTH, width), image.tag_v2.get(TIFF_HEIGHT, height)
+        if width * height > MAX_PIXELS:
+            raise DataError(f'{width}x{height} is {width * height:,} pixels, expected at most {MAX_PIXELS:,}')
+        orientation = _orientation(data, image)
+        if orientation in QUARTER_TURNS:
+            width, height = height, width
+        return ImageHeader(image.format, width, height, orientation)
 
 
 def why_truncated(data: bytes) -> str | None:
@@ -36,40 +173,95 @@ def why_truncated(data: bytes) -> str | None:
     return None
 
 
-def inspect_image(path: Path, decode: bool = False) -> ImageFacts:
-    """Read a file's header and look for its end.
+def _open_by_pillow(data: bytes) -> Image.Image:
+    def open_as(formats):
+        try:
+            return Image.open(io.BytesIO(data), formats=formats)
+        except UnidentifiedImageError:
+            return None
+        except Image.DecompressionBombError:
+            raise DataError(f'more than {MAX_PIXELS:,} pixels') from None
+        except Exception as error:  # its readers of headers raise OSError, SyntaxError, struct.error, ...
+            raise DataError(f'does not decode: {error}') from None
 
-    Args:
-        path: the image.
-        decode: decode all pixels, too (several times slower; finds damage in the middle of a file).
+    image = open_as(COMMON)
+    if image is None:
+        Image.init()
+        image = open_as([name for name in Image.OPEN if name not in REFUSED])
+    if image is None:
+        raise DataError('not an image')
+    return image
 
-    Raises:
-        DataError: the file is missing, empty, no image or damaged. The message says which, without the path.
-    """
+
+def _orientation(data: bytes, image: Image.Image) -> int:
+    """1 to 8; 1 where there is none or it is damaged, as every viewer does."""
     try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise DataError('no such file') from None
-    except OSError as error:
-        raise DataError(f'not readable: {error.strerror}') from None
-    if not data:
-        raise DataError('the file is empty')
+        if image.format == 'PNG':  # Pillow would decode all of it to look for EXIF data
+            exif = Image.Exif()
+            exif.load(_png_exif(data))
+        else:
+            exif = image.getexif()
+        orientation = exif.get(EXIF_ORIENTATION, 1)
+    except Exception:  # noqa: BLE001  whatever a damaged EXIF block leads to
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
+def _png_exif(data: bytes) -> bytes:
+    """The eXIf chunk of a PNG, or nothing."""
+    start = 8
+    while start + 8 <= len(data):
+        length, name = int.from_bytes(data[start : start + 4], 'big'), data[start + 4 : start + 8]
+        if name == b'eXIf':
+            return b'Exif\0\0' + data[start + 8 : start + 8 + length]
+        start += length + 12
+    return b''
+
+
+def _decode_by_opencv(data: bytes, flag: str) -> np.ndarray | None:
+    flag = flag if flag not in UPRIGHT else f'{flag}_ignore_orientation'
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
-            if reason := why_truncated(data):
-                raise DataError(reason)
-            # Pillow decodes all of a PNG to look for EXIF data, which PNGs as good as never have
-            orientation = 1 if image.format == 'PNG' else image.getexif().get(EXIF_ORIENTATION, 1)
-            if decode:
-                image.load()
-    except DataError:
-        raise
-    except UnidentifiedImageError:
-        raise DataError('not an image') from None
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
+        return mmcv.imfrombytes(data, flag=flag, backend='cv2')
+    except cv2.error:
+        return None
+
+
+def _decode_by_pillow(data: bytes, flag: str) -> np.ndarray:
+    image = _load_by_pillow(data)
+    if image.mode.startswith('I;16'):
+        pixels = np.asarray(image)
+        if flag != 'unchanged':
+            image = Image.fromarray((pixels >> 8).astype(np.uint8))  # OpenCV's way to 8 bits
+    elif flag != 'unchanged' and image.mode in ('I', 'F'):
+        image = Image.fromarray(np.asarray(image).clip(0, 255).astype(np.uint8))
+    if flag.startswith('grayscale'):
+        return np.asarray(image.convert('L'))
+    if flag.startswith('color'):
+        image = image.convert('RGB')
+    elif image.mode not in ('L', 'RGB', 'RGBA', 'I', 'F') and not image.mode.startswith('I;16'):
+        image = image.convert('RGBA' if image.has_transparency_data else 'RGB')
+    pixels = np.asarray(image)
+    return pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels[..., [2, 1, 0, 3][: pixels.shape[2]]])
+
+
+def _load_by_pillow(data: bytes) -> Image.Image:
+    """The picture, decoded."""
+    image = _open_by_pillow(data)
+    try:
+        image.load()
+    except Exception as error:  # its decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
         raise DataError(f'does not decode: {error}') from None
-    rotated = orientation in QUARTER_TURNS
-    if rotated:
-        width, height = height, width
-    return ImageFacts(width, height, rotated, hashlib.blake2b(data, digest_size=16).digest())
+    return image
+
+
+def _fits(pixels: np.ndarray, header: ImageHeader) -> bool:
+    """Whether the size is the header's, turned or not."""
+    return sorted(pixels.shape[:2]) == sorted((header.width, header.height))
+
+
+def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Apply an EXIF orientation."""
+    if orientation in QUARTER_TURNS:
+        pixels = cv2.transpose(pixels)  # 5 is this alone
+    flips = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # of OpenCV: 0 upside down, 1 left to right, -1 both
+    return cv2.flip(pixels, flips[orientation]) if orientation in flips else pixels

@@ -1,13 +1,14 @@
 import logging
 
 import mmcv
+import numpy as np
 from mmcv.transforms import LoadImageFromFile as MMCVLoadImageFromFile
 from mmengine import fileio
 from mmengine.logging import print_log
 
 from ..registry import TRANSFORMS
 from .errors import DataError
-from .image_file import why_truncated
+from .image_file import decode_image, read_file, why_truncated
 
 
 @TRANSFORMS.register_module()
@@ -15,14 +16,14 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
     """mmcv's loader, whose every failure names the file, the image id and the cause.
 
     mmcv's own lets OpenCV's message through, which for an empty file names nothing, and trains on the grey remainder
-    of a JPEG that ends too early where OpenCV decodes one. Meant for train pipelines: ``DetInferencer`` looks for
-    mmcv's by name in test pipelines.
+    of a JPEG that ends too early where OpenCV decodes one. This one also reads what only Pillow can decode, turns
+    pictures of every format upright and limits what one may cost, see :mod:`mmdet_ddetr.datasets.image_file`.
 
     Args: those of ``mmcv.transforms.LoadImageFromFile``. With ``ignore_empty=True`` a bad image is an error in the log,
-    and another one, drawn at random, takes its place.
+    and another one, drawn at random, takes its place. An ``imdecode_backend`` other than 'cv2' is mmcv's to decode.
 
     Raises:
-        DataError: the image is missing, empty, truncated or does not decode.
+        DataError: the image is missing, empty, truncated, too large or does not decode.
     """
 
     def transform(self, results: dict) -> dict | None:
@@ -39,12 +40,15 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
         results['img_shape'] = results['ori_shape'] = image.shape[:2]
         return results
 
-    def _load(self, path: str):
+    def _load(self, path: str) -> np.ndarray:
         """The pixels, [h, w, 3] or [h, w]."""
-        data = fileio.get(path, backend_args=self.backend_args)
+        backend = fileio.get_file_backend(path, backend_args=self.backend_args, enable_singleton=True)
+        data = read_file(path) if isinstance(backend, fileio.LocalBackend) else backend.get(path)
+        if self.imdecode_backend == 'cv2':
+            return decode_image(data, self.color_type)
         if reason := 'the file is empty' if not data else why_truncated(data):
             raise DataError(reason)
         image = mmcv.imfrombytes(data, flag=self.color_type, backend=self.imdecode_backend)
         if image is None:
-            raise DataError('not an image that OpenCV decodes')
+            raise DataError(f'not an image that {self.imdecode_backend} decodes')
         return image

@@ -1,6 +1,5 @@
 """COCO's panoptic annotations as DETR sees them: things and stuff are both instances."""
 
-import mmcv
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmdet.structures.mask import BitmapMasks
@@ -8,6 +7,7 @@ from mmengine import fileio
 
 from ..registry import TRANSFORMS
 from .errors import DataError
+from .image_file import decode_image
 
 BGR_TO_ID = np.array([256**2, 256, 1])  # how the PNGs of COCO panoptic spell a segment's id
 
@@ -36,9 +36,10 @@ class LoadPanopticInstances(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         path = results['seg_map_path']
-        png = mmcv.imfrombytes(fileio.get(path, backend_args=self.backend_args), flag='color')
-        if png is None:
-            raise DataError(f'{path} (image id {results.get("img_id")}): not an image that OpenCV decodes')
+        try:
+            png = decode_image(fileio.get(path, backend_args=self.backend_args), 'color_ignore_orientation')
+        except DataError as error:
+            raise DataError(f'{path} (image id {results.get("img_id")}): {error}') from None
         ids = png.astype(np.int64) @ BGR_TO_ID  # [h, w]
         present = set(np.unique(ids))
         segments = [

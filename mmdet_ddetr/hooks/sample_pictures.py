@@ -1,11 +1,9 @@
-from pathlib import Path
-
-import mmcv
 import numpy as np
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 
-from ..apis.pictures import compare, palette
+from ..apis.pictures import compare, distinct_name, palette
+from ..datasets import read_image
 from ..registry import HOOKS
 
 
@@ -14,7 +12,7 @@ class SamplePicturesHook(Hook):
     """After each evaluation, a few of its images with the ground truth beside the prediction.
 
     They go to the visualizer's backends, ``sample_<image>_<iteration>.png`` in ``<run>/vis_data/vis_image`` with
-    mmdet's default one.
+    mmdet's default one. Of images of one name the later ones have their folder before it.
 
     Args:
         n_images: pictures an evaluation, always of the same images, at even distances in the data set.
@@ -25,6 +23,7 @@ class SamplePicturesHook(Hook):
         self.n_images = n_images
         self.score_thr = score_thr
         self._truth = {}  # of each image to draw, by image id
+        self._names = {}  # of their pictures
         self._positions = set()
 
     def before_val_epoch(self, runner) -> None:
@@ -38,11 +37,12 @@ class SamplePicturesHook(Hook):
         sample, dataset = outputs[0], runner.val_dataloader.dataset
         if sample.img_id not in self._truth:
             self._truth[sample.img_id] = _truth_of(dataset, sample.img_id)
+            self._names[sample.img_id] = distinct_name(sample.img_path, self._names.values())
         classes = dataset.metainfo['classes']
         found = sample.pred_instances.cpu().numpy()
         kept = found.scores >= self.score_thr
         picture = compare(
-            mmcv.imread(sample.img_path),
+            read_image(sample.img_path),
             *self._truth[sample.img_id],
             found.bboxes[kept],
             found.labels[kept],
@@ -51,7 +51,7 @@ class SamplePicturesHook(Hook):
             dataset.metainfo.get('palette') or palette(len(classes)),
             self.score_thr,
         )
-        runner.visualizer.add_image(f'sample_{Path(sample.img_path).stem}', picture[..., ::-1], step=runner.iter)
+        runner.visualizer.add_image(f'sample_{self._names[sample.img_id]}', picture[..., ::-1], step=runner.iter)
 
 
 def _truth_of(dataset, image_id) -> tuple[np.ndarray, list[int]]:

@@ -1,9 +1,9 @@
 from contextlib import ExitStack
 
-import mmcv
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 
+from ..datasets import read_image
 from ..explain import explanation_of, record
 from ..explain.figures import figure6, to_array
 from ..registry import HOOKS
@@ -45,7 +45,7 @@ class SamplingPointsHook(Hook):
             return
         self._recorder.close()
         for index, sample in enumerate(outputs[: self.n_images - self._seen]):
-            image = mmcv.imread(sample.img_path, channel_order='rgb')
+            image = read_image(sample.img_path)[..., ::-1]
             explanation = explanation_of(unwrap(runner.model), self._recording, index, sample, image, self.score_thr)
             if explanation.detections:
                 picture = to_array(figure6(explanation, explanation.objects(self.n_objects)))
