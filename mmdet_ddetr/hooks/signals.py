@@ -1,6 +1,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +11,12 @@ from mmengine.hooks import Hook
 
 from ..files import write_atomically
 from ..registry import HOOKS
+from . import signal_handlers
 
 EXIT_CODE = os.EX_TEMPFAIL if hasattr(os, 'EX_TEMPFAIL') else 75  # sysexits.h: "try again later"
 CHECKPOINT = 'interrupted.pth'
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SAME_SIGNAL = 1.0  # seconds in which a signal comes by all its ways
 
 
 @HOOKS.register_module()
@@ -21,7 +25,9 @@ class SignalHook(Hook):
 
     Training ends after the iteration (with gradient accumulation: after the optimizer's step) in which the signal came;
     ``--resume`` goes on with the next one. The checkpoint is ``interrupted.pth`` in the work directory, and
-    ``last_checkpoint`` points to it. A second Ctrl-C ends the program at once, without a checkpoint.
+    ``last_checkpoint`` points to it. A second signal ends the program at once, without a checkpoint; within a second
+    after the first it counts as the same, because launchers pass on what the scheduler sends to every process anyway.
+    Processes that are started meanwhile, by a metric or a data set, have the handlers that were there before.
 
     Args:
         interval: with several processes, iterations after which they ask each other whether one got a signal.
@@ -32,30 +38,34 @@ class SignalHook(Hook):
     def __init__(self, interval: int = 10):
         self.interval = interval
         self.received = None
-        self._previous = {}
+        self._training = False
         self._done = None  # iterations, when leaving
 
     def before_train(self, runner) -> None:
         if threading.current_thread() is not threading.main_thread():
             return  # Python delivers signals to the main thread only
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._receive)
+        self._training = True
+        for number in SIGNALS:
+            signal_handlers.install(number, self._receive)
         loops = [runner.train_loop] if runner.val_loop is None else [runner.train_loop, runner.val_loop]
         for loop in loops:
             loop.dataloader.worker_init_fn = _LeaveSignalsToParent(loop.dataloader.worker_init_fn)
 
     def _receive(self, number, frame) -> None:
         self.received = signal.Signals(number).name
-        if number == signal.SIGINT:
-            print('\nStopping after this iteration; press Ctrl-C again to stop at once', flush=True)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        for other in SIGNALS:
+            signal_handlers.install(other, signal_handlers.ignore)
+        os.write(2, f'\n{self.received}: stopping after this iteration; once more stops at once\n'.encode())
+        time.sleep(SAME_SIGNAL)
+        signal_handlers.install(signal.SIGTERM, signal.SIG_DFL)
+        signal_handlers.install(signal.SIGINT, signal.default_int_handler)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         if runner.optim_wrapper.should_update() and self._anyone_received(runner.iter):
             self._leave(runner, iteration=runner.iter + 1)  # the loop counts after its hooks
 
     def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        if self._previous and self._anyone_received(batch_idx):
+        if self._training and self._anyone_received(batch_idx):
             self._leave(runner, iteration=runner.iter)
 
     def _anyone_received(self, iteration: int) -> bool:
@@ -88,30 +98,18 @@ class SignalHook(Hook):
             checkpoint['meta'].update(epoch=runner.epoch, iter=self._done)
 
     def after_train(self, runner) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous.clear()
+        if self._training:
+            self._training = False
+            signal_handlers.restore()
 
 
 class _LeaveSignalsToParent:
-    """``worker_init_fn``: the one that the loader had, in a worker that only its parent can end.
-
-    Ctrl-C and job schedulers signal workers as well, and without them the main process cannot finish its iteration.
-    """
+    """``worker_init_fn``: the one that the loader had, in a worker that only its parent can end."""
 
     def __init__(self, init: Callable[[int], None] | None):
         self.init = init
 
     def __call__(self, worker_id: int) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if hasattr(signal, 'sigwaitinfo'):  # POSIX but macOS; elsewhere nothing tells who sent a signal
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-            threading.Thread(target=_end_on_parents_sigterm, daemon=True).start()
+        signal_handlers.obey_parent_alone()
         if self.init is not None:
             self.init(worker_id)
-
-
-def _end_on_parents_sigterm() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
