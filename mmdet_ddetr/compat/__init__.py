@@ -19,9 +19,14 @@ class _StandInFinder(MetaPathFinder):
     """
 
     def find_spec(self, fullname, path=None, target=None):
-        if fullname == 'mmcv._ext':
-            return spec_from_file_location(fullname, Path(__file__).with_name('mmcv_ext.py'))
-        return None
+        return find_stand_in(fullname)
+
+
+def find_stand_in(name):
+    """Spec of the stand-in if ``name`` is ``mmcv._ext``, else None."""
+    if name == 'mmcv._ext':
+        return spec_from_file_location(name, Path(__file__).with_name('mmcv_ext.py'))
+    return None
 
 
 _FINDER = _StandInFinder()

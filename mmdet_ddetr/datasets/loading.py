@@ -1,6 +1,7 @@
 import logging
 
 import mmcv
+import mmdet.datasets.utils
 import numpy as np
 from mmcv.transforms import LoadImageFromFile as MMCVLoadImageFromFile
 from mmengine import fileio
@@ -52,3 +53,17 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
         if image is None:
             raise DataError(f'not an image that {self.imdecode_backend} decodes')
         return image
+
+
+class _MMCVLoader:
+    """Equal to mmcv's loader and its subclasses."""
+
+    def __eq__(self, other):
+        return isinstance(other, type) and issubclass(other, MMCVLoadImageFromFile)
+
+    __hash__ = None
+
+
+# get_loading_pipeline, by which analyze_results finds the loaders in a pipeline, asks for mmcv's class itself. This
+# file is imported when a pipeline's type is looked up, and the function may be in use by then: its global is replaced.
+mmdet.datasets.utils.LoadImageFromFile = _MMCVLoader()
