@@ -172,3 +172,24 @@ def test_mim_run_reports_bad_data(mim):
     """Every tool is reachable, and its error reaches the user."""
     text = mim('run', 'mmdet_ddetr', 'finetune', '--data=nowhere', check=False)
     assert re.search(r'^finetune\.py: .*nowhere', text, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_mim_runs_mmdet_after_the_hook(environment, mim):
+    """mim starts mmdet's tools by their path, so that nothing of this package could be imported before them."""
+    shapes = ['make_shapes', 'data/shapes', '--size=96', '--train=4', '--val=2', '--test=1']
+    run(environment, '-m', 'mmdet_ddetr', *shapes, cwd=mim.folder)
+    config = run(environment, '-c', f'import mmdet_ddetr as m; print(m.get_config({NAME!r}).filename)', cwd=mim.folder)
+    config = config.strip().splitlines()[-1]
+    options = ['--work-dir=by-mmdet', '--cfg-options', *IN_PROCESS, 'model.backbone.init_cfg=None']
+    options += ['train_cfg.max_epochs=1', 'train_dataloader.dataset.indices=2']
+    assert "No module named 'mmcv._ext'" in mim('train', 'mmdet', config, '--gpus=0', *options, check=False)
+    run(environment, '-m', 'mmdet_ddetr', '--install-hook', cwd=mim.folder)
+    try:
+        assert 'Training finished successfully' in mim('train', 'mmdet', config, '--gpus=0', *options)
+        text = mim('test', 'mmdet', config, '-C', mim.folder / 'by-mmdet/epoch_1.pth', '--gpus=0', *options)
+        assert 'coco/bbox_mAP: ' in text
+        mim('run', 'mmdet', 'browse_dataset', config, '--not-show', '--output-dir=browsed')
+        assert list(mim.folder.glob('browsed/*'))
+    finally:
+        run(environment, '-m', 'mmdet_ddetr', '--remove-hook', cwd=mim.folder)

@@ -1,10 +1,15 @@
 """Loads the compiled extension, or defines the same ops in Python where it is missing."""
 
+import json
+import sys
 import warnings
 from importlib.machinery import EXTENSION_SUFFIXES
+from importlib.metadata import Distribution
 from pathlib import Path
 
 import torch
+
+PACKAGE = Path(__file__).parent.parent
 
 # csrc/library.cpp in Python, for installations without the extension; a test compares the two.
 SCHEMAS = (
@@ -29,7 +34,7 @@ def load() -> tuple[bool, torch.library.Library]:
     """Whether the extension was loaded, and the library to which Python adds kernels."""
     problem = 'it is not built'
     for suffix in EXTENSION_SUFFIXES:
-        path = Path(__file__).parent.parent / f'_C{suffix}'
+        path = PACKAGE / f'_C{suffix}'
         if not path.exists():
             continue
         try:
@@ -39,7 +44,7 @@ def load() -> tuple[bool, torch.library.Library]:
             problem = str(error.__cause__ or error)
     warnings.warn(
         f'mmdet_ddetr: the compiled ops are missing ({problem}); plain PyTorch does their work, many times slower. '
-        'See "Build" in csrc/README.md.',
+        f'{how_to_build(PACKAGE, sys.path)}',
         RuntimeWarning,
         stacklevel=2,
     )
@@ -47,6 +52,42 @@ def load() -> tuple[bool, torch.library.Library]:
     for schema in SCHEMAS:
         library.define(schema)
     return False, library
+
+
+def how_to_build(package: Path, search_path: list[str], variables: str = '') -> str:
+    """What the user of ``package``, a checkout or an installed folder, can do for its compiled ops.
+
+    Args:
+        search_path: where else the package may be, as ``sys.path``.
+        variables: for the build, such as 'FORCE_CUDA=1 '.
+    """
+    if sys.platform == 'win32':
+        return 'They do not build on Windows; they do in the Windows Subsystem for Linux.'
+    if (package.parent / 'csrc').is_dir() and (package.parent / 'setup.py').is_file():
+        build = f'{variables}pip install --no-deps --no-build-isolation -e {package.parent}'
+        others = [Path(folder, package.name) for folder in search_path]
+        installed = [other for other in others if other.resolve() != package.resolve() and any(other.glob('_C.*'))]
+        if installed:
+            return (
+                f'Python found the source folder {package.parent} before the installed package {installed[0]}, which '
+                f'has them: start it in another folder, or build them in place: {build}'
+            )
+        return f'Build them, with GCC >= 9 or Clang >= 12: {build}'
+    source = _installed_from(package) or 'the folder or archive that it was installed from'
+    return (
+        'Install a compiler, GCC >= 9 or Clang >= 12 (Debian, Ubuntu: apt install g++; macOS: xcode-select --install), '
+        f'then the package again: {variables}MMDET_DDETR_EXT=1 pip install --force-reinstall --no-deps --no-cache-dir '
+        f'--no-build-isolation {source}'
+    )
+
+
+def _installed_from(package: Path) -> str | None:
+    """Address of the sources, as pip noted it; None for an index or a wheel, which holds none."""
+    for distribution in Distribution.discover(name=package.name, path=[str(package.parent)]):
+        url = json.loads(distribution.read_text('direct_url.json') or '{}').get('url', '')
+        if url and not url.endswith('.whl'):
+            return url
+    return None
 
 
 EXTENSION_LOADED, LIBRARY = load()

@@ -11,6 +11,7 @@ H0, W0, H1, W1, ...
 
 import functools
 import math
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
-from ._load import EXTENSION_LOADED, LIBRARY
+from ._load import EXTENSION_LOADED, LIBRARY, PACKAGE, how_to_build
 
 
 def pairs(flat: list[int]) -> list[tuple[int, int]]:
@@ -230,6 +231,12 @@ def _fold(batch_size: int, dims: tuple[int | None, ...], tensors: tuple[Tensor, 
     return [tensor.flatten(0, 1) for tensor in moved]
 
 
+def _remedy(device_type: str) -> str:
+    if device_type != 'cuda':
+        return 'There are kernels for cpu and cuda.'
+    return f'They need nvcc. {how_to_build(PACKAGE, sys.path, "FORCE_CUDA=1 ")}'
+
+
 _warned: set[str] = set()
 
 
@@ -238,7 +245,7 @@ def warn_of_device(device_type: str):
         _warned.add(device_type)
         warnings.warn(
             f'mmdet_ddetr: the compiled ops have no kernel for {device_type}; plain PyTorch does their work, many '
-            'times slower. See "Build" in csrc/README.md.',
+            f'times slower. {_remedy(device_type)}',
             RuntimeWarning,
             stacklevel=2,
         )

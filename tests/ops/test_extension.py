@@ -1,5 +1,6 @@
 """The compiled extension: its instruction sets, its schemas, its errors, and the package without it."""
 
+import json
 import os
 import re
 import shutil
@@ -177,6 +178,61 @@ def test_needs_nothing_but_the_stable_abi():
 
 
 # --- without the extension -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """The package folder of a checkout that was not built."""
+    for folder in ('mmdet_ddetr', 'csrc'):
+        (tmp_path / 'checkout' / folder).mkdir(parents=True)
+    (tmp_path / 'checkout/setup.py').touch()
+    return tmp_path / 'checkout/mmdet_ddetr'
+
+
+def installed(site, direct_url=None, built=False):
+    """The package folder of an installation."""
+    (site / 'mmdet_ddetr').mkdir(parents=True)
+    info = site / 'mmdet_ddetr-1.0.dist-info'
+    info.mkdir()
+    (info / 'METADATA').write_text('Name: mmdet_ddetr\nVersion: 1.0\n')
+    if direct_url:
+        (info / 'direct_url.json').write_text(json.dumps({'url': direct_url, 'dir_info': {}}))
+    if built:
+        (site / 'mmdet_ddetr/_C.abi3.so').touch()
+    return site / 'mmdet_ddetr'
+
+
+def test_a_checkout_says_how_to_build(checkout):
+    text = _load.how_to_build(checkout, [str(checkout.parent)], 'FORCE_CUDA=1 ')
+    assert text.endswith(f': FORCE_CUDA=1 pip install --no-deps --no-build-isolation -e {checkout.parent}')
+
+
+def test_a_checkout_that_hides_the_installed_package_says_so(checkout, tmp_path):
+    """Python started in the checkout's root imports the source folder."""
+    site = tmp_path / 'site'
+    other = installed(site, built=True)
+    text = _load.how_to_build(checkout, [str(checkout.parent), str(site)])
+    assert f'found the source folder {checkout.parent} before the installed package {other}' in text
+
+
+@pytest.mark.parametrize(
+    'url, source',
+    [
+        ('file:///home/me/mmdet_ddetr', 'file:///home/me/mmdet_ddetr'),
+        ('file:///home/me/mmdet_ddetr-1.0-py3-none-any.whl', 'the folder or archive that it was installed from'),
+        (None, 'the folder or archive that it was installed from'),
+    ],
+)
+def test_an_installed_package_says_how_to_install_it_again(tmp_path, url, source):
+    text = _load.how_to_build(installed(tmp_path / 'site', url), [str(tmp_path / 'site')])
+    assert 'apt install g++' in text
+    assert text.endswith(f'--no-cache-dir --no-build-isolation {source}')  # pip would take the wheel that it has kept
+    assert 'csrc/README' not in text, 'a wheel does not hold it'
+
+
+def test_windows_has_none(checkout, monkeypatch):
+    monkeypatch.setattr(sys, 'platform', 'win32')
+    assert 'Windows Subsystem for Linux' in _load.how_to_build(checkout, [])
 
 
 def test_the_package_works_without_the_extension(tmp_path):
