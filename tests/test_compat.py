@@ -47,10 +47,20 @@ def test_module_looks_installed(ext):
 
 
 def test_missing_operator_raises_when_called(ext):
-    with pytest.raises(NotImplementedError, match=r'^carafe_forward is .*pip install .*mmcv'):
+    with pytest.raises(NotImplementedError, match=r'^carafe_forward needs carafe_forward, a .*pip install .*mmcv'):
         ext.carafe_forward(torch.zeros(1), im2col_step=1)
     for name in ('__path__', '__wrapped__', '_private'):
         assert not hasattr(ext, name)
+
+
+def test_missing_operator_names_what_was_called(ext):
+    from mmcv.ops import CARAFE, box_iou_rotated
+
+    boxes = torch.tensor([[5.0, 5.0, 2.0, 2.0, 0.1]])
+    with pytest.raises(NotImplementedError, match=r'^mmcv\.ops\.box_iou_rotated\.box_iou_rotated needs'):
+        box_iou_rotated(boxes, boxes)
+    with pytest.raises(NotImplementedError, match=r'^mmcv\.ops\.carafe\.CARAFE needs carafe_forward'):
+        CARAFE(1, 1, 2)(torch.rand(1, 4, 3, 3), torch.rand(1, 1, 6, 6))
 
 
 def test_install_twice_changes_nothing():
@@ -59,6 +69,16 @@ def test_install_twice_changes_nothing():
     assert before == (list(sys.meta_path), set(torch.serialization.get_safe_globals()))
     for name in ('mmcv', 'mmcv._extra', 'mmcv.ops', '_ext'):
         assert compat._FINDER.find_spec(name) is None
+
+
+def test_can_be_switched_off(monkeypatch):
+    monkeypatch.setenv('MMDET_DDETR_COMPAT', '0')
+    monkeypatch.setattr(sys, 'meta_path', [finder for finder in sys.meta_path if finder is not compat._FINDER])
+    monkeypatch.setattr('mmdet_ddetr.compat.checkpoint.allow_mmengine_checkpoints', None)  # fails if called
+    with warnings.catch_warnings():
+        warnings.resetwarnings()
+        compat.install()
+        assert compat._FINDER not in sys.meta_path and warnings.filters == []
 
 
 def test_every_mmdet_module_imports():

@@ -1,5 +1,6 @@
 """What the installed stack lacks: compiled mmcv operators, and checkpoints of mmengine that torch >= 2.6 loads."""
 
+import os
 import sys
 import warnings
 from importlib.abc import MetaPathFinder
@@ -35,12 +36,15 @@ _FINDER = _StandInFinder()
 def install():
     """Check the stack, stand in for a missing ``mmcv._ext`` and let torch load mmengine's checkpoints.
 
-    Imports torch and the logging part of mmengine, but neither mmcv nor mmdet. A second call changes nothing.
+    Imports torch and the logging part of mmengine, but neither mmcv nor mmdet. A second call changes nothing. With
+    ``MMDET_DDETR_COMPAT=0`` in the environment the stack is checked and left as it is.
 
     Raises:
         ImportError: the stack cannot work; the message says why and which command repairs it.
     """
     check_stack()
+    if os.environ.get('MMDET_DDETR_COMPAT') == '0':
+        return
     # mmengine 0.10.7 imports it, whoever uses mmengine cannot help it, and every worker process would say so again
     warnings.filterwarnings('ignore', message='pkg_resources is deprecated', category=UserWarning)
     if _FINDER not in sys.meta_path:

@@ -5,8 +5,11 @@ operators write into tensors that the caller allocated. mmcv's Python files call
 comments here say what is not obvious from there. What is not defined here raises when called.
 """
 
+import sys
+
 import numpy as np
 import torch
+from torch import nn
 
 from mmdet_ddetr import ops
 from mmdet_ddetr.compat.deform_conv import (  # noqa: F401
@@ -28,12 +31,25 @@ def __getattr__(name):
 
     def missing(*args, **kwargs):
         raise NotImplementedError(
-            f'{name} is a compiled operator of mmcv, for which mmdet_ddetr does not stand in. A compiled mmcv has it; '
-            f'this builds one for torch {torch.__version__}, given a compiler and about 20 minutes: {_INSTALL}'
+            f'{_caller_in_mmcv() or name} needs {name}, a compiled operator of mmcv, for which mmdet_ddetr does not '
+            f'stand in. A compiled mmcv has it; this builds one for torch {torch.__version__}, given a compiler and '
+            f'about 20 minutes: {_INSTALL}'
         )
 
     missing.__name__ = missing.__qualname__ = name
     return missing
+
+
+def _caller_in_mmcv():
+    """Name of the function or module of mmcv.ops that was called from elsewhere, such as ``mmcv.ops.carafe.CARAFE``."""
+    name, frame = None, sys._getframe(2)
+    while frame is not None:
+        module = frame.f_globals.get('__name__', '')
+        if module.startswith('mmcv.ops.'):
+            owner = frame.f_locals.get('self')
+            name = f'{module}.{type(owner).__name__ if isinstance(owner, nn.Module) else frame.f_code.co_name}'
+        frame = frame.f_back
+    return name
 
 
 def get_compiler_version():
