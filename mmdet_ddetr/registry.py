@@ -14,6 +14,8 @@ from mmdet.registry import VISBACKENDS as MMDET_VISBACKENDS
 from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
 from mmengine.registry import Registry
 
+from . import checkpoints  # noqa: F401  every ``load_from`` is read by its loaders, whatever is built
+
 SCOPE = 'mmdet_ddetr'
 
 MODELS = Registry(

@@ -4,12 +4,11 @@ from pathlib import Path
 
 from mmdet.apis import DetInferencer
 from mmdet.apis.det_inferencer import IMG_EXTENSIONS
-from mmengine.config import Config
-from mmengine.runner import CheckpointLoader
+from mmengine.registry import MODELS
 
-from ..checkpoints import CheckpointError, adopt, check_fit, convert, describe, stored_config, weights_of
-from ..checkpoints.files import find_weights
+from ..checkpoints import CheckpointError, adopt, check_fit, convert, describe, load, stored_config, weights_of
 from .configs import find_config, get_config, list_configs
+from .stored_model import stored_model
 
 
 class DDetrInferencer(DetInferencer):
@@ -34,10 +33,8 @@ class DDetrInferencer(DetInferencer):
     def __init__(self, model=None, weights=None, **kwargs):
         if isinstance(model, str | Path) and not Path(model).is_file():
             model = self._resolve(str(model), weights)
-        if weights is not None and '://' not in str(weights):
-            weights = find_weights(Path(weights)) if Path(weights).is_dir() else weights
-            if not Path(weights).is_file():
-                raise FileNotFoundError(f'weights: no checkpoint {str(weights)!r}')
+        if weights is not None and '://' not in str(weights) and not Path(weights).expanduser().exists():
+            raise FileNotFoundError(f'weights: no checkpoint {str(weights)!r}')
         super().__init__(
             str(model) if isinstance(model, Path) else model, str(weights) if weights is not None else None, **kwargs
         )
@@ -62,13 +59,24 @@ class DDetrInferencer(DetInferencer):
             raise
 
     def _init_model(self, cfg, weights, device='cpu'):
+        """mmdet's, but for a config in the checkpoint: mmdet would execute it."""
+        self._weights = weights
+        checkpoint = load(weights) if weights is not None else None
         if not cfg:
-            checkpoint = CheckpointLoader.load_checkpoint(weights, map_location='cpu')
             source = stored_config.find(checkpoint)
             if source is None:
                 raise ValueError(f'model: {weights} holds no config, so give one that fits{self._hint(checkpoint)}')
-            cfg.update(Config(stored_config.parse(source))._cfg_dict)  # mmengine would execute it
-        return super()._init_model(cfg, weights, device)
+            cfg.update(stored_model(stored_config.parse(source), weights))
+        if cfg.model.get('pretrained') is not None:
+            del cfg.model.pretrained  # the checkpoint has them all
+        model = MODELS.build(cfg.model)
+        model.cfg = cfg
+        self._load_weights_to_model(model, checkpoint, cfg)
+        return model.to(device).eval()
+
+    def _init_visualizer(self, cfg):
+        cfg.visualizer.pop('vis_backends', None)  # they are for a training's folder; here each would only warn
+        return super()._init_visualizer(cfg)
 
     @staticmethod
     def _hint(checkpoint):
@@ -85,7 +93,8 @@ class DDetrInferencer(DetInferencer):
                 checkpoint = {**checkpoint, 'state_dict': check_fit(weights_of(checkpoint), model)}
             except CheckpointError as error:
                 raise ValueError(
-                    f'weights: {error}. Pass the config the checkpoint was trained with, or no model at all'
+                    f'weights: {self._weights}: {error}. Pass the config the checkpoint was trained with, or no model '
+                    'at all'
                 ) from None
         super()._load_weights_to_model(model, checkpoint, cfg)
 

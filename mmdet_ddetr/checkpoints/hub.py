@@ -38,7 +38,7 @@ def download(address: str) -> tuple[Path, Path | None]:
         find, fetch = _find_with_huggingface_hub, _fetch_with_huggingface_hub
     except ModuleNotFoundError:
         find, fetch = _find, _fetch_with_https
-    return _first_process_first(lambda: _weights_and_config(find, fetch, parts['repo'], parts['revision'] or 'main'))
+    return first_process_first(lambda: _weights_and_config(find, fetch, parts['repo'], parts['revision'] or 'main'))
 
 
 def cache_folder() -> Path:
@@ -133,7 +133,7 @@ def _first_sentence(error: Exception) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def _first_process_first(function: Callable):
+def first_process_first(function: Callable):
     """Let one process fill the cache, then the others read it."""
     rank, world_size = get_dist_info()
     try:

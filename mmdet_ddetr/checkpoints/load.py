@@ -1,5 +1,6 @@
 """Checkpoints of any known layout, as files, folders, addresses of the hub, or already in memory."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +14,17 @@ from . import coco_classes, files, hub, stored_config
 from .conversion import convert, weights_of
 from .errors import CheckpointError
 from .layouts import NATIVE, Layout, find_layout
+from .read import read
 from .report import Report
+
+
+def load(source: str | Path, map_location='cpu') -> Mapping:
+    """Read a checkpoint from a file or any address that ``load_from`` takes, and convert nothing.
+
+    Raises:
+        CheckpointError: it cannot be had or read; the message says which and why.
+    """
+    return CheckpointLoader._get_checkpoint_loader(str(source))(str(source), map_location)
 
 
 def load_checkpoint(
@@ -27,7 +38,7 @@ def load_checkpoint(
     """Read a checkpoint and convert it.
 
     Args:
-        source: file; folder with the files of the Hugging Face hub; or ``hf://owner/name[@revision]``.
+        source: file; folder with the files of the Hugging Face hub; ``hf://owner/name[@revision]``; or another address.
         map_location: where the tensors go.
         layout: of the file; None: found by its keys.
         target, classes, report: see :func:`convert`.
@@ -38,17 +49,21 @@ def load_checkpoint(
     Raises:
         CheckpointError: it cannot be read, or is not what was expected.
     """
-    config = None
+    weights, config = None, None
     if str(source).startswith(hub.SCHEME):
         weights, config = hub.download(str(source))
-    else:
+    elif '://' not in str(source):
         weights = Path(source).expanduser()
         if weights.is_dir():
             weights = files.find_weights(weights)
         if weights.name in files.HUB_FILES and (weights.parent / files.CONFIG).is_file():
             config = weights.parent / files.CONFIG
     names = files.read_class_names(config) if config else None
-    return convert_checkpoint(files.read(weights, map_location), layout, target, classes, names, report)
+    content = read(weights, map_location) if weights else load(source, map_location)
+    try:
+        return convert_checkpoint(content, layout, target, classes, names, report)
+    except CheckpointError as error:
+        raise CheckpointError(f'{source}: {error}') from None
 
 
 def convert_checkpoint(
@@ -101,7 +116,12 @@ def _meta(checkpoint: Mapping, layout: str) -> dict:
     if 'CLASSES' in old:  # MMDetection 2.x
         meta['dataset_meta'] = {key.lower(): old[key] for key in ('CLASSES', 'PALETTE') if key in old}
     if layout == NATIVE and (config := stored_config.find(checkpoint)):
-        meta['cfg'] = config
+        try:
+            stored_config.parse(config)
+        except CheckpointError as error:
+            print_log(f'{error}. It is left out', logger='current', level=logging.WARNING)
+        else:
+            meta['cfg'] = config
     return meta
 
 
@@ -114,13 +134,3 @@ def _dataset_meta(state_dict: dict, layout: Layout, classes: str, names: Sequenc
                 return dict(dataset_meta=coco_classes.dataset_meta())
             names = coco_classes.names_of_ids()
     return dict(dataset_meta=dict(classes=tuple(names))) if names else {}
-
-
-# A `.safetensors` file would otherwise go to torch.load, which cannot read it.
-@CheckpointLoader.register_scheme(prefixes=[hub.SCHEME, r'(?!\w+://).*\.safetensors$'])
-def load_from_huggingface(filename, map_location=None):
-    """mmengine's loader for ``load_from='hf://owner/name'`` and for ``.safetensors`` files: converts on the fly."""
-    report = Report()
-    checkpoint = load_checkpoint(filename, map_location or 'cpu', report=report)
-    print_log(f'Converted {filename}:\n{report}', logger='current')
-    return checkpoint

@@ -1,6 +1,7 @@
 """The config inside a checkpoint of mmengine, read without running it.
 
-It is Python source, and mmengine executes it: a checkpoint could run any program, though its pickle be harmless.
+It is Python source, and mmengine executes it: a checkpoint could run any program, though its pickle be harmless. What
+its plain values may then build is told in ``apis/stored_model.py``.
 """
 
 import ast
@@ -11,8 +12,13 @@ from .errors import CheckpointError
 
 def find(checkpoint: Mapping) -> str | None:
     """The source of the config in a checkpoint, if there is one."""
-    runtime_info = (checkpoint.get('message_hub') or {}).get('runtime_info') or {}
-    return runtime_info.get('cfg') or (checkpoint.get('meta') or {}).get('cfg')
+    for names in (('message_hub', 'runtime_info', 'cfg'), ('meta', 'cfg')):
+        found = checkpoint
+        for name in names:
+            found = found.get(name) if isinstance(found, Mapping) else None
+        if isinstance(found, str) and found:
+            return found
+    return None
 
 
 def parse(source: str) -> dict:
@@ -29,7 +35,7 @@ def parse(source: str) -> dict:
                     config[name] = _value(value)
                 case _:
                     raise ValueError(ast.unparse(statement))
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError) as error:  # the last: too deep to parse
         raise CheckpointError(
             f'the config in the checkpoint is refused, as it is more than plain values: {str(error)[:100]}'
         ) from None

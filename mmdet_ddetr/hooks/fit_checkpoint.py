@@ -5,7 +5,7 @@ from mmengine.logging import print_log
 from mmengine.runner import BaseLoop
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from mmdet_ddetr.checkpoints import Report, adopt, check_fit, fit, weights_of
+from mmdet_ddetr.checkpoints import CheckpointError, Report, adopt, check_fit, fit, weights_of
 from mmdet_ddetr.registry import HOOKS
 from mmdet_ddetr.unwrap import unwrap
 
@@ -27,10 +27,18 @@ class FitCheckpointHook(Hook):
         """
         if runner._resume or isinstance(runner.model, FullyShardedDataParallel):
             return
-        model = unwrap(runner.model)
+        try:
+            self._fit(
+                checkpoint, unwrap(runner.model), isinstance(runner._train_loop, BaseLoop)
+            )  # a test leaves it a config
+        except CheckpointError as error:
+            raise CheckpointError(f'{runner._load_from}: {error}') from None
+
+    @staticmethod
+    def _fit(checkpoint, model, is_training) -> None:
         checkpoint.update(adopt(checkpoint, model))
         state_dict = weights_of(checkpoint)
-        if isinstance(runner._train_loop, BaseLoop):  # a test leaves it a config
+        if is_training:
             report = Report()
             checkpoint['state_dict'] = fit(state_dict, model, report)
             if report != Report():

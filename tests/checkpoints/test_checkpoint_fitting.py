@@ -92,7 +92,7 @@ def test_neck_without_bias(build):
 def runner_of(model, training=True, resume=False):
     """What the hook reads of a runner."""
     loop = EpochBasedTrainLoop.__new__(EpochBasedTrainLoop) if training else dict(type='EpochBasedTrainLoop')
-    return SimpleNamespace(model=model, _resume=resume, _train_loop=loop)
+    return SimpleNamespace(_load_from='a.pth', model=model, _resume=resume, _train_loop=loop)
 
 
 def test_hook_converts_and_fits(build):
