@@ -128,9 +128,7 @@ def test_workers_children_can_be_ended():
         for number in (signal.SIGTERM, signal.SIGINT):
             signal_handlers.install(number, refuse)
         init = _LeaveSignalsToParent(None)
-        loader = DataLoader(
-            Starting(), batch_size=None, num_workers=1, worker_init_fn=init, persistent_workers=True
-        )
+        loader = DataLoader(Starting(), batch_size=None, num_workers=1, worker_init_fn=init, persistent_workers=True)
         assert list(loader) == [-signal.SIGTERM, -signal.SIGTERM, 42]
         (worker,) = loader._iterator._workers
         worker.terminate()

@@ -3,9 +3,7 @@
 _base_ = 'mmdet::_base_/default_runtime.py'
 
 default_hooks = dict(
-    checkpoint=dict(
-        type='mmdet_ddetr.SafeCheckpointHook', interval=1, max_keep_ckpts=2, save_best='coco/bbox_mAP', rule='greater'
-    ),
+    checkpoint=dict(type='mmdet_ddetr.SafeCheckpointHook', interval=1, max_keep_ckpts=2, save_best='auto'),
     visualization=dict(type='DetVisualizationHook', draw=False),  # tools/test.py --show-dir switches it on
     resume=dict(type='mmdet_ddetr.ResumeHook'),
     fit_checkpoint=dict(type='mmdet_ddetr.FitCheckpointHook'),

@@ -21,7 +21,6 @@ val_evaluator = dict(
     seg_prefix=data_root + 'annotations/panoptic_val2017/',
 )
 test_evaluator = val_evaluator
-default_hooks = dict(checkpoint=dict(save_best='coco_panoptic/PQ'))
 
 train_cfg = dict(max_epochs=25, val_interval=1)
 param_scheduler = [dict(type='MultiStepLR', begin=0, end=25, by_epoch=True, milestones=[15], gamma=0.1)]

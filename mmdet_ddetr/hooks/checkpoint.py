@@ -8,6 +8,7 @@ from mmengine.hooks import CheckpointHook
 
 from ..files import remove_unfinished, write_atomically
 from ..registry import HOOKS
+from .figures import advice, check_names, main_figure, numbers, rule_of
 
 
 @HOOKS.register_module()
@@ -19,9 +20,17 @@ class SafeCheckpointHook(CheckpointHook):
     training goes on: it is tried again at the next interval. If the one at the end of training fails as well, training
     ends with the error.
 
+    Metrics of any name are followed: ``save_best='auto'`` takes the figure that counts most, see ``figures.py``, and a
+    ``rule`` that is not given follows from its name. A ``save_best`` that is misspelt is an error before the training
+    starts, as far as the names can be known then; otherwise the log says after the first evaluation which there are,
+    and 'auto' takes its place.
+
     Args:
         on_failure: 'continue' as described, or 'stop' at the first checkpoint that cannot be written.
         *args, **kwargs: as in ``mmengine.hooks.CheckpointHook``.
+
+    Raises:
+        ValueError: in ``before_train``, about ``save_best``.
     """
 
     def __init__(self, *args, on_failure: str = 'continue', **kwargs):
@@ -30,6 +39,7 @@ class SafeCheckpointHook(CheckpointHook):
             raise ValueError(f"on_failure must be 'continue' or 'stop', got {on_failure!r}")
         self.on_failure = on_failure
         self.unsaved = False
+        self.certain = []  # names of save_best that evaluations have, if not each
 
     def before_train(self, runner) -> None:
         folder = str(self.out_dir or runner.work_dir)
@@ -40,6 +50,17 @@ class SafeCheckpointHook(CheckpointHook):
         if is_local and is_main_process():
             remove_unfinished(self.out_dir)
             remove_unfinished(runner.work_dir)
+        if self.save_best and runner.val_loop is not None:
+            self.certain, warning = check_names(self.key_indicators, runner.val_evaluator)
+            if warning:
+                runner.logger.warning(f'{warning}, unless a hook adds it')
+
+    def _init_rule(self, rules: list[str | None], key_indicators: list[str]) -> None:
+        """As in mmengine, but with a rule for every name, unless the user gave lists of names."""
+        rules = rules * len(key_indicators) if len(rules) == 1 else rules
+        if self.greater_keys is self._default_greater_keys and self.less_keys is self._default_less_keys:
+            rules = [rule or (None if key == 'auto' else rule_of(key)) for rule, key in zip(rules, key_indicators)]
+        super()._init_rule(rules, key_indicators)
 
     def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
         """Save, point ``last_checkpoint`` to it, and only then remove what is too old."""
@@ -78,7 +99,10 @@ class SafeCheckpointHook(CheckpointHook):
 
     def _save_best_checkpoint(self, runner, metrics: dict) -> None:
         """Save, if it is the best so far, and only then remove the previous best."""
-        if not hasattr(self, 'file_backend'):  # evaluated alone, without training
+        if not self.save_best or not hasattr(self, 'file_backend'):  # the latter: evaluated alone, without training
+            return
+        metrics = self._choose(runner, numbers(metrics))
+        if 'auto' in self.key_indicators:  # there is nothing to choose from
             return
         info = runner.message_hub.runtime_info
         before = {key: value for key, value in info.items() if key.startswith('best_')}
@@ -98,6 +122,25 @@ class SafeCheckpointHook(CheckpointHook):
             del self.file_backend.remove, self.file_backend.rmtree
         for path in outdated:
             self._remove(path)
+
+    def _choose(self, runner, metrics: dict[str, float]) -> dict[str, float | None]:
+        """Let ``key_indicators`` be names that there are. Returns the metrics, None for what this evaluation lacks."""
+        given = dict(zip(self.key_indicators, self.rules))
+        wrong = [key for key in given if key not in (*metrics, *self.certain, 'auto')]
+        if metrics and (wrong or 'auto' in given):
+            kept = [key for key in given if key not in (*wrong, 'auto')] or [main_figure(metrics)]
+            for key in wrong:
+                runner.logger.error(f'save_best is {key!r}; {advice(key, metrics)} (kept instead: {", ".join(kept)})')
+            self._init_rule([given.get(key, given.get('auto')) for key in kept], kept)
+        hub = runner.message_hub
+        if len(self.key_indicators) == 1 and 'auto' not in self.key_indicators:
+            (key,) = self.key_indicators
+            if hub.get_info('best_key', key) != key:  # resumed with another: the scores are no scale for it
+                for info in ('best_score', 'best_ckpt'):
+                    hub.runtime_info.pop(info, None)
+            hub.update_info('best_key', key)
+            self.best_ckpt_path = hub.get_info('best_ckpt')
+        return dict.fromkeys(self.key_indicators) | metrics
 
     def after_train(self, runner) -> None:
         if self.unsaved:

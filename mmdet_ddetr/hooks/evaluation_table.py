@@ -1,7 +1,9 @@
 import csv
 import io
 import logging
+import math
 import re
+from contextlib import ExitStack
 from pathlib import Path
 
 from mmdet.evaluation import CocoMetric
@@ -10,9 +12,8 @@ from mmengine.hooks import Hook
 
 from ..files import write_if_possible
 from ..registry import HOOKS
+from .figures import COLUMNS, numbers, split
 
-COLUMNS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
-HEADER = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')
 FOLDER = 'evaluation'  # in the work directory
 
 
@@ -20,15 +21,18 @@ FOLDER = 'evaluation'  # in the work directory
 class EvaluationTableHook(Hook):
     """A table of each evaluation, in the log and as ``evaluation/iter_<n>.csv`` (``evaluation/test.csv``).
 
-    The first row is the AP of all classes, over all IoUs, at 0.50 and 0.75, and of small, medium and large boxes; then
-    one row a class, from the lowest AP to the highest. CocoMetric computes the classes' figures (this hook sets its
-    ``classwise``), but it returns only one of each class and prints the others, so they are read from what it prints.
+    The first rows have the figures of all classes, a row for each validation set and kind of prediction: of COCO's
+    metric AP over all IoUs, at 0.50 and 0.75, and of small, medium and large boxes, of another metric what it returns.
+    Then comes one row a class, from the lowest AP to the highest. CocoMetric computes the classes' figures (this hook
+    sets its ``classwise``), but it returns only one of each class and prints the others, so they are read from what it
+    prints.
     """
 
     priority = 'LOW'  # after LoggerHook
 
     def __init__(self):
-        self.classes = _ClassTable()
+        self.classes = _ClassTables()
+        self._listening = ExitStack()
 
     def before_val_epoch(self, runner) -> None:
         self._listen(runner, runner.val_evaluator)
@@ -37,39 +41,35 @@ class EvaluationTableHook(Hook):
         self._listen(runner, runner.test_evaluator)
 
     def _listen(self, runner, evaluator) -> None:
+        self._listening.close()  # an evaluation before this one may have failed
         self.classes.rows = []
-        for metric in evaluator.metrics:
+        sets = getattr(evaluator, 'dataset_prefixes', None) or [None] * len(evaluator.metrics)  # MultiDatasetsEvaluator
+        for metric, name in zip(evaluator.metrics, sets):
             if isinstance(metric, CocoMetric):
                 metric.classwise = True
+                metric.compute_metrics = _Announced(metric, '/'.join(filter(None, (name, metric.prefix))), self.classes)
+                self._listening.callback(vars(metric).pop, 'compute_metrics')
         runner.logger.addFilter(self.classes)
+        self._listening.callback(runner.logger.removeFilter, self.classes)
 
     def after_val_epoch(self, runner, metrics=None) -> None:
-        self._report(runner, metrics or {}, f'iter_{runner.iter}')
+        self._report(runner, metrics, f'iter_{runner.iter}')
 
     def after_test_epoch(self, runner, metrics=None) -> None:
-        self._report(runner, metrics or {}, 'test')
+        self._report(runner, metrics, 'test')
 
-    def _report(self, runner, metrics: dict, name: str) -> None:
-        runner.logger.removeFilter(self.classes)
+    def _report(self, runner, metrics: dict | None, name: str) -> None:
+        self._listening.close()
         if not is_main_process():
             return
-        rows = [
-            [
-                f'all ({key.removesuffix("_mAP")})',
-                *(f'{metrics.get(f"{key[:-4]}_{c}", float("nan")):.3f}' for c in COLUMNS),
-            ]
-            for key in metrics
-            if key.endswith('_mAP')
-        ]
-        rows += sorted(self.classes.rows, key=lambda row: float(row[1]))
-        if not rows:
+        table = make_table(numbers(metrics), self.classes.rows)
+        if len(table) == 1:
             return
-        table = [
-            ('class', *HEADER),
-            *([cell.replace('nan', '-').replace('-1.000', '-') for cell in row] for row in rows),
-        ]
         width = max(len(row[0]) for row in table)
-        lines = [f'  {row[0]:{width}}  ' + '  '.join(f'{cell:>5}' for cell in row[1:]) for row in table]
+        widths = [max(5, len(column)) for column in table[0][1:]]
+        lines = [
+            f'  {row[0]:{width}}  ' + '  '.join(f'{cell:>{w}}' for cell, w in zip(row[1:], widths)) for row in table
+        ]
         path = Path(runner.work_dir, FOLDER, f'{name}.csv')
         runner.logger.info('\n'.join([f'{path}:', *lines]))
         text = io.StringIO()
@@ -77,18 +77,72 @@ class EvaluationTableHook(Hook):
         write_if_possible(path, text.getvalue().encode())
 
 
-class _ClassTable(logging.Filter):
-    """Takes CocoMetric's table of the classes out of the log."""
+def make_table(metrics: dict[str, float], classes: list[tuple[str, str, dict[str, float]]]) -> list[list[str]]:
+    """The header and a row for all classes and for each.
+
+    Args:
+        metrics: results of an evaluation; the figures of single classes among them are left out.
+        classes: what was measured, class name and figures by column, of each class.
+    """
+    groups = {}
+    of_a_class = {f'{name}_precision' for _, name, _ in classes}
+    for key, value in metrics.items():
+        group, column = split(key)
+        if not any(key == name or key.endswith(f'/{name}') for name in of_a_class):
+            groups.setdefault(group, {})[column] = value
+    rows = [(f'all ({group})' if group else 'all', figures) for group, figures in groups.items()]
+    several = len({group for group, _, _ in classes}) > 1
+    rows += [
+        (f'{name} ({group})' if several else name, figures)
+        for group, name, figures in sorted(classes, key=lambda row: (math.isnan(row[2]['AP']), row[2]['AP']))
+    ]
+    found = list(dict.fromkeys(column for _, figures in rows for column in figures))
+    known = [column for column in COLUMNS.values() if column in found]
+    columns = [*known, *(column for column in found if column not in known)]
+    return [
+        ['class', *columns],
+        *([name, *(_cell(column, figures.get(column)) for column in columns)] for name, figures in rows),
+    ]
+
+
+def _cell(column: str, value: float | None) -> str:
+    """COCO's -1 is no figure: there are no such boxes."""
+    if value is None or math.isnan(value) or (value == -1 and column in COLUMNS.values()):
+        return '-'
+    return f'{value:.3f}'
+
+
+class _Announced:
+    """A metric's ``compute_metrics`` that says whose tables come now."""
+
+    def __init__(self, metric: CocoMetric, group: str, tables: '_ClassTables'):
+        self.compute_metrics, self.group, self.tables = metric.compute_metrics, group, tables
+
+    def __call__(self, results: list) -> dict:
+        self.tables.group = self.group
+        return self.compute_metrics(results)
+
+
+class _ClassTables(logging.Filter):
+    """Takes CocoMetric's tables of the classes out of the log."""
 
     def __init__(self):
         super().__init__()
-        self.rows = []
+        self.group = self.kind = ''
+        self.rows = []  # what was measured, class name, figures
 
     def filter(self, record: logging.LogRecord) -> bool:
-        lines = str(record.msg).strip().splitlines()
+        text = str(record.msg).strip()
+        if kind := re.fullmatch(r'Evaluating (\w+)\.\.\.', text):
+            self.kind = kind[1]
+        lines = text.splitlines()
         if len(lines) < 2 or not re.match(r'\| category +\| mAP +\| mAP_50 ', lines[1]):
             return True
+        group = '/'.join(filter(None, (self.group, self.kind)))
         for line in lines[3:-1]:
             cells = [cell.strip() for cell in line.strip('|').rsplit('|', len(COLUMNS))]
-            self.rows.append([cells[0], *(f'{float(cell):.3f}' for cell in cells[1:])])
+            if not cells[1]:  # of a name with line breaks
+                self.rows[-1] = (group, f'{self.rows[-1][1]}\n{cells[0]}', self.rows[-1][2])
+                continue
+            self.rows.append((group, cells[0], dict(zip(COLUMNS.values(), map(float, cells[1:])))))
         return False

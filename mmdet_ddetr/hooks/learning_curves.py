@@ -8,29 +8,29 @@ from mmengine.hooks import Hook
 
 from ..files import write_if_possible
 from ..registry import HOOKS
+from .figures import numbers
 
 LOSSES = 'curve/losses'
 METRICS = 'curve/metrics'
+AP = re.compile(r'(^|[/_])m?AP([_@]?[\dsml.]+)?$')
 
 
 @HOOKS.register_module()
 class LearningCurvesHook(Hook):
-    """Draws losses and AP over the iterations into ``curves.png``, anew after each evaluation and at the end.
+    """Draws losses and figures over the iterations into ``curves.png``, anew after each evaluation and at the end.
 
     The points are part of the checkpoint, so a resumed training continues its curves.
 
     Args:
         interval: iterations that one point of a loss averages.
         losses: regular expression of the losses to draw; by default the total and those of the last layer.
-        metrics: regular expression of the figures to draw.
+        metrics: regular expression of the figures to draw; by default AP of any name, or, where there is none, all.
     """
 
-    def __init__(
-        self, interval: int = 50, losses: str = r'^(enc_)?loss[^.]*$', metrics: str = r'mAP(_50|_75|_s|_m|_l)?$'
-    ):
+    def __init__(self, interval: int = 50, losses: str = r'^(enc_)?loss[^.]*$', metrics: str | None = None):
         self.interval = interval
         self.losses = re.compile(losses)
-        self.metrics = re.compile(metrics)
+        self.metrics = None if metrics is None else re.compile(metrics)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         if self.every_n_train_iters(runner, self.interval) or runner.iter + 1 == runner.max_iters:
@@ -42,8 +42,9 @@ class LearningCurvesHook(Hook):
             self._add(runner, LOSSES, runner.iter + 1, means)
 
     def after_val_epoch(self, runner, metrics=None) -> None:
-        chosen = {key: value for key, value in (metrics or {}).items() if self.metrics.search(key)}
-        self._add(runner, METRICS, runner.iter, chosen)
+        values = numbers(metrics)
+        chosen = {key: value for key, value in values.items() if (self.metrics or AP).search(key)}
+        self._add(runner, METRICS, runner.iter, chosen or ({} if self.metrics else values))
         self._draw(runner)
 
     def after_train(self, runner) -> None:
@@ -74,7 +75,8 @@ class LearningCurvesHook(Hook):
             if curves:
                 axes.legend(fontsize='small', loc='upper left', bbox_to_anchor=(1, 1))  # beside it, in nobody's way
         left.set_yscale('log')
-        right.set_ylim(bottom=0)
+        if all(value >= 0 for _, values in metrics.values() for value in values):
+            right.set_ylim(bottom=0)
         buffer = io.BytesIO()
         figure.savefig(buffer, format='png', dpi=100)
         write_if_possible(Path(runner.work_dir, 'curves.png'), buffer.getvalue())

@@ -10,6 +10,7 @@ from mmengine.runner import EpochBasedTrainLoop
 from tqdm import tqdm
 
 from ..registry import HOOKS
+from .figures import main_figure, numbers, split
 
 
 @HOOKS.register_module()
@@ -21,13 +22,13 @@ class ProgressBarHook(Hook):
     where those of LoggerHook and the evaluation tables are found as ever.
 
     Args:
-        metric (str): The figure of the last evaluation to show.
+        metric (str, optional): The figure of the last evaluation to show; by default the one that counts most.
         interval (float): Seconds between two lines where stderr is no terminal.
     """
 
     priority = 'LOW'  # after the hooks that compute what is shown
 
-    def __init__(self, metric: str = 'coco/bbox_mAP', interval: float = 30):
+    def __init__(self, metric: str | None = None, interval: float = 30):
         self.metric = metric
         self.interval = interval
         self.last_metric = None
@@ -77,7 +78,10 @@ class ProgressBarHook(Hook):
             self.bar.set_description_str(f'evaluating {batch_idx + 1}/{len(runner.val_dataloader)}')
 
     def after_val_epoch(self, runner, metrics=None) -> None:
-        self.last_metric = (metrics or {}).get(self.metric, self.last_metric)
+        values = numbers(metrics)
+        key = self.metric or (main_figure(values) if values else None)
+        if key in values:
+            self.last_metric = f'{split(key)[1]} {values[key]:.3f}'
 
     def after_val(self, runner) -> None:
         self._tick = time.monotonic()
@@ -106,7 +110,7 @@ class ProgressBarHook(Hook):
         if 'train/loss' in runner.message_hub.log_scalars:
             parts.append(f'loss {runner.message_hub.get_scalar("train/loss").mean(20):.2f}')
         if self.last_metric is not None:
-            parts.append(f'{"AP" if self.metric.endswith("mAP") else self.metric} {self.last_metric:.3f}')
+            parts.append(self.last_metric)
         parts.append(f'{_clock(time.monotonic() - self._start)} elapsed')
         if self._iteration_times:
             left = (loop.max_iters - self._done) * median(self._iteration_times)

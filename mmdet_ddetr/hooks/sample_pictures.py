@@ -22,7 +22,7 @@ class SamplePicturesHook(Hook):
     def __init__(self, n_images: int = 4, score_thr: float = 0.3):
         self.n_images = n_images
         self.score_thr = score_thr
-        self._truth = {}  # of each image to draw, by image id
+        self._truth = {}  # of each image to draw, by path: ids may be those of several data sets
         self._names = {}  # of their pictures
         self._positions = set()
 
@@ -35,15 +35,15 @@ class SamplePicturesHook(Hook):
         if batch_idx not in self._positions:
             return
         sample, dataset = outputs[0], runner.val_dataloader.dataset
-        if sample.img_id not in self._truth:
-            self._truth[sample.img_id] = _truth_of(dataset, sample.img_id)
-            self._names[sample.img_id] = distinct_name(sample.img_path, self._names.values())
+        if sample.img_path not in self._truth:
+            self._truth[sample.img_path] = _truth_of(dataset, sample.img_path)
+            self._names[sample.img_path] = distinct_name(sample.img_path, self._names.values())
         classes = dataset.metainfo['classes']
         found = sample.pred_instances.cpu().numpy()
         kept = found.scores >= self.score_thr
         picture = compare(
             read_image(sample.img_path),
-            *self._truth[sample.img_id],
+            *self._truth[sample.img_path],
             found.bboxes[kept],
             found.labels[kept],
             found.scores[kept],
@@ -51,18 +51,18 @@ class SamplePicturesHook(Hook):
             dataset.metainfo.get('palette') or palette(len(classes)),
             self.score_thr,
         )
-        runner.visualizer.add_image(f'sample_{self._names[sample.img_id]}', picture[..., ::-1], step=runner.iter)
+        runner.visualizer.add_image(f'sample_{self._names[sample.img_path]}', picture[..., ::-1], step=runner.iter)
 
 
-def _truth_of(dataset, image_id) -> tuple[np.ndarray, list[int]]:
+def _truth_of(dataset, path: str) -> tuple[np.ndarray, list[int]]:
     """Boxes [N, 4], (x1, y1, x2, y2) in px of the file, and labels of an image, from its annotations.
 
     Not from the data sample: whether a pipeline has resized those boxes, nobody can tell.
     """
     for index in range(len(dataset)):
         info = dataset.get_data_info(index)
-        if info['img_id'] == image_id:
+        if info['img_path'] == path:
             instances = [instance for instance in info['instances'] if not instance['ignore_flag']]
             boxes = np.array([instance['bbox'] for instance in instances], float).reshape(-1, 4)
             return boxes, [instance['bbox_label'] for instance in instances]
-    raise KeyError(f'image id {image_id} is not in the data set')
+    raise KeyError(f'{path} is not in the data set')
