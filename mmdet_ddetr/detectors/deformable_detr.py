@@ -19,6 +19,7 @@ from mmdet_ddetr.layers import (
     padding_masks,
 )
 from mmdet_ddetr.layers.transformer import build
+from mmdet_ddetr.ops import host_shapes
 from mmdet_ddetr.registry import MODELS
 
 ATTENTIONS = ('self_attn_cfg', 'cross_attn_cfg')
@@ -161,7 +162,9 @@ class DeformableDETR(DetectionTransformer):
             raise ValueError(
                 f'the neck gives {len(mlvl_feats)} levels, num_feature_levels is {self.num_feature_levels}'
             )
-        spatial_shapes = [tuple(feat.shape[-2:]) for feat in mlvl_feats]  # host integers: no device sync anywhere
+        spatial_shapes = host_shapes([feat.shape[-2:] for feat in mlvl_feats])  # no device sync anywhere
+        if torch.jit.is_tracing():  # shapes become constants: expand refuses maps of any other, also turned ones
+            mlvl_feats = tuple(feat.expand(-1, -1, *shape) for feat, shape in zip(mlvl_feats, spatial_shapes))
         masks = padding_masks(spatial_shapes, batch_data_samples, mlvl_feats[0].device)
         feats, positions, flat_masks = [], [], []
         for level, (feat, mask) in enumerate(zip(mlvl_feats, masks)):
@@ -178,7 +181,8 @@ class DeformableDETR(DetectionTransformer):
     def _valid_ratios(masks: list[Tensor | None], mlvl_feats: tuple[Tensor, ...]) -> Tensor:
         """[B, L, 2] share of each map's width and height that is image."""
         if masks[0] is None:
-            return mlvl_feats[0].new_ones(len(mlvl_feats[0]), len(mlvl_feats), 2, dtype=torch.float32)
+            B = mlvl_feats[0].shape[0]  # not len(): torch.export would make it a constant
+            return mlvl_feats[0].new_ones(B, len(mlvl_feats), 2, dtype=torch.float32)
         ratios = []
         for mask in masks:
             _, H, W = mask.shape
@@ -212,7 +216,9 @@ class DeformableDETR(DetectionTransformer):
         """Queries and their first references: learned, or the encoder's best proposals (two-stage)."""
         num_queries = self.num_queries + (self.num_queries_one2many if self.training else 0)
         if not self.as_two_stage:
-            query_pos, query = self.query_embedding.weight[:num_queries].expand(len(memory), -1, -1).chunk(2, -1)
+            query_pos, query = (
+                half.expand(memory.shape[0], -1, -1) for half in halves(self.query_embedding.weight[:num_queries])
+            )
             reference_points = self.reference_points_fc(query_pos).float().sigmoid()
             return dict(query=query, query_pos=query_pos, memory=memory, reference_points=reference_points), {}
 
@@ -234,7 +240,7 @@ class DeformableDETR(DetectionTransformer):
     def queries_of(self, boxes: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:  # boxes [B, Q, 4] in [0, 1]
         """Position and content [B, Q, C] of queries that start from boxes."""
         embedding = self.box_embedding(boxes, self.embed_dims // 2).to(dtype)
-        return self.pos_trans_norm(self.pos_trans_fc(embedding)).chunk(2, -1)
+        return halves(self.pos_trans_norm(self.pos_trans_fc(embedding)))
 
     @staticmethod
     def encoder_proposals(
@@ -322,3 +328,12 @@ class DeformableDETR(DetectionTransformer):
             groups = replace(groups, dn_groups=dn_groups, dn_targets=max(targets.counts))
         decoder_inputs['self_attn_mask'] = groups.attention_mask(query.device)
         return groups
+
+
+def halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x [..., 2C] as two of [..., C], each contiguous.
+
+    As views, their stride would be 2C: what a batch of two has too, and torch.export would take the one for the other.
+    """
+    position, content = x.chunk(2, -1)
+    return position.contiguous(), content.contiguous()

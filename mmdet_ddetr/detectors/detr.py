@@ -83,7 +83,7 @@ class DETR(DetectionTransformer):
         return dict(memory=self.encoder(feat, query_pos=feat_pos, key_padding_mask=feat_mask))
 
     def pre_decoder(self, memory: Tensor) -> tuple[dict, dict]:  # memory [B, S, C]
-        query_pos = self.query_embedding.weight.expand(len(memory), -1, -1)  # [B, Q, C]
+        query_pos = self.query_embedding.weight.expand(memory.shape[0], -1, -1)  # [B, Q, C]
         return dict(query=torch.zeros_like(query_pos), query_pos=query_pos, memory=memory), {}
 
     def forward_decoder(

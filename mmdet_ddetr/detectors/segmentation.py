@@ -98,7 +98,7 @@ class WithMasks:
         maps, finer = self._extract_maps(batch_inputs)
         head_inputs = self.forward_transformer(maps, batch_data_samples)
         memory, hidden = head_inputs.pop('memory'), head_inputs['hidden'][-1]  # [B, Q, C]
-        image = torch.arange(len(hidden), device=hidden.device).repeat_interleave(hidden.shape[1])
+        image = torch.arange(hidden.shape[0], device=hidden.device).repeat_interleave(hidden.shape[1])
         masks = self._mask_logits(hidden.flatten(0, 1), image, memory, maps, finer, batch_data_samples)
         return *self.bbox_head(**head_inputs), masks.unflatten(0, hidden.shape[:2])
 

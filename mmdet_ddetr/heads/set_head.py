@@ -154,7 +154,7 @@ class SetHead(BaseModule):
         Returns:
             logits [L, B, Q, classes] and boxes [L, B, Q, 4] in (cx, cy, w, h), normalised by the unpadded image.
         """
-        first = self.num_pred_layer - self.as_two_stage - len(hidden)
+        first = self.num_pred_layer - self.as_two_stage - hidden.shape[0]
         logits = torch.stack([self.cls_branches[first + i](state) for i, state in enumerate(hidden)])
         boxes = torch.stack(
             [

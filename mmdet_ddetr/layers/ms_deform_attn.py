@@ -85,7 +85,7 @@ class MSDeformAttn(BaseModule):
         identity: Tensor | None = None,  # [B, Q, C]
         query_pos: Tensor | None = None,  # [B, Q, C]
         key_padding_mask: Tensor | None = None,  # [B, S], True = padding
-        reference_points: Tensor | None = None,  # [B, Q, L, 2 or 4]
+        reference_points: Tensor | None = None,  # [B, Q, L, 2 or 4]; 1 for B, Q or L: the same for all
         spatial_shapes: Tensor | list[tuple[int, int]] | None = None,  # (H, W) per level
         level_start_index: Tensor | None = None,  # unused: follows from spatial_shapes
         **kwargs,
@@ -124,7 +124,7 @@ class MSDeformAttn(BaseModule):
         output = ms_deform_attn_fused(
             value.view(B, S, M, -1),
             shapes,
-            reference_points,
+            spread(reference_points, (B, Q, L)),
             self.sampling_offsets(query).view(B, Q, M, L, K, 2),
             self.attention_weights(query).view(B, Q, M, L * K),
         )
@@ -132,3 +132,18 @@ class MSDeformAttn(BaseModule):
         if not self.batch_first:
             output = output.transpose(0, 1)
         return self.dropout(output) + identity
+
+
+def spread(reference_points: Tensor, size: tuple[int, int, int]) -> Tensor:  # [B, Q, L, 2 or 4]
+    """Reference points for size = (B, Q, L), where any of the three may be 1, as mmcv's module broadcasts them.
+
+    Raises:
+        ValueError: they do not broadcast to that.
+    """
+    shape = reference_points.shape
+    if len(shape) != 4 or any(have != 1 and have != want for have, want in zip(shape, size)):
+        raise ValueError(
+            f'reference_points must be [B, Q, L, 2 or 4] = [{", ".join(map(str, size))}, 2 or 4], or 1 in place of B, '
+            f'Q or L, got {list(shape)}'
+        )
+    return reference_points.expand(*size, -1)

@@ -6,7 +6,7 @@ from torch import Tensor
 from mmdet_ddetr.ops import host_shapes
 from mmdet_ddetr.registry import MODELS
 
-from .ms_deform_attn import MSDeformAttn
+from .ms_deform_attn import MSDeformAttn, spread
 
 
 @MODELS.register_module()
@@ -33,7 +33,7 @@ class OwnLevelDeformAttn(MSDeformAttn):
         identity: Tensor | None = None,  # [B, S, C]
         query_pos: Tensor | None = None,  # [B, S, C]
         key_padding_mask: Tensor | None = None,  # [B, S], True = padding
-        reference_points: Tensor | None = None,  # [B, S, L, 2 or 4]
+        reference_points: Tensor | None = None,  # [B, S, L, 2 or 4]; 1 for B, S or L: the same for all
         spatial_shapes: Tensor | list[tuple[int, int]] | None = None,  # (H, W) per level
         **kwargs,
     ) -> Tensor:  # [B, S, C]
@@ -52,6 +52,9 @@ class OwnLevelDeformAttn(MSDeformAttn):
                 f'query must hold a cell of each level after the other, {sum(sizes)} for {shapes}, '
                 f'got {query.shape[dim]}'
             )
+
+        B, S = query.shape[1 - dim], query.shape[dim]
+        reference_points = spread(reference_points, (B, S, len(shapes)))
 
         def split(tensor, dim):
             return [None] * len(sizes) if tensor is None else tensor.split(sizes, dim)

@@ -52,12 +52,12 @@ def deform_conv2d(
     y = ((y * sy - py)[:, None] + tap_y * dy)[:, None, :, None].expand(Ho, Wo, kh, kw)
     x = ((x * sx - px)[:, None] + tap_x * dx)[None, :, None, :].expand(Ho, Wo, kh, kw)
     taps = torch.stack([x, y], -1).view(Ho, Wo, T, 1, 2)
-    shift = offset.to(dtype).view(B, G, T, 2, Ho, Wo).permute(0, 4, 5, 2, 1, 3).flip(-1)  # [B, Ho, Wo, T, G, (x, y)]
+    shift = offset.to(dtype).reshape(B, G, T, 2, Ho, Wo).permute(0, 4, 5, 2, 1, 3).flip(-1)  # [B, Ho, Wo, T, G, (x, y)]
     locations = (taps + shift + 0.5) / taps.new_tensor([W, H])  # cells' centres lie at halves
     if mask is None:
         weights = locations.new_ones(B, Ho, Wo, T, G)
     else:
-        weights = mask.to(dtype).view(B, G, T, Ho, Wo).permute(0, 3, 4, 2, 1)
+        weights = mask.to(dtype).reshape(B, G, T, Ho, Wo).permute(0, 3, 4, 2, 1)
     columns = ms_deform_attn(
         input.flatten(2).transpose(1, 2).unflatten(2, (G, C // G)),
         [(H, W)],
@@ -69,7 +69,7 @@ def deform_conv2d(
     output = torch.einsum(
         'bntgc,goct->bgon',
         columns.view(B, Ho * Wo, T, groups, C_group),
-        weight.view(groups, C_out // groups, C_group, T).to(columns.dtype),
+        weight.reshape(groups, C_out // groups, C_group, T).to(columns.dtype),
     ).reshape(B, C_out, Ho, Wo)
     return output if bias is None else output + bias[:, None, None].to(output.dtype)
 

@@ -48,3 +48,7 @@ def matching_cost(
 @torch.library.register_fake('mmdet_ddetr::matching_cost', lib=LIBRARY)
 def _fake(scores, boxes, image, *settings):
     return scores.new_empty(scores.shape[0], image.shape[0], scores.shape[2])
+
+
+# What is matched is a choice: the cost is a constant for autograd, whatever it is made of.
+LIBRARY.impl('matching_cost', torch.library.fallthrough_kernel, 'Autograd')

@@ -15,7 +15,8 @@ def host_shapes(spatial_shapes: SpatialShapes) -> list[tuple[int, int]]:
     """(H, W) per level as Python ints. A tensor on an accelerator costs one sync here: pass ints to avoid it."""
     if isinstance(spatial_shapes, Tensor):
         spatial_shapes = spatial_shapes.tolist()
-    return [(H, W) for H, W in spatial_shapes]
+    # torch.jit.trace makes tensors of sizes that come from a shape
+    return [tuple(int(size) if isinstance(size, Tensor) else size for size in shape) for shape in spatial_shapes]
 
 
 def ms_deform_attn(

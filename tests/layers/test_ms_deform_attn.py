@@ -1,10 +1,12 @@
+import copy
+import itertools
 import math
 
 import pytest
 import torch
 from mmcv.ops import MultiScaleDeformableAttention
 
-from mmdet_ddetr import MSDeformAttn
+from mmdet_ddetr import MSDeformAttn, accelerate
 
 SHAPES = [(6, 5), (3, 2)]
 S = 36
@@ -97,6 +99,50 @@ def test_agrees_with_mmcv(batch_first, dims, ratio):
     expected = theirs(query, spatial_shapes=shapes, level_start_index=torch.tensor([0, 30]), **inputs)
     for given in (SHAPES, shapes):
         torch.testing.assert_close(ours(query, spatial_shapes=given, **inputs), expected)
+
+
+@pytest.mark.parametrize('make', [MSDeformAttn, 'accelerate'])
+@pytest.mark.parametrize('dims', [2, 4])
+@pytest.mark.parametrize('size', list(itertools.product([1, 2], [1, 7], [1, 2])))
+def test_reference_points_broadcast_as_in_mmcv(make, size, dims):
+    """1 in place of B, Q or L stands for all; outputs and gradients, that of the points summed in turn."""
+    kwargs = dict(embed_dims=32, num_heads=4, num_levels=2, dropout=0.0)
+    theirs = MultiScaleDeformableAttention(**kwargs)
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    if make == 'accelerate':
+        ours = copy.deepcopy(theirs)
+        assert accelerate(ours) == 1
+    else:
+        ours = make(**kwargs)
+        ours.load_state_dict(theirs.state_dict())
+    query, value, points = torch.randn(7, 2, 32), torch.randn(S, 2, 32), torch.rand(*size, dims)
+    level_start_index = torch.tensor([0, 30])
+    results = []
+    for module in (theirs, ours):
+        leaves = [x.clone().requires_grad_() for x in (query, value, points)]
+        output = module(
+            leaves[0],
+            value=leaves[1],
+            reference_points=leaves[2],
+            spatial_shapes=torch.tensor(SHAPES),
+            level_start_index=level_start_index,
+        )
+        grads = torch.autograd.grad(output.square().sum(), [*leaves, *module.parameters()])
+        results.append([output, *grads])
+    for expected, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize('size', [(3, 7, 2, 2), (2, 6, 2, 2), (2, 7, 3, 2), (2, 7, 2), (2, 7, 2, 3)])
+def test_other_reference_points_are_refused(size):
+    attn = MSDeformAttn(32, num_heads=4, num_levels=2, batch_first=True)
+    with pytest.raises(
+        (ValueError, RuntimeError), match=r'reference_points must be \[B, Q, L, 2 or 4\] = \[2, 7, 2, 2'
+    ):
+        attn(
+            torch.zeros(2, 7, 32), value=torch.zeros(2, S, 32), reference_points=torch.rand(size), spatial_shapes=SHAPES
+        )
 
 
 def test_bad_input_is_named():

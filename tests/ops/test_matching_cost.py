@@ -160,3 +160,8 @@ def test_costs_of_the_paper_are_fused(costs, monkeypatch):
 )
 def test_other_costs_are_not(costs):
     assert HungarianAssigner(costs).fused_cost is None
+
+
+def test_it_is_a_constant_for_autograd(device):
+    scores, *others = (x.to(device) for x in make())
+    assert not ops.matching_cost(scores.requires_grad_(), *others, **WEIGHTS).requires_grad
