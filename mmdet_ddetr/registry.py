@@ -7,6 +7,7 @@ is registered into mmdet's own registries.
 
 from mmdet.registry import DATASETS as MMDET_DATASETS
 from mmdet.registry import HOOKS as MMDET_HOOKS
+from mmdet.registry import METRICS as MMDET_METRICS
 from mmdet.registry import MODELS as MMDET_MODELS
 from mmdet.registry import TASK_UTILS as MMDET_TASK_UTILS
 from mmdet.registry import TRANSFORMS as MMDET_TRANSFORMS
@@ -33,6 +34,7 @@ MODELS = Registry(
 TASK_UTILS = Registry('task util', parent=MMDET_TASK_UTILS, scope=SCOPE, locations=['mmdet_ddetr.task_modules'])
 DATASETS = Registry('dataset', parent=MMDET_DATASETS, scope=SCOPE, locations=['mmdet_ddetr.datasets'])
 TRANSFORMS = Registry('transform', parent=MMDET_TRANSFORMS, scope=SCOPE, locations=['mmdet_ddetr.datasets'])
+METRICS = Registry('metric', parent=MMDET_METRICS, scope=SCOPE, locations=['mmdet_ddetr.evaluation'])
 HOOKS = Registry('hook', parent=MMDET_HOOKS, scope=SCOPE, locations=['mmdet_ddetr.hooks'])
 VISBACKENDS = Registry('vis_backend', parent=MMDET_VISBACKENDS, scope=SCOPE, locations=['mmdet_ddetr.visualization'])
 STRATEGIES = Registry('strategy', parent=MMENGINE_STRATEGIES, scope=SCOPE, locations=['mmdet_ddetr.strategies'])

@@ -77,7 +77,7 @@ def test_runner_sections(config):
     for section in ('train', 'val', 'test'):
         assert config[f'{section}_dataloader']['dataset']['pipeline'][-1]['type'].endswith('PackDetInputs')
         assert config[f'{section}_cfg']
-    assert config.val_evaluator.type in ('CocoMetric', 'CocoPanopticMetric')
+    assert config.val_evaluator.type in ('mmdet_ddetr.CocoMetric', 'mmdet_ddetr.CocoPanopticMetric')
     assert config.default_scope == 'mmdet'
     hooks = config.default_hooks
     assert {'logger', 'checkpoint', 'visualization', 'param_scheduler', 'timer', 'sampler_seed'} <= set(hooks)

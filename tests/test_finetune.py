@@ -219,7 +219,11 @@ def test_unfit_weights(tmp_path):
     source, model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 80)), torch.nn.Sequential()
     model.append(torch.nn.Linear(2, 3)).append(torch.nn.Linear(3, 5)).append(torch.nn.Linear(5, 1, bias=False))
     torch.save(dict(state_dict=source.state_dict()), tmp_path / 'weights.pth')
-    assert finetune.unfit_weights(model, tmp_path / 'weights.pth') == (2, ['1.weight', '1.bias', '2.weight'])
+    assert finetune.unfit_weights(model, tmp_path / 'weights.pth', ('a',)) == (
+        2,
+        ['1.weight', '1.bias', '2.weight'],
+        [],
+    )
 
 
 def test_unlabelled_test_split(tmp_path, shapes):

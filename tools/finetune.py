@@ -161,12 +161,13 @@ def finetune(args, start):
     if args.load_from:
         try:
             with silence():
-                n_loaded, unfit = unfit_weights(runner.model, args.load_from)
+                n_loaded, unfit, notes = unfit_weights(runner.model, args.load_from, classes)
         except CheckpointError as error:
             sys.exit(f'--load-from {args.load_from}: {error}')
         if not n_loaded:
             sys.exit(f'--load-from {args.load_from}: no tensor in it fits the model')
-        print(f'{n_loaded} tensors from {args.load_from}; new: {", ".join(unfit) or "none"}')
+        print(f'{n_loaded} tensors from {args.load_from}; new, or in part: {", ".join(unfit) or "none"}')
+        print(*notes, sep='\n', end='\n' * bool(notes))
     with silence():
         runner.train()
         checkpoint = runner.message_hub.get_info('best_ckpt', runner.message_hub.get_info('last_ckpt', None))

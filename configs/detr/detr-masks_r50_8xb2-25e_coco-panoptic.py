@@ -16,7 +16,7 @@ test_dataloader = val_dataloader
 data_root = _base_.data_root
 val_evaluator = dict(
     _delete_=True,
-    type='CocoPanopticMetric',
+    type='mmdet_ddetr.CocoPanopticMetric',
     ann_file=data_root + 'annotations/panoptic_val2017.json',
     seg_prefix=data_root + 'annotations/panoptic_val2017/',
 )

@@ -13,7 +13,7 @@ test_pipeline = [
         meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'instances'),
     ),
 ]
-dataset_type = 'CocoPanopticDataset'
+dataset_type = 'mmdet_ddetr.CocoPanopticDataset'
 train_dataloader = dict(
     batch_size=2,
     dataset=dict(

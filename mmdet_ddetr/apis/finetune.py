@@ -8,6 +8,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,8 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader, Runner
 
-from ..checkpoints import adopt, weights_of
+from ..checkpoints import Report as FitReport
+from ..checkpoints import adopt, fit, names_in, weights_of
 from ..datasets import CocoFolder, CocoSplit, DataError, Report, check_coco, check_splits, clean_coco, read_coco
 from .pictures import palette
 from .runner import make_runner
@@ -258,19 +260,23 @@ def build_runner(cfg: Config) -> Runner:
     return runner
 
 
-def unfit_weights(model: torch.nn.Module, checkpoint: str | Path) -> tuple[int, list[str]]:
-    """How many tensors of the model a checkpoint fills, and the names of those that it lacks or has in another shape.
+def unfit_weights(
+    model: torch.nn.Module, checkpoint: str | Path, classes: Sequence[str]
+) -> tuple[int, list[str], list[str]]:
+    """What a training of ``classes`` that starts from a checkpoint takes from it.
 
-    The latter keep their initialisation when training starts from it: as a rule the class branches, if the number of
-    classes differs.
+    Returns:
+        How many tensors of the model are the checkpoint's; the names of those that are not, or in a part of their rows
+        only, as a rule the class branches; and sentences, such as which classes have a row of their name.
 
     Raises:
         CheckpointError: none of it fits, and its layout is not known.
     """
-    state_dict = weights_of(adopt(CheckpointLoader.load_checkpoint(str(checkpoint), map_location='cpu'), model))
-    own = model.state_dict()
-    unfit = [key for key, value in own.items() if key not in state_dict or state_dict[key].shape != value.shape]
-    return len(own) - len(unfit), unfit
+    content = adopt(CheckpointLoader.load_checkpoint(str(checkpoint), map_location='cpu'), model)
+    own, report, state_dict = model.state_dict(), FitReport(), weights_of(content)
+    fitted = fit(state_dict, model, report, names_in(content), classes)
+    unfit = [k for k, v in own.items() if k in report.resized or k not in fitted or fitted[k].shape != v.shape]
+    return len(own) - len(unfit), unfit, report.notes
 
 
 @contextmanager

@@ -14,9 +14,10 @@ MMENGINE_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_sche
 def make_runner(cfg: Config) -> Runner | FlexibleRunner:
     """mmengine's Runner for a config, or the one named by its ``runner_type``.
 
-    Three things go beyond mmengine: any of ``default_hooks`` can be None, which leaves it out, where mmengine allows
-    that for its own hooks only; processes started by torchrun on a machine without a GPU are joined by gloo; and lines
-    that a full disk keeps out of the log file do not each bring a traceback to the console.
+    Four things go beyond mmengine: classes are checked before the first iteration (:class:`ClassesHook`), whatever
+    hooks the config has; any of ``default_hooks`` can be None, ``classes`` among them, which leaves it out, where
+    mmengine allows that for its own hooks only; processes started by torchrun on a machine without a GPU are joined by
+    gloo; and lines that a full disk keeps out of the log file do not each bring a traceback to the console.
 
     Args:
         cfg: changed in place.
@@ -25,7 +26,7 @@ def make_runner(cfg: Config) -> Runner | FlexibleRunner:
         if not torch.distributed.is_initialized():
             torch.distributed.init_process_group('gloo')
         cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
-    hooks = cfg.get('default_hooks') or {}
+    hooks = {'classes': dict(type='mmdet_ddetr.ClassesHook'), **(cfg.get('default_hooks') or {})}
     cfg.default_hooks = {name: hook for name, hook in hooks.items() if hook is not None or name in MMENGINE_HOOKS}
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     for handler in runner.logger.handlers:

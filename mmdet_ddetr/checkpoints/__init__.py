@@ -1,10 +1,11 @@
 """Weights of DETR and Deformable DETR from and to the official codes, the Hugging Face hub, MMDetection and detrex."""
 
 from . import sources  # noqa: F401  registers the loaders of all addresses
+from .class_rows import names_in
 from .conversion import convert, weights_of
 from .description import describe
 from .errors import CheckpointError
-from .fitting import check_fit, fit
+from .fitting import check_fit, fit, take_classes
 from .layouts import NAMES, TARGETS, find_layout
 from .load import adopt, convert_checkpoint, load, load_checkpoint
 from .report import Report
@@ -23,5 +24,7 @@ __all__ = [
     'fit',
     'load',
     'load_checkpoint',
+    'names_in',
+    'take_classes',
     'weights_of',
 ]

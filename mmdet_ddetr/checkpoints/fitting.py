@@ -1,6 +1,7 @@
 """A checkpoint for a model with other classes or another number of queries."""
 
 import re
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -8,27 +9,36 @@ from torch import Tensor, nn
 from mmdet_ddetr.unwrap import unwrap
 
 from .branches import class_branches, is_two_stage, num_decoder_layers
+from .class_rows import LABELS, copy_by_name, names_of_rows
 from .conversion import COUNTER
 from .errors import CheckpointError
 from .report import Report
 
 QUERIES = 'query_embedding.weight'
-LABELS = 'dn_query_generator.label_embedding.weight'  # of denoising queries, a row per class
 NECK_CONV = re.compile(r'neck\..*\.conv\.weight')
 
 
-def fit(state_dict: dict[str, Tensor], model: nn.Module, report: Report | None = None) -> dict[str, Tensor]:
+def fit(
+    state_dict: dict[str, Tensor],
+    model: nn.Module,
+    report: Report | None = None,
+    names: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
+) -> dict[str, Tensor]:
     """Fit weights in our layout to a model that is to be trained further.
 
-    With another number of classes the class branches start as the model initialised them, but for two rows that do not
-    belong to a class: "object", row 0 of the encoder's branch in a two-stage model, and "no object", the last row of
-    DETR's. With fewer queries the first ones are kept; with more, those beyond the checkpoint's start as the model
-    initialised them.
+    A class starts from the row of the class branches that has its name, and without one as the model initialised it.
+    Two rows do not belong to a class and are kept: "object", row 0 of the encoder's branch in a two-stage model, and
+    "no object", the last row of DETR's. Where names are not known, all class rows are kept if there are as many as
+    classes, and none if not. With fewer queries the first ones are kept; with more, those beyond the checkpoint's start
+    as the model initialised them.
 
     Args:
         state_dict: weights in our layout; not changed.
         model: initialised; not changed.
         report: gets what was dropped, added and resized.
+        names: of the checkpoint's classes; None: COCO's, if there are 80 or 91 rows.
+        classes: of the model; None: not known.
 
     Raises:
         CheckpointError: the neck's convolutions have biases, and the model has none.
@@ -37,9 +47,11 @@ def fit(state_dict: dict[str, Tensor], model: nn.Module, report: Report | None =
     model = unwrap(model)
     own = model.state_dict()
     fitted = match_neck_biases(state_dict, own, report)
+    if classes is not None:
+        fitted = take_classes(fitted, model, names, classes, report)
     encoder = num_decoder_layers(state_dict) if is_two_stage(state_dict) else None
     for key, index in class_branches(state_dict).items():
-        if _differ(own, state_dict, key):
+        if _differ(own, fitted, key):
             fitted[key] = own[key].clone()
             why = 'class rows anew'
             if index == encoder:
@@ -49,7 +61,7 @@ def fit(state_dict: dict[str, Tensor], model: nn.Module, report: Report | None =
                 fitted[key][-1] = state_dict[key][-1]
                 why += ', row of "no object" kept'
             report.resize(key, state_dict[key].shape, own[key].shape, why)
-    if _differ(own, state_dict, LABELS):
+    if _differ(own, fitted, LABELS):
         fitted[LABELS] = own[LABELS].clone()
         report.resize(LABELS, state_dict[LABELS].shape, own[LABELS].shape, 'class rows anew')
     if _differ(own, state_dict, QUERIES):
@@ -57,6 +69,23 @@ def fit(state_dict: dict[str, Tensor], model: nn.Module, report: Report | None =
         fitted[QUERIES] = torch.cat([state_dict[QUERIES][:kept], own[QUERIES][kept:].to(state_dict[QUERIES])])
         report.resize(QUERIES, state_dict[QUERIES].shape, own[QUERIES].shape, f'the first {kept} kept')
     return fitted
+
+
+def take_classes(
+    state_dict: dict[str, Tensor],
+    model: nn.Module,
+    names: Sequence[str] | None,
+    classes: Sequence[str],
+    report: Report,
+) -> dict[str, Tensor]:
+    """A copy whose class rows are those of ``classes``, by name, where names are known; arguments as of ``fit``."""
+    model = unwrap(model)
+    state_dict = dict(state_dict)
+    if class_branches(state_dict):
+        has_background = not model.bbox_head.loss_cls.use_sigmoid
+        if names := names_of_rows(state_dict, names, has_background):
+            copy_by_name(state_dict, model.state_dict(), names, classes, has_background, report)
+    return state_dict
 
 
 def match_neck_biases(state_dict: dict[str, Tensor], own: dict[str, Tensor], report: Report) -> dict[str, Tensor]:

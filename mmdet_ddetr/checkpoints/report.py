@@ -17,6 +17,7 @@ class Report:
     dropped: dict[str, str] = field(default_factory=dict)  # key: why
     added: dict[str, str] = field(default_factory=dict)
     resized: dict[str, str] = field(default_factory=dict)  # key: from which shape to which, and why
+    notes: list[str] = field(default_factory=list)  # sentences about the whole
 
     def resize(self, key: str, before, after, why: str) -> None:
         """Note that tensor ``key`` had shape ``before`` and has shape ``after``."""
@@ -31,7 +32,7 @@ class Report:
         )
 
     def __str__(self):
-        lines = []
+        lines = list(self.notes)
         for what in ('dropped', 'added', 'resized'):
             groups = {}
             for key, why in getattr(self, what).items():

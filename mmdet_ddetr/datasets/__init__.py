@@ -1,5 +1,6 @@
 from .check import Report, check_coco, check_splits
 from .clean import clean_coco
+from .coco import CocoDataset, CocoPanopticDataset
 from .coco_folder import CocoFolder, CocoSplit, find_coco_folder, read_coco, split_off_val
 from .errors import DataError
 from .image_file import decode_image, read_image
@@ -7,7 +8,9 @@ from .loading import LoadImageFromFile
 from .panoptic import LoadPanopticInstances
 
 __all__ = [
+    'CocoDataset',
     'CocoFolder',
+    'CocoPanopticDataset',
     'CocoSplit',
     'DataError',
     'LoadImageFromFile',

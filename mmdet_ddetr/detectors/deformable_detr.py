@@ -10,6 +10,7 @@ from mmdet.structures import OptSampleList, SampleList
 from mmengine.model import xavier_init
 from torch import Tensor, nn
 
+from mmdet_ddetr.heads import LabelGuard, check_labels
 from mmdet_ddetr.layers import (
     DeformableDecoder,
     DeformableEncoder,
@@ -103,6 +104,7 @@ class DeformableDETR(DetectionTransformer):
                     )
 
     def _init_layers(self) -> None:
+        self.data_preprocessor.register_forward_pre_hook(LabelGuard(self.bbox_head.num_classes))
         self.positional_encoding = MODELS.build({'type': 'mmdet.SinePositionalEncoding', **self.positional_encoding})
         self.encoder = build(self.encoder, DeformableEncoder)
         self.decoder = build(self.decoder, DeformableDecoder)
@@ -317,10 +319,10 @@ class DeformableDETR(DetectionTransformer):
         matching = min(self.num_queries, query.shape[1])  # there may be fewer proposals
         groups = QueryGroups(matching, query.shape[1] - matching, self.k_one2many, self.lambda_one2many)
         if self.dn_query_generator is not None:
-            targets = self.bbox_head.collect_targets(
-                [sample.gt_instances for sample in batch_data_samples],
-                [sample.metainfo for sample in batch_data_samples],
-            )
+            truth = [sample.gt_instances for sample in batch_data_samples]
+            metas = [sample.metainfo for sample in batch_data_samples]
+            check_labels(truth, metas, self.bbox_head.num_classes)
+            targets = self.bbox_head.collect_targets(truth, metas)
             content, boxes, dn_groups = self.dn_query_generator(targets)
             position, _ = self.queries_of(boxes, query.dtype)
             for name, noisy in dict(query=content, query_pos=position, reference_points=boxes).items():

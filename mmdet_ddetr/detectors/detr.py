@@ -7,6 +7,7 @@ from mmdet.models.detectors.base_detr import DetectionTransformer
 from mmdet.structures import OptSampleList
 from torch import Tensor, nn
 
+from mmdet_ddetr.heads import LabelGuard
 from mmdet_ddetr.layers import DetrDecoder, DetrEncoder, padding_masks
 from mmdet_ddetr.layers.transformer import build
 from mmdet_ddetr.registry import MODELS
@@ -35,6 +36,7 @@ class DETR(DetectionTransformer):
         super().__init__(*args, encoder=encoder, decoder=decoder, bbox_head=bbox_head, **kwargs)
 
     def _init_layers(self) -> None:
+        self.data_preprocessor.register_forward_pre_hook(LabelGuard(self.bbox_head.num_classes))
         self.positional_encoding = MODELS.build({'type': 'mmdet.SinePositionalEncoding', **self.positional_encoding})
         self.encoder = build(self.encoder, DetrEncoder)
         self.decoder = build(self.decoder, DetrDecoder)

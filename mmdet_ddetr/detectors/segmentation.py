@@ -6,6 +6,7 @@ from mmdet.utils import reduce_mean
 from mmengine.structures import PixelData
 from torch import Tensor
 
+from mmdet_ddetr.heads import check_labels
 from mmdet_ddetr.layers import padding_masks
 from mmdet_ddetr.registry import MODELS
 
@@ -83,7 +84,9 @@ class WithMasks:
         head_inputs = self.forward_transformer(maps, batch_data_samples)
         memory, hidden = head_inputs.pop('memory'), head_inputs['hidden'][-1]  # [B, Q, C]
         head, instances = self.bbox_head, [sample.gt_instances for sample in batch_data_samples]
-        targets = head.collect_targets(instances, [sample.metainfo for sample in batch_data_samples])
+        metas = [sample.metainfo for sample in batch_data_samples]
+        check_labels(instances, metas, head.num_classes)
+        targets = head.collect_targets(instances, metas)
         encoder = map(head_inputs.get, ('enc_outputs_class', 'enc_outputs_coord'))
         losses, match = head.loss_and_match(*head(**head_inputs), *encoder, targets, head_inputs.get('groups'))
         logits = self._mask_logits(

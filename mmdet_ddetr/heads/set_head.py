@@ -17,6 +17,8 @@ from mmdet_ddetr.ops import sigmoid_focal_loss
 from mmdet_ddetr.registry import MODELS, TASK_UTILS
 from mmdet_ddetr.task_modules import Match, Targets
 
+from .labels import check_labels
+
 FOCAL_LOSS = dict(type='mmdet.FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=2.0)
 L1_LOSS = dict(type='mmdet.L1Loss', loss_weight=5.0)
 GIOU_LOSS = dict(type='mmdet.GIoULoss', loss_weight=2.0)
@@ -206,6 +208,7 @@ class SetHead(BaseModule):
             ``loss_cls``, ``loss_bbox``, ``loss_iou`` of the last layer, ``d{i}.*`` of layer i; ``enc_*`` of the
             encoder, ``one2many_*``, ``d{i}.one2many_*``, ``dn_*`` and ``d{i}.dn_*`` of those queries.
         """
+        check_labels(batch_gt_instances, batch_img_metas, self.num_classes)
         targets = self.collect_targets(batch_gt_instances, batch_img_metas)
         return self.loss_and_match(
             all_layers_cls_scores, all_layers_bbox_preds, enc_cls_scores, enc_bbox_preds, targets, groups

@@ -1,5 +1,6 @@
 from .accelerate import AccelerateHook
 from .checkpoint import SafeCheckpointHook
+from .classes import ClassesHook
 from .evaluation_table import EvaluationTableHook
 from .fit_checkpoint import FitCheckpointHook
 from .learning_curves import LearningCurvesHook
@@ -14,6 +15,7 @@ from .signals import SignalHook
 
 __all__ = [
     'AccelerateHook',
+    'ClassesHook',
     'EvaluationTableHook',
     'FitCheckpointHook',
     'LearningCurvesHook',

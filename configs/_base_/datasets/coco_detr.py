@@ -34,5 +34,12 @@ train_pipeline = [
     ),
     dict(type='PackDetInputs'),
 ]
+# Labels follow the classes of the config by name, where mmdet's types number them in the order of the file.
 # Images without boxes stay in: the official code trains on them, mmdet drops them by default.
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline, filter_cfg=dict(filter_empty_gt=False)))
+train_dataloader = dict(
+    dataset=dict(type='mmdet_ddetr.CocoDataset', pipeline=train_pipeline, filter_cfg=dict(filter_empty_gt=False))
+)
+val_dataloader = dict(dataset=dict(type='mmdet_ddetr.CocoDataset'))
+test_dataloader = val_dataloader
+val_evaluator = dict(type='mmdet_ddetr.CocoMetric')
+test_evaluator = val_evaluator

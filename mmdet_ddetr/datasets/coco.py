@@ -1,0 +1,51 @@
+"""COCO-like data sets whose labels follow the classes of the config, by name."""
+
+import logging
+
+from mmdet.datasets import CocoDataset as MMDetCocoDataset
+from mmdet.datasets import CocoPanopticDataset as MMDetCocoPanopticDataset
+from mmengine.logging import print_log
+
+from ..registry import DATASETS
+from .class_names import Comparison, check, compare, order_categories
+
+
+class ClassesByName:
+    """Label i is the class ``metainfo['classes'][i]``, wherever the file has it.
+
+    mmdet numbers labels in the order of the file, while pictures and results take their names from the config: with
+    another order names are swapped, and with a class that the file lacks those behind it shift.
+
+    A name that only resembles one of the file is logged; :class:`mmdet_ddetr.hooks.ClassesHook` refuses it.
+
+    Attributes:
+        class_names: what does not fit between classes and file, once it is loaded.
+
+    Raises:
+        DataError: none of the classes is in the file, or they are no tuple of names.
+    """
+
+    class_names = Comparison()
+
+    def COCOAPI(self, annotation_file: str):
+        """What mmdet calls to read the file."""
+        coco = super().COCOAPI(annotation_file)
+        classes = self.metainfo['classes']
+        is_default = classes == self.METAINFO.get('classes')
+        names = [category.get('name') for category in coco.dataset.get('categories', [])]
+        self.class_names = compare(classes, names, self.ann_file, is_default)
+        check(self.class_names)
+        for sentence in [*self.class_names.doubts, *self.class_names.notes]:
+            print_log(sentence, logger='current', level=logging.WARNING)
+        order_categories(coco, classes)
+        return coco
+
+
+@DATASETS.register_module()
+class CocoDataset(ClassesByName, MMDetCocoDataset):
+    """mmdet's ``CocoDataset``, with labels in the order of the config's classes."""
+
+
+@DATASETS.register_module()
+class CocoPanopticDataset(ClassesByName, MMDetCocoPanopticDataset):
+    """mmdet's ``CocoPanopticDataset``, with labels in the order of the config's classes."""

@@ -1,0 +1,3 @@
+from .coco_metric import CocoMetric, CocoPanopticMetric
+
+__all__ = ['CocoMetric', 'CocoPanopticMetric']

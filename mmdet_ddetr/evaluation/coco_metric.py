@@ -1,0 +1,59 @@
+"""COCO's metrics for labels that follow the classes of the config, by name."""
+
+import numpy as np
+from mmdet.evaluation import CocoMetric as MMDetCocoMetric
+from mmdet.evaluation import CocoPanopticMetric as MMDetCocoPanopticMetric
+
+from ..datasets.class_names import order_categories
+from ..registry import METRICS
+
+
+class ClassesByName:
+    """Label i is the class ``dataset_meta['classes'][i]``, wherever the annotation file has it.
+
+    The partner of :class:`mmdet_ddetr.datasets.CocoDataset`.
+
+    Attributes:
+        file_categories: of the annotation file, in its order.
+    """
+
+    file_categories = ()
+
+    @property
+    def dataset_meta(self) -> dict | None:
+        return self._dataset_meta
+
+    @dataset_meta.setter
+    def dataset_meta(self, meta: dict) -> None:
+        self._dataset_meta = meta
+        if self._coco_api is not None:
+            if not self.file_categories:
+                self.file_categories = self._coco_api.dataset.get('categories', [])
+            order_categories(self._coco_api, meta['classes'])
+
+
+@METRICS.register_module()
+class CocoMetric(ClassesByName, MMDetCocoMetric):
+    """mmdet's ``CocoMetric``, with labels in the order of the config's classes.
+
+    A class that the annotation file lacks counts in no mean. The figures of single classes are right where ids are not
+    sorted in the file, too: pycocotools sorts them, and mmdet's metric takes the figures in the file's order.
+    """
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        if self._coco_api is not None:
+            ids = self._coco_api.get_cat_ids(cat_names=self.dataset_meta['classes'])
+            self.cat_ids = sorted(ids)
+            rank = np.argsort(np.argsort(ids))  # of each label's id
+            results = [(gt, dict(pred, labels=rank[pred['labels']])) for gt, pred in results]
+        return super().compute_metrics(results)
+
+
+@METRICS.register_module()
+class CocoPanopticMetric(ClassesByName, MMDetCocoPanopticMetric):
+    """mmdet's ``CocoPanopticMetric``, with labels in the order of the config's classes."""
+
+    @ClassesByName.dataset_meta.setter
+    def dataset_meta(self, meta: dict) -> None:
+        ClassesByName.dataset_meta.fset(self, meta)
+        self.categories = self._coco_api and self._coco_api.cats  # in their new order
