@@ -19,7 +19,17 @@ from mmengine.runner import CheckpointLoader, Runner
 
 from ..checkpoints import Report as FitReport
 from ..checkpoints import adopt, fit, names_in, weights_of
-from ..datasets import CocoFolder, CocoSplit, DataError, Report, check_coco, check_splits, clean_coco, read_coco
+from ..datasets import (
+    CocoFolder,
+    CocoSplit,
+    DataError,
+    Report,
+    check_coco,
+    check_splits,
+    clean_coco,
+    drop_unused_groups,
+    read_coco,
+)
 from .pictures import palette
 from .runner import make_runner
 
@@ -58,6 +68,7 @@ def check_folder(
         notes = f'\n{folder.test.ann_file} has no annotations to test against: val takes its place'
         folder = replace(folder, test=folder.val)
     reports = {s.name: check_coco(s.ann_file, s.image_dir, num_queries, decode) for s in folder.splits}
+    drop_unused_groups(reports)
     disagreements = check_splits(reports)
     lines = [str(report) for report in reports.values()]
     for finding in disagreements:

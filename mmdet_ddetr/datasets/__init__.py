@@ -1,4 +1,4 @@
-from .check import Report, check_coco, check_splits
+from .check import check_coco, check_splits, drop_unused_groups
 from .clean import clean_coco
 from .coco import CocoDataset, CocoPanopticDataset
 from .coco_folder import CocoFolder, CocoSplit, find_coco_folder, read_coco, split_off_val
@@ -6,6 +6,7 @@ from .errors import DataError
 from .image_file import decode_image, read_image
 from .loading import LoadImageFromFile
 from .panoptic import LoadPanopticInstances
+from .report import Report
 
 __all__ = [
     'CocoDataset',
@@ -20,6 +21,7 @@ __all__ = [
     'check_splits',
     'clean_coco',
     'decode_image',
+    'drop_unused_groups',
     'find_coco_folder',
     'read_coco',
     'read_image',

@@ -1,94 +1,28 @@
 """Check annotations in COCO format before anything is trained on them."""
 
-import math
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from numbers import Real
 from pathlib import Path
 
-from .coco_folder import read_coco
+from .coco_folder import is_plain_utf8, read_coco
 from .errors import DataError
 from .image_file import ImageFacts, inspect_image
+from .parse import read_annotations, read_categories, read_images, read_rest
+from .records import Annotation
+from .report import Finding, Report, printable, shown
 
-MAX_ID = 2**53 - 1  # COCO's evaluation keeps ids in float64
 EDGE_TOLERANCE = 1.0  # px that a box may stick out unmentioned: rounding
 COCO_DETECTIONS = 100  # the COCO metric looks at no more in an image
-EXAMPLES = 3
-LEVELS = ('error', 'warning', 'note')
-
-
-@dataclass
-class Finding:
-    """One kind of fault in one annotation file."""
-
-    level: str  # error: refuses training; warning: worth a look; note: for information
-    rule: str
-    remedy: str = ''  # what will be or can be done about it
-    places: list[str] = field(default_factory=list)  # where, in words
-
-
-@dataclass
-class Report:
-    """What ``check_coco`` found.
-
-    ``bad_images`` and ``bad_annotations`` are positions in the file's lists: what must go for the rest to be sound.
-    ``repairs`` says whether there are harmless gaps that ``clean_coco`` fills.
-    """
-
-    ann_file: Path
-    image_dir: Path
-    coco: dict
-    findings: list[Finding] = field(default_factory=list)
-    bad_images: set[int] = field(default_factory=set)
-    bad_annotations: set[int] = field(default_factory=set)
-    repairs: bool = False
-    facts: dict[int, ImageFacts] = field(default_factory=dict)  # of the images that are sound, by position
-    max_boxes: int = 0  # in one image, crowds not counted
-
-    def add(self, level: str, rule: str, place: str = '', remedy: str = '') -> None:
-        for finding in self.findings:
-            if (finding.level, finding.rule) == (level, rule):
-                break
-        else:
-            finding = Finding(level, rule, remedy)
-            self.findings.append(finding)
-        finding.places.append(place)
-
-    def of_level(self, level: str) -> list[Finding]:
-        return [finding for finding in self.findings if finding.level == level]
-
-    @property
-    def errors(self) -> list[Finding]:
-        return self.of_level('error')
-
-    @property
-    def warnings(self) -> list[Finding]:
-        return self.of_level('warning')
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names in the file's order, which is the order in which mmdet numbers the labels."""
-        return tuple(category['name'] for category in self.coco['categories'])
-
-    def __str__(self) -> str:
-        counts = (
-            f'{len(self.coco["images"])} images, {len(self.coco["annotations"])} boxes, '
-            f'{len(self.coco["categories"])} categories, at most {self.max_boxes} boxes in an image'
-        )
-        lines = [f'{self.ann_file}: {counts}']
-        for finding in sorted(self.findings, key=lambda finding: LEVELS.index(finding.level)):
-            remedy = f' ({finding.remedy})' if finding.remedy else ''
-            lines.append(f'  {finding.level:7}  {len(finding.places):6} x {finding.rule}{remedy}')
-            places = [place for place in finding.places if place]
-            lines += [f'{"":20}{place}' for place in places[:EXAMPLES]]
-            if len(places) > EXAMPLES:
-                lines.append(f'{"":20}... and {len(places) - EXAMPLES} more')
-        return '\n'.join(lines)
+MAX_ASPECT = 100  # of a picture's sides: of a longer one, resizing leaves a side of nothing
+MAX_THREADS = 8  # that read images; each holds one
 
 
 def check_coco(
-    ann_file: str | Path, image_dir: str | Path, num_queries: int | None = None, decode: bool = False
+    ann_file: str | Path,
+    image_dir: str | Path,
+    num_queries: int | None = None,
+    decode: bool = False,
+    facts: dict[str, ImageFacts] | None = None,
 ) -> Report:
     """Check one annotation file and its images.
 
@@ -97,6 +31,7 @@ def check_coco(
         image_dir: folder that the file names are relative to.
         num_queries: boxes that the model can find in an image; None: not compared.
         decode: decode every image instead of reading its header and end only.
+        facts: what is known of images by their file name, which are not read again.
 
     Returns:
         The findings. Whether a fault is an error, a warning or a note is decided by what it does to training and
@@ -107,9 +42,14 @@ def check_coco(
     """
     ann_file, image_dir = Path(ann_file), Path(image_dir)
     report = Report(ann_file, image_dir, read_coco(ann_file))
+    if not is_plain_utf8(ann_file):
+        report.repair('note', 'not in plain UTF-8', remedy='so written in a copy')
+    read_categories(report)
+    read_images(report)
+    read_rest(report)
+    _check_image_files(report, decode, facts or {})
+    read_annotations(report)
     _check_categories(report)
-    _check_image_entries(report)
-    _check_image_files(report, decode)
     _check_annotations(report)
     _check_amounts(report, num_queries)
     return report
@@ -122,17 +62,13 @@ def check_splits(reports: dict[str, Report]) -> list[Finding]:
         reports: of each split, by its name; 'train' is the one that the others are compared with.
     """
     findings = []
-    train = reports['train']
-    categories = {category['id']: category['name'] for category in _sound_categories(train)}
+    categories = _names_of_classes(reports['train'])
     for name, report in reports.items():
         if name == 'train':
             continue
-        other = {category['id']: category['name'] for category in _sound_categories(report)}
+        other = _names_of_classes(report)
         if other != categories:
-            differing = sorted(
-                {*categories.items(), *other.items()} - ({*categories.items()} & {*other.items()}),
-                key=lambda item: item[0],
-            )
+            differing = sorted({*categories.items()} ^ {*other.items()}, key=lambda item: item[0])
             places = [
                 f'id {id}: {categories.get(id, "nothing")!r} in train, {other.get(id, "nothing")!r} in {name}'
                 for id in dict.fromkeys(id for id, _ in differing)
@@ -141,9 +77,11 @@ def check_splits(reports: dict[str, Report]) -> list[Finding]:
     first_seen = {}
     shared = defaultdict(list)
     for name, report in reports.items():
-        for index, facts in report.facts.items():
-            file_name = report.coco['images'][index]['file_name']
-            other, other_file = first_seen.setdefault(facts.digest, (name, file_name))
+        for image in report.images:
+            if image.index not in report.facts:
+                continue
+            file_name = printable(image.file_name)
+            other, other_file = first_seen.setdefault(report.facts[image.index].digest, (name, file_name))
             if other != name:
                 shared[other, name].append(file_name if file_name == other_file else f'{other_file} = {file_name}')
     for (one, other), places in shared.items():
@@ -151,195 +89,176 @@ def check_splits(reports: dict[str, Report]) -> list[Finding]:
     return findings
 
 
-def _sound_categories(report: Report) -> list[dict]:
-    return [category for category in report.coco['categories'] if 'id' in category and 'name' in category]
+def drop_unused_groups(reports: dict[str, Report]) -> None:
+    """Mark the categories that only stand above others, and have no box in any split, to be left out of the copies."""
+    unused = [set(report.unused_groups.items()) for report in reports.values()]
+    for group in set.intersection(*unused):
+        for report in reports.values():
+            report.dropped.add(group[0])
+            report.repair(
+                'note', 'category that others have as their supercategory, without a box in any split',
+                f'id {group[0]}, {group[1]!r}', 'left out in a copy',
+            )  # fmt: skip
 
 
-def _is_id(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_ID
+def _names_of_classes(report: Report) -> dict[int, str]:
+    gone = {*report.merged, *report.dropped}
+    return {category.id: category.name for category in report.categories if category.id not in gone}
 
 
 def _check_categories(report: Report) -> None:
-    categories = report.coco['categories']
-    if not categories:
-        report.add('error', 'no categories')
-    for index, category in enumerate(categories):
-        if not _is_id(category.get('id')):
-            report.add('error', f'category id is not an integer in 0..{MAX_ID}', f'categories[{index}]: {category}')
-        if not isinstance(category.get('name'), str) or not category['name']:
-            report.add('error', 'category without a name', f'categories[{index}]: {category}')
-    for key in ('id', 'name'):
-        for value, count in Counter(repr(category.get(key)) for category in categories).items():
-            if count > 1:
-                report.add('error', f'category {key} given twice', f'{key} {value}, {count} times')
-    ids = sorted(category['id'] for category in categories if _is_id(category.get('id')))
-    if ids and ids != list(range(ids[0], ids[0] + len(ids))):
-        report.add(
-            'note', 'category ids have gaps, which is fine: labels count the categories, not the ids', str(ids)[:80]
-        )
-    if ids and ids != [category.get('id') for category in categories]:
-        report.repairs = True
-        report.add('note', 'categories are not sorted by id', remedy='sorted in a copy: labels follow the file order')
+    """Names and ids given twice, and categories that only stand above others.
+
+    Some exports have the supercategory of all classes as a category, too: without a box, and now and then under the
+    name of a class.
+    """
+    used = Counter(annotation.category_id for annotation in report.annotations)
+    by_name = defaultdict(list)
+    for category in report.categories:
+        by_name[category.name].append(category)
+    groups = {category.group for category in report.categories}
+    for name, same in by_name.items():
+        above = [category for category in same if name in groups and category.group != name]
+        members = [category for category in same if category not in above]
+        boxed = [category for category in same if used[category.id]]
+        if len(same) == 1:
+            if above and not boxed:
+                report.unused_groups[same[0].id] = name
+        elif above and len(members) == 1:
+            report.merged.update({category.id: members[0].id for category in above})
+            ids = ', '.join(str(category.id) for category in above)
+            report.repair(
+                'note',
+                'category with the name of a class that has it as its supercategory',
+                f'{name!r}: id {ids}, the class is id {members[0].id}',
+                'one class in a copy',
+            )
+        elif len(boxed) == 1:
+            unused = [category.id for category in same if category not in boxed]
+            report.dropped.update(unused)
+            place = f'{name!r}: id {", ".join(map(str, unused))}, the one with boxes is id {boxed[0].id}'
+            report.repair('note', 'category without a box that has the name of another', place, 'left out in a copy')
+        else:
+            report.add('error', 'category name given twice', f'name {name!r}, {len(same)} times')
+    for id, count in Counter(category.id for category in report.categories).items():
+        if count > 1:
+            report.add('error', 'category id given twice', f'id {id}, {count} times')
+    for annotation in report.annotations:
+        annotation.category_id = report.merged.get(annotation.category_id, annotation.category_id)
 
 
-def _check_image_entries(report: Report) -> None:
-    """What the file says about its images."""
-    positions = defaultdict(list)
-    for index, image in enumerate(report.coco['images']):
-        place = f'images[{index}]: {image}'[:160]
-        if not _is_id(image.get('id')):
-            report.bad_images.add(index)
-            report.add('error', f'image id is not an integer in 0..{MAX_ID}', place)
-            continue
-        if not isinstance(image.get('file_name'), str) or not image['file_name']:
-            report.bad_images.add(index)
-            report.add('error', 'image without file_name', place)
-        positions[image['id']].append(index)
-    for image_id, indices in positions.items():
-        if len(indices) > 1:
-            names = [str(report.coco['images'][index].get('file_name')) for index in indices]
-            # where all mean one file, the first stays; else nobody knows whose the boxes are
-            report.bad_images.update(indices[1:] if len(set(names)) == 1 else indices)
-            report.add('error', 'image id given twice', f'id {image_id}: {", ".join(names)}')
-    if not report.coco['images']:
-        report.add('error', 'no images')
-
-
-def _check_image_files(report: Report, decode: bool) -> None:
+def _check_image_files(report: Report, decode: bool, known: dict[str, ImageFacts]) -> None:
     """What the files themselves say."""
-    images = report.coco['images']
-    indices = [index for index in range(len(images)) if index not in report.bad_images]
+    entries = [image for image in report.images if image.index not in report.bad_images]
 
-    def inspect(index: int) -> ImageFacts | str:
+    def inspect(image) -> ImageFacts | str:
         try:
-            return inspect_image(report.image_dir / images[index]['file_name'], decode)
+            return known.get(image.file_name) or inspect_image(report.image_dir / image.file_name, decode)
         except DataError as error:
             return str(error)
 
-    with ThreadPoolExecutor() as pool:
-        outcomes = list(pool.map(inspect, indices))
+    with ThreadPoolExecutor(MAX_THREADS) as pool:
+        outcomes = list(pool.map(inspect, entries))
     files = defaultdict(list)
-    for index, facts in zip(indices, outcomes):
-        image = images[index]
-        place = f'image {image["id"]} ({report.image_dir / image["file_name"]})'
+    for image, facts in zip(entries, outcomes):
+        place = f'image {image.id} ({report.image_dir / image.file_name})'
         if isinstance(facts, str):
-            report.bad_images.add(index)
+            report.bad_images.add(image.index)
             report.add('error', 'image that does not load', f'{place}: {facts}')
             continue
-        report.facts[index] = facts
+        report.facts[image.index] = facts
         files[facts.digest].append(image)
-        recorded = image.get('width'), image.get('height')
-        if None in recorded:
-            report.repairs = True
-            report.add('warning', 'image without width or height', place, 'taken from the file, in a copy')
-        elif recorded != (facts.width, facts.height):
-            report.bad_images.add(index)
+        if max(facts.width, facts.height) > MAX_ASPECT * min(facts.width, facts.height):
+            report.bad_images.add(image.index)
+            rule = f'image more than {MAX_ASPECT} times as long as wide: resized, its short side is nothing'
+            report.add('error', rule, f'{place}: {facts.width}x{facts.height}')
+        elif image.width is None or image.height is None:
+            report.repair('warning', 'image without width or height', place, 'taken from the file, in a copy')
+        elif (image.width, image.height) != (facts.width, facts.height):
+            report.bad_images.add(image.index)
+            entry = report.coco['images'][image.index]
             turned = ', turned by its EXIF orientation' if facts.rotated else ''
-            was = f'recorded as {recorded[0]}x{recorded[1]}, the file is {facts.width}x{facts.height}{turned}'
-            report.add('error', "width and height are not the file's: its boxes are misplaced", f'{place}: {was}')
+            was = f'recorded as {shown(entry["width"])}x{shown(entry["height"])}'
+            report.add(
+                'error',
+                "width and height are not the file's: its boxes are misplaced",
+                f'{place}: {was}, the file is {facts.width}x{facts.height}{turned}',
+            )
+        elif not image.whole:
+            report.repair('note', 'width or height is not written as an integer', place, 'so written in a copy')
     for same in files.values():
         if len(same) > 1:
-            names = ', '.join(f'{image["id"]} ({image["file_name"]})' for image in same)
+            names = ', '.join(f'{image.id} ({image.file_name})' for image in same)
             report.add('warning', 'the same picture more than once', f'images {names}')
 
 
 def _check_annotations(report: Report) -> None:
-    images = {}
-    for index, image in enumerate(report.coco['images']):
-        if _is_id(image.get('id')):
-            images.setdefault(image['id'], index)
-    categories = {category['id'] for category in report.coco['categories'] if _is_id(category.get('id'))}
+    """Where the boxes lie, and what the metric mistakes."""
+    entries = {image.id: image for image in reversed(report.images)}  # the first of each id
     seen = set()
-    for index, annotation in enumerate(report.coco['annotations']):
-        image_id, category_id = annotation.get('image_id'), annotation.get('category_id')
-        name = f' in image {image_id}' if 'image_id' in annotation else ''
-        place = f'annotation {annotation.get("id", f"number {index}")}{name}'
-        fault = None
-        if missing := [key for key in ('image_id', 'category_id', 'bbox') if key not in annotation]:
-            fault = f'annotation without {", ".join(missing)}', place
-        elif not _is_id(image_id) or image_id not in images:
-            fault = 'annotation of an image id that is not in images', place
-        elif not _is_id(category_id) or category_id not in categories:
-            known = f'{min(categories)}..{max(categories)}, {len(categories)} of them' if categories else 'none'
-            fault = 'category_id that is not in categories', f'{place}: category_id {category_id!r}, known are {known}'
-        elif 'id' in annotation and not _is_id(annotation['id']):
-            fault = f'annotation id is not an integer in 0..{MAX_ID}', place
-        else:
-            image = report.coco['images'][images[image_id]]
-            fault = _fault_of_box(report, annotation['bbox'], images[image_id], f'{place} ({image.get("file_name")})')
+    sound = []
+    for annotation in report.annotations:
+        image = entries[annotation.image_id]
+        facts = report.facts[image.index]
+        fault, level, remedy = _fault_of_box(annotation.bbox, facts)
         if fault:
-            report.bad_annotations.add(index)
-            report.add('error', *fault)
+            place = f'{_place(annotation)} ({image.file_name}): bbox {_numbers(annotation.bbox)}'
+            report.add(level, fault, f'{place}, image {facts.width}x{facts.height}', remedy)
+        if level == 'error':
+            report.bad_annotations.add(annotation.index)
             continue
-        if images[image_id] in report.bad_images:
-            report.bad_annotations.add(index)  # goes with its image, which has been reported
-        _check_repairable(report, annotation, place, seen)
+        sound.append(annotation)
+        # the COCO metric marks a matched box by its id, so that one with id 0 always counts as missed
+        if not annotation.id or annotation.id in seen:
+            rule = 'annotation id missing, no integer, 0 or given twice'
+            report.repair('warning', rule, _place(annotation), 'numbered anew in a copy')
+        seen.add(annotation.id)
+    report.annotations = sound
 
 
-def _fault_of_box(report: Report, box, image_index: int, place: str) -> tuple[str, str] | None:
-    """The rule that a box breaks and where, or None; what is merely odd becomes a warning of the report."""
-    place = f'{place}: bbox {box}'
-    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, Real) for v in box):
-        return 'bbox is not a list of four numbers [x, y, width, height]', place
-    if not all(math.isfinite(v) for v in box):
-        return 'bbox with a number that is not finite', place
-    x, y, w, h = box
-    if w <= 0 or h <= 0:
-        return 'bbox without an area', place
-    facts = report.facts.get(image_index)
-    if facts is None:
-        return None  # its image does not load and has been reported
-    place = f'{place}, image {facts.width}x{facts.height}'
+def _fault_of_box(bbox: tuple[float, ...], facts: ImageFacts) -> tuple[str, str, str]:
+    """The rule that a box breaks, its level and its remedy, or empty texts."""
+    x, y, w, h = bbox
     if x >= facts.width or y >= facts.height or x + w <= 0 or y + h <= 0:
-        return 'bbox outside the image', place
+        return 'bbox outside the image', 'error', ''
     if w < 1 or h < 1:
-        return 'bbox thinner than 1 px: mmdet leaves it out of training but not of evaluation', place
-    overhang = max(-x, -y, x + w - facts.width, y + h - facts.height)
-    if overhang > EDGE_TOLERANCE:
-        report.add('warning', 'bbox sticks out of the image', place, 'training clips it')
-    return None
+        return 'bbox thinner than 1 px: mmdet leaves it out of training but not of evaluation', 'error', ''
+    if max(-x, -y, x + w - facts.width, y + h - facts.height) > EDGE_TOLERANCE:
+        return 'bbox sticks out of the image', 'warning', 'training clips it'
+    return '', '', ''
 
 
-def _check_repairable(report: Report, annotation: dict, place: str, seen: set[int]) -> None:
-    """Gaps that have one sensible filling."""
-    area = annotation.get('area')
-    if not isinstance(area, Real) or not math.isfinite(area) or area <= 0:
-        report.repairs = True
-        report.add('warning', 'annotation without a positive area', place, 'width x height, in a copy')
-    if 'iscrowd' not in annotation:
-        report.repairs = True
-        report.add('note', 'annotation without iscrowd', remedy='0, in a copy')
-    # the COCO metric marks a matched box by its id, so that one with id 0 always counts as missed
-    if not annotation.get('id') or annotation['id'] in seen:
-        report.repairs = True
-        report.add('warning', 'annotation id missing, 0 or given twice', place, 'numbered anew in a copy')
-    else:
-        seen.add(annotation['id'])
+def _place(annotation: Annotation) -> str:
+    id = f'number {annotation.index}' if annotation.id is None else annotation.id
+    return f'annotation {id} in image {annotation.image_id}'
+
+
+def _numbers(bbox: tuple[float, ...]) -> str:
+    return f'[{", ".join(f"{value:.10g}" for value in bbox)}]'
 
 
 def _check_amounts(report: Report, num_queries: int | None) -> None:
-    annotations = report.coco['annotations']
-    good = [annotation for index, annotation in enumerate(annotations) if index not in report.bad_annotations]
-    if not annotations:
+    if not report.coco['annotations']:
         report.add('error', 'no annotations')
-    elif not good:
+    elif not report.annotations:
         report.add('error', 'no sound annotation is left')
-    per_image = Counter(annotation['image_id'] for annotation in good if not annotation.get('iscrowd'))
+    per_image = Counter(annotation.image_id for annotation in report.annotations if not annotation.iscrowd)
     report.max_boxes = max(per_image.values(), default=0)
-    with_boxes = {annotation['image_id'] for annotation in good}
-    for index, image in enumerate(report.coco['images']):
-        if index not in report.bad_images and image['id'] not in with_boxes:
+    with_boxes = {annotation.image_id for annotation in report.annotations}
+    for image in report.images:
+        if image.index not in report.bad_images and image.id not in with_boxes:
             report.add('note', 'image without boxes')
-    used = {annotation['category_id'] for annotation in good}
-    for category in report.coco['categories']:
-        if good and category.get('id') not in used:
-            report.add('warning', 'category without a box', f'id {category.get("id")}, {category.get("name")!r}')
-    for limit, what in (
-        (num_queries, 'the model finds at most {} boxes: raise model.num_queries and model.test_cfg.max_per_img'),
-        (COCO_DETECTIONS, 'the COCO metric looks at {} detections: set proposal_nums of the evaluators'),
-    ):
-        for image_id, count in per_image.most_common() if limit else ():
+    used = {annotation.category_id for annotation in report.annotations}
+    gone = {*report.merged, *report.dropped, *report.unused_groups}
+    for category in report.categories:
+        if report.annotations and category.id not in used and category.id not in gone:
+            report.add('warning', 'category without a box', f'id {category.id}, {category.name!r}')
+    remedies = defaultdict(list)
+    if num_queries:
+        remedies[num_queries].append('the model finds no more: raise model.num_queries and model.test_cfg.max_per_img')
+    remedies[COCO_DETECTIONS].append('the COCO metric looks at no more: set proposal_nums of the evaluators')
+    for limit, remedy in remedies.items():
+        for image_id, count in per_image.most_common():
             if count > limit:
-                report.add(
-                    'warning', f'image with more boxes than {limit}', f'image {image_id}: {count}', what.format(limit)
-                )
+                rule = f'image with more boxes than {limit}'
+                report.add('warning', rule, f'image {image_id}: {count}', '; '.join(remedy))

@@ -1,18 +1,22 @@
 """Write a copy of annotations without what ``check_coco`` found to be bad."""
 
-import json
 from pathlib import Path
 
-from .check import Report, check_coco
+from .check import check_coco
+from .coco_folder import LISTS, write_coco
 from .errors import DataError
+from .records import is_segmentation, without_deep
+from .report import Report
 
 
 def clean_coco(report: Report, out_file: str | Path) -> Report:
     """Leave out the bad images and annotations, fill the gaps and write the rest to ``out_file``.
 
     Filled are: missing width and height (from the image file), area (width x height), iscrowd (0), annotation ids that
-    are missing, 0 or given twice (all are numbered anew from 1), and the order of the categories (by id). The original
-    file stays as it is.
+    are missing, 0 or given twice (all are numbered anew from 1), and the order of the categories (by id). Numbers that
+    are written as decimals or text become integers, and names of categories get one line. Left out are categories that
+    only stand above others, masks that are none, and whatever is nested deeper than any reader goes. The original file
+    stays as it is.
 
     Args:
         report: of ``check_coco``.
@@ -24,28 +28,45 @@ def clean_coco(report: Report, out_file: str | Path) -> Report:
     Raises:
         DataError: errors are left that no omission heals, such as a category id given twice.
     """
-    coco = report.coco
     images = [
-        {'width': report.facts[index].width, 'height': report.facts[index].height, **image}
-        for index, image in enumerate(coco['images'])
-        if index not in report.bad_images
+        {
+            **without_deep(report.coco['images'][image.index]),
+            'id': image.id,
+            'width': report.facts[image.index].width,
+            'height': report.facts[image.index].height,
+        }
+        for image in report.images
+        if image.index not in report.bad_images
     ]
     annotations = []
-    for index, annotation in enumerate(coco['annotations']):
-        if index in report.bad_annotations:
-            continue
-        annotation = {'iscrowd': 0, **annotation, 'id': len(annotations) + 1}
-        if not annotation.get('area', 0) > 0:
-            annotation['area'] = annotation['bbox'][2] * annotation['bbox'][3]
-        annotations.append(annotation)
-    try:
-        categories = sorted(coco['categories'], key=lambda category: category['id'])
-    except (KeyError, TypeError):
-        categories = coco['categories']  # faulty, as the report about the copy will say
+    for annotation in report.annotations:
+        entry = report.coco['annotations'][annotation.index]
+        segmentation = entry.get('segmentation')
+        if segmentation and not is_segmentation(segmentation):
+            entry = {key: value for key, value in entry.items() if key != 'segmentation'}
+        area = annotation.bbox[2] * annotation.bbox[3] if annotation.area is None else entry['area']
+        annotations.append(
+            {
+                **without_deep(entry),
+                'id': len(annotations) + 1,
+                'image_id': annotation.image_id,
+                'category_id': annotation.category_id,
+                'iscrowd': annotation.iscrowd,
+                'area': area,
+            }
+        )
+    categories = [
+        {**without_deep(report.coco['categories'][category.index]), 'id': category.id, 'name': category.name}
+        for category in sorted(report.categories, key=lambda category: category.id)
+        if category.id not in report.merged and category.id not in report.dropped
+    ]
+    read = {category.index for category in report.categories}
+    categories += [without_deep(entry) for index, entry in enumerate(report.coco['categories']) if index not in read]
+    rest = without_deep({key: value for key, value in report.coco.items() if key not in LISTS})
     out_file = Path(out_file)
-    out_file.parent.mkdir(parents=True, exist_ok=True)
-    out_file.write_text(json.dumps({**coco, 'images': images, 'annotations': annotations, 'categories': categories}))
-    cleaned = check_coco(out_file, report.image_dir)
+    write_coco(out_file, {**rest, 'images': images, 'annotations': annotations, 'categories': categories})
+    facts = {image.file_name: report.facts[image.index] for image in report.images if image.index in report.facts}
+    cleaned = check_coco(out_file, report.image_dir, facts=facts)
     if cleaned.errors:
         raise DataError(f'{report.ann_file} has errors that leaving out images or boxes does not heal\n{cleaned}')
     return cleaned

@@ -1,12 +1,15 @@
 """Find the annotation files and images of a data set in COCO format, whichever of the usual layouts it has."""
 
 import json
+import os
 import random
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 from .errors import DataError
+from .image_file import read_file
+from .records import identifier
 
 SPLIT_NAMES = {'train': ('train',), 'val': ('val', 'valid', 'validation'), 'test': ('test',)}
 ANNOTATION_FILES = (
@@ -16,6 +19,7 @@ ANNOTATION_FILES = (
     '{split}/_annotations.coco.json',  # Roboflow
     '{split}.json',
 )
+LISTS = ('images', 'annotations', 'categories')  # of a COCO file
 IMAGE_DIRS = ('images/{split}', '{split}2017', '{split}', 'images/{split}2017', '{split}/images', 'images', '.')
 
 
@@ -96,47 +100,71 @@ def split_off_val(root: str | Path, fraction: float, out_dir: str | Path, seed: 
     if train is None:
         return find_coco_folder(root)  # raises, with all that was looked for
     coco = read_coco(train.ann_file)
-    images = coco.get('images', [])
+    images = coco['images']
     if len(images) < 2:
         raise DataError(f'{train.ann_file} has {len(images)} image(s), too few to split off a val split')
     order = random.Random(seed).sample(range(len(images)), len(images))
     n_val = min(max(round(fraction * len(images)), 1), len(images) - 1)
-    out_dir.mkdir(parents=True, exist_ok=True)
     splits = {}
     for name, chosen in (('val', set(order[:n_val])), ('train', set(order[n_val:]))):
         part = [image for index, image in enumerate(images) if index in chosen]
-        ids = {image.get('id') for image in part}
-        annotations = [annotation for annotation in coco.get('annotations', []) if annotation.get('image_id') in ids]
+        ids = {identifier(image.get('id')) for image in part}  # None, too: the check will complain
+        annotations = [entry for entry in coco['annotations'] if identifier(entry.get('image_id')) in ids]
         ann_file = out_dir / f'{name}.json'
-        ann_file.write_text(json.dumps({**coco, 'images': part, 'annotations': annotations}))
+        write_coco(ann_file, {**coco, 'images': part, 'annotations': annotations})
         splits[name] = CocoSplit(name, ann_file, train.image_dir)
     return CocoFolder(root, splits['train'], splits['val'], test or splits['val'])
 
 
 def read_coco(ann_file: Path) -> dict:
-    """Parse an annotation file.
+    """Parse an annotation file, in UTF-8 or, where it says so itself, UTF-16 or UTF-32.
 
     Raises:
         DataError: it is missing, no JSON, or its top level is not a COCO dict of lists of dicts.
     """
     try:
-        coco = json.loads(ann_file.read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        raise DataError(f'{ann_file}: no such file') from None
+        data = read_file(ann_file, max_bytes=None)
+        coco = json.loads(data.decode(json.detect_encoding(data)))
+    except DataError as error:
+        raise DataError(f'{ann_file}: {error}') from None
     except UnicodeDecodeError as error:
-        raise DataError(f'{ann_file} is not JSON: {error}') from None
+        raise DataError(f'{ann_file} is not JSON in UTF-8 ({error}): save it as UTF-8') from None
     except json.JSONDecodeError as error:
         raise DataError(f'{ann_file} is not JSON: {error.msg} in line {error.lineno}, column {error.colno}') from None
+    except RecursionError:
+        raise DataError(f'{ann_file}: lists or dicts in it are nested too deeply') from None
+    except ValueError:  # Python reads no integer of more than 4,300 digits
+        raise DataError(f'{ann_file} holds a number with too many digits') from None
     if not isinstance(coco, dict):
         raise DataError(
             f'{ann_file} holds a {type(coco).__name__}, expected a dict with images, annotations, categories'
         )
-    for key in ('images', 'annotations', 'categories'):
+    for key in LISTS:
         value = coco.get(key)
         if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
             was = f'a {type(value).__name__}' if key in coco else 'missing'
             raise DataError(f'{ann_file}: {key!r} is {was}, expected a list of dicts')
     return coco
+
+
+def write_coco(ann_file: Path, coco: dict) -> None:
+    """Write an annotation file.
+
+    Raises:
+        DataError: lists or dicts in it are nested too deeply.
+    """
+    try:
+        text = json.dumps(coco)
+    except RecursionError:
+        raise DataError(f'{ann_file}: lists or dicts are nested too deeply to be written') from None
+    ann_file.parent.mkdir(parents=True, exist_ok=True)
+    ann_file.write_text(text)
+
+
+def is_plain_utf8(ann_file: Path) -> bool:
+    """Whether other readers of JSON take the file as well: no byte order mark and no UTF-16."""
+    with open(ann_file, 'rb') as file:
+        return json.detect_encoding(file.read(4)) == 'utf-8'
 
 
 def _find_split(root: Path, name: str) -> CocoSplit | None:
@@ -149,7 +177,7 @@ def _find_split(root: Path, name: str) -> CocoSplit | None:
 
 def _find_images(root: Path, alias: str, ann_file: Path) -> Path:
     """The folder with most of the first images; where none has any, the first that exists: the check will complain."""
-    names = [str(image['file_name']) for image in read_coco(ann_file)['images'][:20] if 'file_name' in image]
+    names = [image['file_name'] for image in read_coco(ann_file)['images'][:20] if type(image.get('file_name')) is str]
     folders = [root / folder.format(split=alias) for folder in IMAGE_DIRS]
     folders = [folder for folder in folders if folder.is_dir()]
-    return max(folders, key=lambda folder: sum((folder / name).is_file() for name in names))
+    return max(folders, key=lambda folder: sum(os.path.isfile(folder / name) for name in names))
