@@ -189,6 +189,50 @@ def turned_by_exif(folder, coco):
     Image.new('RGB', (WIDTH, HEIGHT)).save(folder.images['train'] / 'train_1.jpg', exif=exif)
 
 
+def text_crowd(folder, coco):
+    coco['annotations'][3]['iscrowd'] = 'yes'
+
+
+def many_digits(folder, coco):
+    coco['annotations'][3]['bbox'] = [5, 5, 10**400, 5]
+
+
+def text_box(folder, coco):
+    coco['annotations'][3]['bbox'] = [5, 5, '5', 5]
+
+
+def list_image_id(folder, coco):
+    coco['annotations'][3]['image_id'] = [2]
+
+
+def bool_category_id(folder, coco):
+    coco['annotations'][3]['category_id'] = True
+
+
+def impossible_name(folder, coco):
+    coco['images'][1]['file_name'] = 'a\0b.jpg'
+
+
+def half_a_character(folder, coco):
+    coco['images'][1]['file_name'] = 'a\ud800b.jpg'
+
+
+def pipe(folder, coco):
+    os.mkfifo(folder.images['train'] / 'pipe.jpg')
+    coco['images'][1]['file_name'] = 'pipe.jpg'
+
+
+def endless_device(folder, coco):
+    coco['images'][1]['file_name'] = '/dev/zero'
+
+
+def thin_image(folder, coco):
+    cv2.imwrite(str(folder.images['train'] / 'thin.png'), np.zeros((1, 3000, 3), np.uint8))
+    coco['images'][1].update(file_name='thin.png', width=3000, height=1)
+    for annotation in coco['annotations'][2:4]:
+        annotation['bbox'] = [0, 0, 9, 1]
+
+
 # damage, the rule it breaks, a part of the place that is named, how many images and boxes --drop-bad leaves (None: it
 # does not heal this)
 ERRORS = [
@@ -215,6 +259,21 @@ ERRORS = [
     (garbage, 'image that does not load', 'train_1.jpg): not an image', (2, 4)),
     (empty_file, 'image that does not load', 'train_1.jpg): the file is empty', (2, 4)),
     (other_size, 'width and height are not the file', 'recorded as 640x30, the file is 40x30', (2, 4)),
+    (text_crowd, 'iscrowd is neither 0 nor 1', "annotation 4 in image 2: iscrowd 'yes'", (3, 5)),
+    (
+        many_digits,
+        'bbox with a number that is not finite',
+        'annotation 4 in image 2 (train_1.jpg): bbox [5, 5, 1',
+        (3, 5),
+    ),
+    (text_box, 'bbox is not a list of four numbers', "bbox [5, 5, '5', 5]", (3, 5)),
+    (list_image_id, 'annotation of an image id that is not in images', 'annotation 4 in image [2]', (3, 5)),
+    (bool_category_id, 'category_id that is not in categories', 'category_id True', (3, 5)),
+    (impossible_name, 'image that does not load', r'a\x00b.jpg): not readable: its name has a character', (2, 4)),
+    (half_a_character, 'image that does not load', r'a\ud800b.jpg): not readable: its name has a character', (2, 4)),
+    (pipe, 'image that does not load', 'pipe.jpg): a pipe or device, expected a file', (2, 4)),
+    (endless_device, 'image that does not load', '(/dev/zero): a pipe or device, expected a file', (2, 4)),
+    (thin_image, 'image more than 100 times as long as wide', 'thin.png): 3000x1', (2, 4)),
     (turned_by_exif, 'width and height are not the file', 'the file is 30x40, turned by its EXIF orientation', (2, 4)),
 ]
 
@@ -258,11 +317,14 @@ def test_error(folder, tmp_path, damage, rule, place, left):
         ('{"images": [], "annotations": []}', "'categories' is missing"),
         ('{"images": {}, "annotations": [], "categories": []}', "'images' is a dict, expected a list"),
         ('{"images": [3], "annotations": [], "categories": []}', "'images' is a list, expected a list of dicts"),
+        ('[' * 100000 + ']' * 100000, 'lists or dicts in it are nested too deeply'),
+        ('{"images": [' + '1' * 5000, 'holds a number with too many digits'),
+        ('{"images": "ä"}'.encode('latin-1'), 'is not JSON in UTF-8 .*: save it as UTF-8'),
     ],
-    ids=['cut off', 'list', 'key missing', 'dict', 'numbers'],
+    ids=['cut off', 'list', 'key missing', 'dict', 'numbers', 'deep', 'digits', 'encoding'],
 )
 def test_no_coco_file(folder, content, message):
-    folder.path('train').write_text(content)
+    folder.path('train').write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(DataError, match=message) as error:
         check_coco(folder.path('train'), folder.images['train'])
     assert str(folder.path('train')) in str(error.value)
@@ -300,6 +362,126 @@ def test_annotation_ids_that_the_metric_mistakes(folder, tmp_path):
     assert places == ['annotation 0 in image 1', 'annotation 2 in image 3', 'annotation number 5 in image 3']
     cleaned = clean_coco(report, tmp_path / 'copy.json')
     assert not cleaned.warnings and [a['id'] for a in cleaned.coco['annotations']] == [1, 2, 3, 4, 5, 6]
+
+
+def test_values_in_other_types_are_repaired(folder, tmp_path):
+    """What means one thing only: sizes and ids as decimals or text, null, false; a name with a line break."""
+    train = folder.coco['train']
+    train['images'][0].update(width=str(WIDTH), height=float(HEIGHT))
+    train['images'][1].update(width=None, height=[30], id=2.0)
+    train['annotations'][0].update(area=None, iscrowd=None, id='7a')
+    train['annotations'][1].update(area='125', iscrowd=False, id=2**64, image_id=1.0)
+    train['annotations'][2].update(area=10**400, iscrowd=1.0, category_id=1.0)
+    train['annotations'][3].update(segmentation=[[1, 'x']], note=json.loads('[' * 50 + ']' * 50))
+    for coco in folder.coco.values():
+        coco['categories'][0]['name'], coco['categories'][1]['name'] = 'big\ncat', 5
+    folder.save()
+    for split in folder.coco:
+        path = folder.path(split)
+        path.write_text(path.read_text(), encoding='utf-16' if split == 'val' else 'utf-8-sig')
+    cleaned, reports, text = check_folder(find_coco_folder(folder.root), tmp_path)
+    coco = json.loads(cleaned.train.ann_file.read_text())
+    sizes = [value for image in coco['images'] for value in (image['width'], image['height'], image['id'])]
+    assert sizes == [40, 30, 1, 40, 30, 2, 40, 30, 3] and all(type(size) is int for size in sizes)
+    for key, values in dict(
+        id=[1, 2, 3, 4, 5, 6],
+        image_id=[1, 1, 2, 2, 3, 3],
+        category_id=[1, 3] * 3,
+        iscrowd=[0, 0, 1, 0, 0, 0],
+        area=[125.0] * 6,
+    ).items():
+        found = [annotation[key] for annotation in coco['annotations']]
+        assert found == values and all(type(one) is type(other) for one, other in zip(found, values)), key
+    assert all(key not in annotation for annotation in coco['annotations'] for key in ('segmentation', 'note'))
+    assert {report.classes for report in reports.values()} == {('big cat', '5')}
+    assert not any(report.repairs or report.warnings for report in reports.values())
+    for words in ('0 images and 0 boxes left out', "'big\\ncat'", 'nested more than 20 deep', 'not in plain UTF-8'):
+        assert words in text
+
+
+def test_other_sizes_are_told_as_they_stand(folder):
+    folder.coco['train']['images'][0]['width'] = '640'
+    folder.coco['train']['images'][1]['height'] = 30.5
+    (places,) = rules(folder.check().errors).values()
+    assert "recorded as '640'x30, the file is 40x30" in places[0] and 'recorded as 40x30.5' in places[1]
+
+
+def test_file_names_that_lead_elsewhere(folder):
+    """They are read, but not without a word."""
+    folder.coco['train']['images'][0]['file_name'] = '../val/val_0.jpg'
+    folder.coco['train']['images'][1]['file_name'] = str(folder.images['val'] / 'val_1.jpg')
+    report = folder.check()
+    places = rules(report.warnings)['file_name that leads out of the image folder']
+    assert not report.errors and places[0] == 'image 1 (../val/val_0.jpg)' and len(places) == 2
+
+
+def test_messages_stay_in_their_line(folder):
+    """Names from the file can neither break the lines of the report nor move the cursor of a terminal."""
+    folder.coco['train']['images'][0]['file_name'] = 'a\r\n  error \x1b[31m\u202e\udc00.jpg'
+    folder.coco['train']['images'][1]['file_name'] = 'b' * 300 + '.jpg'
+    text = str(folder.check())
+    assert r'a\r\n  error \x1b[31m\u202e\udc00.jpg): not readable' in text and 'File name too long' in text
+    assert all(line.isprintable() for line in text.split('\n')) and text.encode()
+
+
+@pytest.mark.parametrize('boxed', [False, True], ids=['without boxes', 'with a box'])
+def test_supercategory_with_the_name_of_a_class(folder, tmp_path, boxed):
+    """As Roboflow exports them: category 0 stands above all; its boxes are those of the class of the same name."""
+    for coco in folder.coco.values():
+        for category in coco['categories']:
+            category['supercategory'] = 'cat'
+        coco['categories'].insert(0, dict(id=0, name='cat', supercategory='none'))
+    if boxed:
+        folder.coco['train']['annotations'][0]['category_id'] = 0
+    folder.save()
+    cleaned, reports, text = check_folder(find_coco_folder(folder.root), tmp_path)
+    assert "'cat': id 0, the class is id 1" in text and '(one class in a copy)' in text
+    for split in cleaned.splits:
+        coco = json.loads(split.ann_file.read_text())
+        assert [(c['id'], c['name']) for c in coco['categories']] == [(1, 'cat'), (3, 'dog')]
+        assert [annotation['category_id'] for annotation in coco['annotations']] == [1, 3] * 3
+    assert not reports['train'].warnings and reports['train'].classes == ('cat', 'dog')
+
+
+@pytest.mark.parametrize('boxed', [False, True], ids=['without boxes', 'with a box'])
+def test_supercategory_that_is_no_class(folder, tmp_path, boxed):
+    """It is left out where no split has a box of it, and stays a class in all of them where one has."""
+    for coco in folder.coco.values():
+        for category in coco['categories']:
+            category['supercategory'] = 'things'
+        coco['categories'].insert(0, dict(id=0, name='things', supercategory='none'))
+    if boxed:
+        folder.coco['val']['annotations'][0]['category_id'] = 0
+    folder.save()
+    cleaned, reports, text = check_folder(find_coco_folder(folder.root), tmp_path)
+    for report in reports.values():
+        assert report.classes == (('things', 'cat', 'dog') if boxed else ('cat', 'dog'))
+    assert ("id 0, 'things'" in text) == (not boxed)
+
+
+def test_category_without_a_box_that_has_the_name_of_another(folder, tmp_path):
+    for coco in folder.coco.values():
+        coco['categories'].append(dict(id=7, name='dog'))
+    folder.save()
+    _, reports, text = check_folder(find_coco_folder(folder.root), tmp_path)
+    assert "'dog': id 7, the one with boxes is id 3" in text and reports['val'].classes == ('cat', 'dog')
+
+
+def test_boxes_beyond_two_limits_of_one_size_are_counted_once(folder):
+    train = folder.coco['train']
+    train['annotations'] += [dict(train['annotations'][0], id=number) for number in range(7, 110)]
+    report = folder.check(num_queries=100)
+    (places,) = rules(report.warnings).values()
+    assert places == ['image 1: 105']
+    assert 'raise model.num_queries' in str(report) and 'set proposal_nums' in str(report)
+    assert len(rules(folder.check(num_queries=104).warnings)) == 2
+
+
+def test_the_copy_is_checked_without_reading_the_images_again(folder, tmp_path, monkeypatch):
+    del folder.coco['train']['images'][0]['width']
+    report = folder.check()
+    monkeypatch.setattr('mmdet_ddetr.datasets.check.inspect_image', lambda *args: pytest.fail('read again'))
+    assert clean_coco(report, tmp_path / 'copy.json').facts.keys() == {0, 1, 2}
 
 
 def test_warnings(folder):
