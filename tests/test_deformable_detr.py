@@ -121,6 +121,86 @@ def test_one_image_does_not_see_the_other_in_its_batch():
         torch.testing.assert_close(a[:, 1:], b, rtol=1e-5, atol=1e-5)
 
 
+class Sampled(torch.nn.Module):
+    """A backbone that sees nothing beside a pixel: every 8th, 16th and 32nd, widened to the neck's channels."""
+
+    def forward(self, x):  # [B, 3, H, W]
+        return tuple(x[:, :, ::s, ::s].repeat(1, -(-c // 3), 1, 1)[:, :c] for s, c in zip((8, 16, 32), (128, 256, 512)))
+
+
+@pytest.mark.parametrize(
+    ('two_stage', 'shapes', 'divisor'),
+    [
+        (True, [(64, 128), (64, 64)], 1),
+        (True, [(128, 192), (88, 97), (71, 201)], 1),  # no multiples of a stride; the tallest is not the widest
+        (True, [(100, 75), (33, 41)], 64),
+        (False, [(88, 97), (71, 120)], 1),
+    ],
+)
+def test_an_image_gets_the_same_in_any_batch(two_stage, shapes, divisor):
+    """All but the backbone: neck with its norms, positions, encoder, top-k, decoder, head."""
+    cfg = config(own_maps=True, as_two_stage=two_stage)
+    cfg.neck.norm_cfg.num_groups = 8  # a group of a single value has no norm
+    model = randomise(MODELS.build(cfg), std=0.1).eval()
+    model.backbone = Sampled()
+    inputs, samples = make_batch(shapes, [0] * len(shapes), 3)
+    H, W = (-(-side // divisor) * divisor for side in inputs.shape[-2:])
+    inputs = torch.nn.functional.pad(inputs, (0, W - inputs.shape[-1], 0, H - inputs.shape[-2]), value=5.0)
+    for sample in samples:
+        sample.set_metainfo(dict(batch_input_shape=(H, W)))
+    with torch.no_grad():
+        together = model(inputs, samples, mode='tensor')
+        for i, (h, w) in enumerate(shapes):
+            samples[i].set_metainfo(dict(batch_input_shape=(h, w)))
+            alone = model(inputs[i : i + 1, :, :h, :w], samples[i : i + 1], mode='tensor')
+            for a, b in zip(together, alone, strict=True):
+                torch.testing.assert_close(a[:, i : i + 1], b, rtol=1e-4, atol=1e-4)
+
+
+def test_own_maps_in_training():
+    """Losses and gradients flow through the neck of each image; without padding nothing changes."""
+    shapes = [(64, 96), (50, 64)]
+    cfg = config(own_maps=True)
+    cfg.neck.norm_cfg.num_groups = 8
+    model = without_dropout(MODELS.build(cfg)).train()
+    losses = model(*make_batch(shapes, [2, 1], 3), mode='loss')
+    sum(losses.values()).backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.neck.parameters())
+    equal = make_batch([(64, 96), (64, 96)], [2, 1], 3)
+    own = model(*equal, mode='loss')
+    model.own_maps = False
+    assert own == model(*equal, mode='loss')
+
+
+@pytest.mark.parametrize('on_padding', [False, True])
+def test_no_query_starts_on_padding(on_padding, monkeypatch):
+    """Even where padding scores best; the official way, which takes it, is an option."""
+    model = MODELS.build(config(proposals_on_padding=on_padding)).eval()
+    model.bbox_head.cls_branches[-1].weight.data.zero_()  # all cells score the same
+    _, samples = make_batch([(64, 128), (64, 64)], [0, 0], 3)
+    feats = tuple(torch.randn(2, 32, H, W) for H, W in [(8, 16), (4, 8), (2, 4), (1, 2)])
+    padding, scored = [], []
+
+    def topk(scores, *args, **kwargs):
+        scored.append(scores)
+        best = scores.sort(1, descending=True)[1][:, : args[0]]
+        return None, best
+
+    encoder_inputs, _ = model.pre_transformer(feats, samples)
+    padding = encoder_inputs['feat_mask']
+    monkeypatch.setattr(torch.Tensor, 'topk', topk)
+    model.pre_decoder(**model.forward_encoder(**encoder_inputs))
+    assert padding.sum(1).tolist() == [0, 85]  # of 170 cells
+    assert scored[0][~padding].unique().numel() == 1
+    assert scored[0][padding].isneginf().all() == (not on_padding)
+
+
+def test_masks_refuse_own_maps():
+    cfg = get_config('deformable-detr-masks_r50_8xb2-25e_coco').model
+    with pytest.raises(ValueError, match='own_maps must be False'):
+        MODELS.build(dict(cfg, own_maps=True))
+
+
 def test_padding_is_not_seen():
     """What stands in the padding changes nothing behind the neck."""
     model = MODELS.build(config()).eval()

@@ -12,6 +12,7 @@ from mmengine.registry import init_default_scope
 from parity import (
     BATCHES,
     NUM_CLASSES,
+    TOLERANCE,
     assert_same_detections,
     assert_same_gradients,
     assert_same_losses,
@@ -31,7 +32,10 @@ VARIANTS = {
 
 @pytest.fixture(scope='module', params=VARIANTS)
 def pair(request):
-    """(mmdet's model, ours), built from mmdet's config with two type names changed, equal weights."""
+    """(mmdet's model, ours), built from mmdet's config with two type names changed, equal weights.
+
+    In padded batches mmdet's two-stage variant starts queries on the padding, which ours does only if told to.
+    """
     init_default_scope('mmdet')
     torch.manual_seed(0)
     path = osp.join(osp.dirname(mmdet.__file__), '.mim/configs/deformable_detr', VARIANTS[request.param])
@@ -41,6 +45,7 @@ def pair(request):
     ours_cfg = copy.deepcopy(theirs_cfg)
     ours_cfg.type = 'mmdet_ddetr.DeformableDETR'
     ours_cfg.bbox_head.type = 'mmdet_ddetr.SetHead'
+    ours_cfg.proposals_on_padding = True
     before = copy.deepcopy(ours_cfg)
 
     theirs = MODELS.build(theirs_cfg)
@@ -74,6 +79,27 @@ def test_raw_outputs(pair, batch):
 def test_detections(pair, batch):
     theirs, ours = pair
     assert_same_detections(ours, theirs, batch, count=100, more_than=20)
+
+
+def test_an_image_of_a_padded_batch_gets_what_mmdet_gives_it_alone(pair):
+    """By default, from the same features: where mmdet's depend on the other images, ours do not."""
+    theirs, ours = pair
+    shapes = [(64, 128), (64, 64)]
+    _, samples = make_batch(shapes, [0, 0], NUM_CLASSES)
+    _, alone = make_batch(shapes[1:], [0], NUM_CLASSES)
+    feats = [torch.randn(2, 256, 64 // stride, 128 // stride) for stride in (8, 16, 32, 64)]
+    own = [feat[1:, :, :, : feat.shape[3] // 2].contiguous() for feat in feats]
+
+    def outputs(model, feats, samples):
+        with torch.no_grad():
+            return model.eval().bbox_head(**model.forward_transformer(tuple(feats), samples))
+
+    ours.proposals_on_padding = False
+    try:
+        for a, b in zip(outputs(ours, feats, samples), outputs(theirs, own, alone), strict=True):
+            torch.testing.assert_close(a[:, 1:], b, **TOLERANCE)
+    finally:
+        ours.proposals_on_padding = True
 
 
 def test_a_changed_weight_is_seen(pair):

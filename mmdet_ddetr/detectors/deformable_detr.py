@@ -17,6 +17,8 @@ from mmdet_ddetr.layers import (
     DenoisingQueries,
     MSDeformAttn,
     QueryGroups,
+    is_padded,
+    on_own_maps,
     padding_masks,
 )
 from mmdet_ddetr.layers.transformer import build
@@ -41,6 +43,10 @@ class DeformableDETR(DetectionTransformer):
         with_box_refine: each layer refines the boxes of the one before (section 4.2, appendix A.4).
         as_two_stage: the encoder proposes the decoder's first references.
         num_feature_levels: levels L that the neck gives; the attentions' ``num_levels`` follows unless set.
+        proposals_on_padding: two-stage only; let queries start on the padding of a batch, as the official code and
+            mmdet's do, so that an image's detections depend on its neighbours. By default none does.
+        own_maps: run the neck on each image's own part of a padded batch and count its cells as those of the image
+            alone. By default the neck's norms see the padding, as in the official code and mmdet's.
         mixed_selection: two-stage only; proposals give the queries' positions, while their contents are learned
             (DINO, arXiv:2203.03605, section 3.4).
         look_forward_twice: with box refinement only; each layer learns from the boxes of the next, too (DINO, 3.5).
@@ -58,6 +64,8 @@ class DeformableDETR(DetectionTransformer):
         with_box_refine: bool = False,
         as_two_stage: bool = False,
         num_feature_levels: int = 4,
+        proposals_on_padding: bool = False,
+        own_maps: bool = False,
         mixed_selection: bool = False,
         look_forward_twice: bool = False,
         dn_cfg: dict | None = None,
@@ -74,6 +82,8 @@ class DeformableDETR(DetectionTransformer):
         self.with_box_refine = with_box_refine
         self.as_two_stage = as_two_stage
         self.num_feature_levels = num_feature_levels
+        self.proposals_on_padding = proposals_on_padding
+        self.own_maps = own_maps
         self.mixed_selection = mixed_selection
         self.look_forward_twice = look_forward_twice
         self.dn_query_generator = dn_cfg
@@ -141,6 +151,38 @@ class DeformableDETR(DetectionTransformer):
         else:
             xavier_init(self.reference_points_fc, distribution='uniform', bias=0.0)
 
+    # mmdet's template with the data samples given to ``extract_feat``, too
+
+    def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:
+        head_inputs = self._head_inputs(batch_inputs, batch_data_samples)
+        return self.bbox_head.loss(**head_inputs, batch_data_samples=batch_data_samples)
+
+    def predict(self, batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool = True) -> SampleList:
+        head_inputs = self._head_inputs(batch_inputs, batch_data_samples)
+        results = self.bbox_head.predict(**head_inputs, batch_data_samples=batch_data_samples, rescale=rescale)
+        return self.add_pred_to_datasample(batch_data_samples, results)
+
+    def _forward(self, batch_inputs: Tensor, batch_data_samples: OptSampleList = None) -> tuple[Tensor, Tensor]:
+        return self.bbox_head(**self._head_inputs(batch_inputs, batch_data_samples))
+
+    def _head_inputs(self, batch_inputs: Tensor, batch_data_samples: OptSampleList) -> dict:
+        feats = self.extract_feat(batch_inputs, batch_data_samples)
+        return self.forward_transformer(feats, batch_data_samples)
+
+    def extract_feat(
+        self,
+        batch_inputs: Tensor,  # [B, 3, H, W]
+        batch_data_samples: OptSampleList = None,
+    ) -> tuple[Tensor, ...]:
+        """The neck's maps [B, C, H, W] per level.
+
+        Args:
+            batch_data_samples: tell ``own_maps`` the padding; None: no padding.
+        """
+        if not self.own_maps or not is_padded(batch_data_samples):
+            return super().extract_feat(batch_inputs)
+        return on_own_maps(self.neck, self.backbone(batch_inputs), batch_data_samples)
+
     def forward_transformer(self, img_feats: tuple[Tensor, ...], batch_data_samples: OptSampleList = None) -> dict:
         """The steps of mmdet's ``DetectionTransformer``; in training, further queries join before the decoder."""
         encoder_inputs, decoder_inputs = self.pre_transformer(img_feats, batch_data_samples)
@@ -167,7 +209,7 @@ class DeformableDETR(DetectionTransformer):
         spatial_shapes = host_shapes([feat.shape[-2:] for feat in mlvl_feats])  # no device sync anywhere
         if torch.jit.is_tracing():  # shapes become constants: expand refuses maps of any other, also turned ones
             mlvl_feats = tuple(feat.expand(-1, -1, *shape) for feat, shape in zip(mlvl_feats, spatial_shapes))
-        masks = padding_masks(spatial_shapes, batch_data_samples, mlvl_feats[0].device)
+        masks = padding_masks(spatial_shapes, batch_data_samples, mlvl_feats[0].device, self.own_maps)
         feats, positions, flat_masks = [], [], []
         for level, (feat, mask) in enumerate(zip(mlvl_feats, masks)):
             position = self.positional_encoding(mask, input=feat)
@@ -231,7 +273,10 @@ class DeformableDETR(DetectionTransformer):
         logits = head.cls_branches[last](memory_of_proposals)  # [B, S, classes]
         boxes_unact = head.reg_branches[last](memory_of_proposals).float() + proposals  # [B, S, 4]
         # Class 0 stands for "object": the encoder's targets are all of class 0.
-        best = logits[..., 0].topk(min(num_queries, logits.shape[1]), dim=1)[1]  # [B, Q]
+        scores = logits[..., 0].detach()  # [B, S]
+        if memory_mask is not None and not self.proposals_on_padding:
+            scores = scores.masked_fill(memory_mask, float('-inf'))
+        best = scores.topk(min(num_queries, scores.shape[1]), dim=1)[1]  # [B, Q]
         reference_points = boxes_unact.gather(1, best[..., None].expand(-1, -1, 4)).detach().sigmoid()
         query_pos, query = self.queries_of(reference_points, memory.dtype)
         if self.mixed_selection:

@@ -134,3 +134,8 @@ class DETRWithMasks(WithMasks, DETR):
 @MODELS.register_module()
 class DeformableDETRWithMasks(WithMasks, DeformableDETR):
     """Deformable DETR for instance segmentation. The paper has no masks; the head is DETR's, on the memory of C5."""
+
+    def __init__(self, *args, own_maps: bool = False, **kwargs):
+        if own_maps:
+            raise ValueError('own_maps must be False in a detector with masks, whose head reads the padded maps')
+        super().__init__(*args, **kwargs)

@@ -11,7 +11,7 @@ from .ffn import FFN
 from .ms_deform_attn import MSDeformAttn
 from .multihead_attention import MultiheadAttention
 from .own_level_attn import OwnLevelDeformAttn
-from .padding import padding_masks
+from .padding import is_padded, on_own_maps, padding_masks
 from .positional import LearnedPositionalEncoding
 from .query_groups import QueryGroups
 from .transformer import DetrDecoder, DetrDecoderLayer, DetrEncoder, DetrEncoderLayer
@@ -34,6 +34,8 @@ __all__ = [
     'OwnLevelDeformAttn',
     'QueryGroups',
     'inverse_sigmoid',
+    'is_padded',
+    'on_own_maps',
     'padding_masks',
     'refine_box',
 ]

@@ -1,30 +1,100 @@
 """Which cells of the feature maps are padding."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn.functional as F
-from mmdet.structures import OptSampleList
+from mmdet.structures import OptSampleList, SampleList
 from torch import Tensor
+
+Shape = tuple[int, int]  # (height, width)
+
+
+def is_padded(batch_data_samples: OptSampleList) -> bool:
+    """Whether images of the batch are smaller than its tensor."""
+    if not batch_data_samples or torch.onnx.is_in_onnx_export():
+        return False
+    whole = tuple(batch_data_samples[0].batch_input_shape)
+    return any(tuple(sample.img_shape[:2]) != whole for sample in batch_data_samples)
 
 
 def padding_masks(
-    spatial_shapes: list[tuple[int, int]], batch_data_samples: OptSampleList, device: torch.device
+    spatial_shapes: list[Shape], batch_data_samples: OptSampleList, device: torch.device, own_shapes: bool = False
 ) -> list[Tensor | None]:
     """Masks of the padding that makes a batch of images of different sizes, per feature map.
 
     Args:
         spatial_shapes: (H, W) of each map.
         batch_data_samples: their ``img_shape`` and ``batch_input_shape`` tell the padding; None: no padding.
+        own_shapes: the maps are of :func:`on_own_maps`; leave as many cells as those of the image alone have. By
+            default the mask of the pixels is resized to the map, as in the official code, and where the batch's size is
+            no multiple of the stride, an image may have a row or a column more than alone.
 
     Returns:
         Per map [B, H, W], True = padding; None for all where no image of the batch is padded.
     """
-    if not batch_data_samples or torch.onnx.is_in_onnx_export():
+    if not is_padded(batch_data_samples):
         return [None] * len(spatial_shapes)
-    H, W = batch_data_samples[0].batch_input_shape
-    shapes = [tuple(sample.img_shape[:2]) for sample in batch_data_samples]
-    if all(shape == (H, W) for shape in shapes):
-        return [None] * len(spatial_shapes)
-    mask = torch.ones(1, len(shapes), H, W, device=device)
+    images = [tuple(sample.img_shape[:2]) for sample in batch_data_samples]
+    if own_shapes:
+        shapes = own_map_shapes(spatial_shapes, images, _largest(images))
+        if all(own == whole for level, whole in zip(shapes, spatial_shapes) for own in level):
+            return [None] * len(spatial_shapes)
+        return [_outside(own, whole, device).bool() for own, whole in zip(shapes, spatial_shapes)]
+    pixels = _outside(images, batch_data_samples[0].batch_input_shape, device)
+    return [F.interpolate(pixels[None], size=shape)[0].bool() for shape in spatial_shapes]
+
+
+def own_map_shapes(spatial_shapes: list[Shape], images: list[Shape], whole: Shape) -> list[list[Shape]]:
+    """Per map, the (h, w) that the map of each image alone would have.
+
+    Args:
+        spatial_shapes: (H, W) of each map.
+        images: (h, w) of each image in px.
+        whole: (H, W) in px of what the maps are of.
+    """
+    H, W = whole
+    return [[(_cells(h, H, rows), _cells(w, W, columns)) for h, w in images] for rows, columns in spatial_shapes]
+
+
+def on_own_maps(
+    neck: Callable[[tuple[Tensor, ...]], Sequence[Tensor]],
+    maps: Sequence[Tensor],  # [B, C, H, W] per level of the backbone
+    batch_data_samples: SampleList,
+) -> tuple[Tensor, ...]:  # [B, C, H, W] per level of the neck
+    """Run a neck on each image's own part of the maps, so that no norm and no convolution of it sees padding."""
+    images = [tuple(sample.img_shape[:2]) for sample in batch_data_samples]
+    whole = batch_data_samples[0].batch_input_shape
+    shapes = own_map_shapes([tuple(level.shape[-2:]) for level in maps], images, whole)
+    outputs = [
+        neck(tuple(level[i : i + 1, :, : own[i][0], : own[i][1]] for level, own in zip(maps, shapes)))
+        for i in range(len(images))
+    ]
+    return tuple(_pad_together(images) for images in zip(*outputs))
+
+
+def _largest(shapes: list[Shape]) -> Shape:
+    return max(h for h, _ in shapes), max(w for _, w in shapes)
+
+
+def _pad_together(images: Sequence[Tensor]) -> Tensor:  # [1, C, h, w] each -> [B, C, H, W]
+    H, W = _largest([image.shape[-2:] for image in images])
+    return torch.cat([F.pad(image, (0, W - image.shape[-1], 0, H - image.shape[-2])) for image in images])
+
+
+def _cells(own: int, whole: int, cells: int) -> int:
+    """Of a map with ``cells`` along a side of ``whole`` px: how many a side of ``own`` px has."""
+    stride = 1
+    while -(-whole // stride) > cells:
+        stride *= 2
+    if -(-whole // stride) == cells:
+        return -(-own // stride)
+    return -(-own * cells // whole)  # the stride is no power of two
+
+
+def _outside(shapes: list[Shape], whole: Shape, device: torch.device) -> Tensor:  # [B, H, W]
+    """1 outside the upper left (h, w) of each image, else 0."""
+    mask = torch.ones(len(shapes), *whole, device=device)
     for i, (h, w) in enumerate(shapes):
-        mask[0, i, :h, :w] = 0
-    return [F.interpolate(mask, size=shape)[0].bool() for shape in spatial_shapes]
+        mask[i, :h, :w] = 0
+    return mask
