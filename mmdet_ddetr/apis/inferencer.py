@@ -1,18 +1,38 @@
 """mmdet's inferencer, which also finds the models of this package."""
 
+import json
+import os
+from dataclasses import dataclass
 from pathlib import Path
 
+import mmcv
 from mmdet.apis import DetInferencer
-from mmdet.apis.det_inferencer import IMG_EXTENSIONS
+from mmdet.datasets.transforms import InferencerLoader
 from mmengine.registry import MODELS
+from rich.progress import track
 
 from ..checkpoints import CheckpointError, adopt, check_fit, convert, describe, load, stored_config, weights_of
+from ..datasets import DataError, LoadImageFromFile
 from .configs import find_config, get_config, list_configs
+from .inputs import Picture, file_of, is_url, pictures
+from .outputs import WRITTEN, Names
 from .stored_model import stored_model
+
+READ_AHEAD = 64  # images, to sort them by shape
+READ_AHEAD_BYTES = 2**28  # of them, at most
+
+
+@dataclass(frozen=True)
+class Job:
+    """An image on its way: its place among the inputs, where it comes from, what its files are called."""
+
+    index: int
+    picture: Picture
+    name: str
 
 
 class DDetrInferencer(DetInferencer):
-    """Detect objects in images, lists of images and folders; write pictures and JSON.
+    """Detect objects in images, folders and streams of images; write pictures and JSON.
 
     >>> inferencer = DDetrInferencer(weights='work_dirs/demo/epoch_12.pth')
     >>> inferencer('photos', batch_size=4, out_dir='out')  # out/vis/*.jpg, out/preds/*.json
@@ -35,6 +55,7 @@ class DDetrInferencer(DetInferencer):
             model = self._resolve(str(model), weights)
         if weights is not None and '://' not in str(weights) and not Path(weights).expanduser().exists():
             raise FileNotFoundError(f'weights: no checkpoint {str(weights)!r}')
+        self.names = Names()
         super().__init__(
             str(model) if isinstance(model, Path) else model, str(weights) if weights is not None else None, **kwargs
         )
@@ -98,30 +119,200 @@ class DDetrInferencer(DetInferencer):
                 ) from None
         super()._load_weights_to_model(model, checkpoint, cfg)
 
-    def _inputs_to_list(self, inputs):
-        if not isinstance(inputs, str | Path) or not Path(inputs).is_dir():
-            inputs = inputs if isinstance(inputs, list | tuple) else [inputs]
-            return [str(item) if isinstance(item, Path) else item for item in inputs]
-        images = sorted(str(path) for path in Path(inputs).iterdir() if path.suffix.lower() in IMG_EXTENSIONS)
-        if not images:
-            raise ValueError(
-                f'inputs: no image in {str(inputs)!r}; expected files ending in {", ".join(IMG_EXTENSIONS)}'
-            )
-        return images
+    def _init_pipeline(self, cfg):
+        """mmdet's, which reads files by this package's loader: every format and orientation, errors with a name."""
+        for transform in cfg.test_dataloader.dataset.pipeline:
+            if transform['type'] in ('mmdet_ddetr.LoadImageFromFile', LoadImageFromFile):
+                transform['type'] = 'LoadImageFromFile'  # as mmdet looks for it
+        pipeline = super()._init_pipeline(cfg)
+        for transform, config in zip(pipeline.transforms, cfg.test_dataloader.dataset.pipeline):
+            if isinstance(transform, InferencerLoader):
+                transform.from_file = LoadImageFromFile(**{k: v for k, v in config.items() if k != 'type'})
+        return pipeline
 
-    def __call__(self, inputs, batch_size=1, *, no_save_pred=False, **kwargs):
-        """Detect objects; unlike mmdet's, ``out_dir`` gets the JSON files as well as the pictures.
+    def __call__(
+        self,
+        inputs,
+        batch_size=1,
+        *,
+        out_dir='',
+        pred_score_thr=0.3,
+        return_vis=False,
+        return_datasamples=False,
+        no_save_vis=False,
+        no_save_pred=False,
+        show=False,
+        wait_time=0,
+        draw_pred=True,
+        print_result=False,
+        texts=None,
+        stuff_texts=None,
+        custom_entities=False,
+        tokens_positive=None,
+    ):
+        """Detect objects.
 
         Args:
-            inputs (str | Path | ndarray | list): Image, folder of images (in the order of their names), URL, BGR image
-                [H, W, 3], or a list of such images.
-            batch_size (int): Images at a time.
-            no_save_pred (bool): Write no JSON.
-            **kwargs: ``out_dir``, ``pred_score_thr``, ``no_save_vis``, ``return_vis``, ``return_datasamples`` and more,
-                see :class:`mmdet.apis.DetInferencer`.
+            inputs (str | Path | ndarray | PIL.Image | Iterable): A file, a folder of images (in the order of their
+                names), a URL; an array of uint8 [H, W], [H, W, 1] (gray), [H, W, 3] (BGR, as OpenCV reads) or [H, W, 4]
+                (BGRA, whose alpha is left out); a PIL image of any mode of 8 or 16 bits, turned as its EXIF data say;
+                or a list, tuple or iterator of such. Iterators are read as they are needed.
+            batch_size (int): Images at a time. With more than one, up to 64 images are read ahead and those of like
+                shapes go together.
+            out_dir (str | Path): Folder for ``vis/<name>.<suffix>`` and ``preds/<name>.json``; '' writes nothing. A
+                name is the file's, after its folders where another file of this inferencer's has it, as in
+                ``cam2_0001``; of arrays and PIL images it is their number.
+            pred_score_thr (float): Score below which nothing is drawn.
+            return_vis (bool): Return the pictures, too.
+            return_datasamples (bool): Return DetDataSamples in place of dicts.
+            no_save_vis, no_save_pred (bool): Write no pictures, no JSON.
+            show, wait_time, draw_pred, print_result, texts, stuff_texts, custom_entities, tokens_positive: see
+                :class:`mmdet.apis.DetInferencer`.
 
         Returns:
-            dict: ``predictions``, an image each: {'labels': [N], 'scores': [N], 'bboxes': [N, 4] as x1, y1, x2, y2 in
-            pixels}; ``visualization``, RGB images if ``return_vis`` or ``out_dir`` is set.
+            dict: ``predictions``, an image each, in the order of the inputs: {'labels': [N], 'scores': [N], 'bboxes':
+            [N, 4] as x1, y1, x2, y2 in pixels}; ``visualization``, RGB images, with ``return_vis``, else empty.
+
+        Raises:
+            ValueError, TypeError, FileNotFoundError: An input is not readable or no image; the message says which, what
+                it is and what was expected. What came before it is in ``out_dir``.
         """
-        return super().__call__(inputs, batch_size=batch_size, no_save_pred=no_save_pred, **kwargs)
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f'batch_size must be an integer of at least 1, got {batch_size!r}')
+        out_dir = str(out_dir)
+        prompts = dict(
+            texts=texts, stuff_texts=stuff_texts, custom_entities=custom_entities, tokens_positive=tokens_positive
+        )
+        batches = self.preprocess(inputs, batch_size, out_dir=out_dir, **prompts)
+        predictions, drawn = {}, {}
+        for jobs, data in track(batches, description='Inference') if self.show_progress else batches:
+            preds = self.forward(data)
+            visualization = self.visualize(
+                jobs,
+                preds,
+                return_vis=return_vis,
+                show=show,
+                wait_time=wait_time,
+                no_save_vis=no_save_vis,
+                draw_pred=draw_pred,
+                pred_score_thr=pred_score_thr,
+                img_out_dir=out_dir,
+            )
+            results = self.postprocess(
+                preds,
+                visualization,
+                return_datasamples=return_datasamples,
+                print_result=print_result,
+                no_save_pred=no_save_pred,
+                pred_out_dir=out_dir,
+                jobs=jobs,
+            )
+            indices = [job.index for job in jobs]
+            predictions.update(zip(indices, results['predictions']))
+            if return_vis:
+                drawn.update(zip(indices, results['visualization']))
+        return dict(
+            predictions=[predictions[i] for i in sorted(predictions)], visualization=[drawn[i] for i in sorted(drawn)]
+        )
+
+    def preprocess(self, inputs, batch_size=1, *, out_dir='', **prompts):
+        """Yield (jobs, batch): images of like shapes together, as padding costs time and moves detections.
+
+        An input that cannot be read ends this after what came before it.
+        """
+        ahead = 1 if batch_size == 1 else max(READ_AHEAD, batch_size)
+        images, stopped = enumerate(pictures(inputs)), None
+        while stopped is None:
+            window, size = [], 0
+            try:
+                while len(window) < ahead and (size < READ_AHEAD_BYTES or len(window) % batch_size):
+                    index, picture = next(images)
+                    data = self._read(picture, index, **prompts)
+                    size += data['inputs'].nbytes + (0 if picture.path else picture.source.nbytes)
+                    window.append((Job(index, picture, self.names.of(picture.path, out_dir) if out_dir else ''), data))
+            except (StopIteration, ValueError, TypeError, OSError) as error:
+                stopped = error
+            window.sort(key=lambda item: tuple(item[1]['inputs'].shape[-2:]))
+            for start in range(0, len(window), batch_size):
+                jobs, batch = zip(*window[start : start + batch_size])
+                yield jobs, self.collate_fn(batch)
+        if not isinstance(stopped, StopIteration):
+            raise stopped
+
+    def _read(self, picture, index, texts=None, stuff_texts=None, custom_entities=False, tokens_positive=None):
+        """What the pipeline makes of an image."""
+        data = {'img': picture.source} if picture.path is None else {'img_path': picture.path}
+        if texts is not None:
+            text = texts if isinstance(texts, str) else texts[index]
+            data.update(text=text, custom_entities=custom_entities, tokens_positive=tokens_positive)
+        if stuff_texts is not None:
+            data['stuff_text'] = stuff_texts if isinstance(stuff_texts, str) else stuff_texts[index]
+        try:
+            return self.pipeline(data)
+        except DataError as error:  # names the file
+            missing = picture.path and not is_url(picture.path) and not Path(picture.path).exists()
+            raise (FileNotFoundError if missing else ValueError)(f'{picture.where}: {error}') from None
+
+    def visualize(
+        self,
+        jobs,
+        preds,
+        return_vis=False,
+        show=False,
+        wait_time=0,
+        no_save_vis=False,
+        draw_pred=True,
+        pred_score_thr=0.3,
+        img_out_dir='',
+    ):
+        """Draw detections, RGB; write them to ``<img_out_dir>/vis``."""
+        out_dir = '' if no_save_vis else img_out_dir
+        if not (show or out_dir or return_vis):
+            return None
+        if self.visualizer is None:
+            raise ValueError('the config has no visualizer, which out_dir, return_vis and show need')
+        drawn = []
+        for job, pred in zip(jobs, preds):
+            suffix = file_of(job.picture.path).suffix if job.picture.path else ''
+            file = f'{job.name}{suffix if suffix.lower() in WRITTEN else ".jpg"}'
+            self.visualizer.add_datasample(
+                file,
+                job.picture.read()[..., ::-1],
+                pred,
+                show=show,
+                wait_time=wait_time,
+                draw_gt=False,
+                draw_pred=draw_pred,
+                pred_score_thr=pred_score_thr,
+                out_file=os.path.join(out_dir, 'vis', file) if out_dir else None,
+            )
+            drawn.append(self.visualizer.get_image())
+        return drawn
+
+    def postprocess(
+        self,
+        preds,
+        visualization=None,
+        return_datasamples=False,
+        print_result=False,
+        no_save_pred=False,
+        pred_out_dir='',
+        jobs=(),
+    ):
+        """Detections as dicts; write them to ``<pred_out_dir>/preds``."""
+        out_dir = '' if no_save_pred else pred_out_dir
+        results = list(preds)
+        if out_dir or not return_datasamples:
+            results = [self.pred2dict(pred) for pred in preds]
+        if out_dir:
+            folder = Path(out_dir, 'preds')
+            folder.mkdir(parents=True, exist_ok=True)
+            for job, result in zip(jobs, results):
+                if 'panoptic_seg' in result:
+                    result['panoptic_seg_path'] = str(folder / f'{job.name}_panoptic_seg.png')
+                    mmcv.imwrite(result.pop('panoptic_seg')[..., ::-1], result['panoptic_seg_path'])
+                (folder / f'{job.name}.json').write_text(json.dumps(result))
+        results = dict(predictions=list(preds) if return_datasamples else results)
+        if print_result:
+            print(results)
+        return dict(results, visualization=visualization)

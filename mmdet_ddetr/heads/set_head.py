@@ -365,7 +365,9 @@ class SetHead(BaseModule):
         sizes = _image_sizes(batch_img_metas, boxes)[:, None]  # [B, 1, 4]
         boxes = (boxes * sizes).clamp(min=boxes.new_zeros(()), max=sizes)
         if rescale:
-            scales = torch.tensor([[*meta['scale_factor'], *meta['scale_factor']] for meta in batch_img_metas])
+            # a pipeline without Resize tells no factor: the image's own pixels are the original's
+            factors = [tuple(meta.get('scale_factor', (1.0, 1.0))) for meta in batch_img_metas]
+            scales = torch.tensor([[*factor, *factor] for factor in factors])
             boxes = boxes / scales[:, None].to(boxes, non_blocking=True)
         return [InstanceData(bboxes=b, scores=s, labels=c, query=q) for b, s, c, q in zip(boxes, scores, labels, query)]
 

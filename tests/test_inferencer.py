@@ -1,0 +1,241 @@
+"""What DDetrInferencer takes, what it refuses, what it writes, and in which order."""
+
+import json
+from itertools import count
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmdet_ddetr import get_config
+from mmdet_ddetr.apis import DDetrInferencer
+from mmdet_ddetr.apis import inferencer as module
+from mmdet_ddetr.testing import shrink
+
+pytestmark = pytest.mark.filterwarnings('ignore')  # random weights
+
+
+@pytest.fixture(scope='module')
+def inferencer():
+    config = get_config('deformable-detr-refine-twostage_lite0_shapes')
+    shrink(config.model)
+    torch.manual_seed(0)
+    return DDetrInferencer(config, device='cpu', show_progress=False)
+
+
+@pytest.fixture
+def image():
+    """[48, 64, 3], BGR, that no flip or exchange of channels leaves as it is."""
+    return cv2.resize(np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8), (64, 48))
+
+
+def scores(inferencer, inputs, **kwargs):
+    return [result['scores'] for result in inferencer(inputs, **kwargs)['predictions']]
+
+
+# --- inputs ----------------------------------------------------------------------------------------------------------
+
+
+def test_arrays_and_pil_images_of_one_picture(inferencer, image, tmp_path):
+    """Whatever holds the pixels, the detections are those of the file."""
+    file = tmp_path / 'image.png'
+    cv2.imwrite(str(file), image)
+    rgb = Image.fromarray(image[..., ::-1])
+    (expected,) = scores(inferencer, file)
+    alpha = np.full_like(image[..., :1], 7)
+    same = [
+        str(file),
+        image,
+        np.dstack([image, alpha]),
+        np.asfortranarray(image),
+        image[:, ::-1][:, ::-1],  # strides below zero
+        rgb,
+        Image.fromarray(np.dstack([image[..., ::-1], alpha])),
+        rgb.convert('RGBX'),
+        Image.open(file),
+    ]
+    for found in scores(inferencer, same, batch_size=2):
+        assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_gray_is_three_equal_channels(inferencer, image):
+    gray = image[..., 0]
+    expected, *rest = scores(
+        inferencer,
+        [
+            np.dstack([gray] * 3),
+            gray,
+            gray[..., None],
+            Image.fromarray(gray),
+            Image.fromarray(gray.astype(np.uint16) * 256 + 99),  # I;16
+        ],
+    )
+    assert all(found == expected for found in rest)
+
+
+@pytest.mark.parametrize('mode', ['1', 'L', 'LA', 'P', 'PA', 'RGBA', 'RGBa', 'La', 'CMYK', 'YCbCr', 'HSV', 'LAB'])
+def test_pil_modes(inferencer, image, mode):
+    """Pillow's own conversion; a palette's indices or a printer's inks are no colours."""
+    picture = Image.fromarray(image[..., ::-1])
+    if mode in ('RGBa', 'La', 'LA', 'PA'):
+        picture = picture.convert({'RGBa': 'RGBA', 'PA': 'P'}.get(mode, 'LA'))
+    picture = picture.convert(mode) if picture.mode != mode else picture
+    plain = picture.convert({'RGBa': 'RGBA', 'La': 'LA'}.get(mode, mode)).convert('RGB')
+    assert scores(inferencer, picture) == scores(inferencer, np.asarray(plain)[..., ::-1])
+
+
+def test_pil_image_is_turned_as_its_exif_says(inferencer, image, tmp_path):
+    turned = Image.fromarray(image[..., ::-1])
+    exif = turned.getexif()
+    exif[0x0112] = 6  # a quarter turn clockwise puts it upright
+    turned.save(tmp_path / 'turned.png', exif=exif)
+    expected = scores(inferencer, cv2.rotate(image, cv2.ROTATE_90_CLOCKWISE))
+    assert scores(inferencer, Image.open(tmp_path / 'turned.png')) == expected
+    assert scores(inferencer, tmp_path / 'turned.png') == expected
+
+
+def test_iterators_are_read_as_needed(inferencer, image, monkeypatch):
+    """An endless one, ended by an error of its own: what is read ahead is bounded."""
+    monkeypatch.setattr(module, 'READ_AHEAD', 8)
+    read = []
+
+    def stream():
+        for i in count():
+            if i == 20:
+                raise ValueError('the camera is off')
+            read.append(i)
+            yield image
+
+    batches = inferencer.preprocess(stream(), batch_size=4)
+    next(batches)
+    assert len(read) == 8
+    with pytest.raises(ValueError, match='the camera is off'):
+        inferencer(stream(), batch_size=10)
+
+    batches = inferencer.preprocess(stream(), batch_size=1)
+    read.clear()
+    next(batches)
+    assert len(read) == 1
+
+
+@pytest.mark.parametrize('make', [list, tuple, iter, lambda items: (item for item in items)])
+def test_collections(inferencer, image, make):
+    assert len(scores(inferencer, make([image] * 3), batch_size=2)) == 3
+    assert scores(inferencer, make([])) == []
+
+
+@pytest.mark.parametrize(
+    ('inputs', 'message'),
+    [
+        (lambda x: x / 255, r'inputs is an array \[48, 64, 3\] of float64, expected uint8.*255 \* array'),
+        (lambda x: [x, x.astype(np.float32)], r'inputs\[1\] is an array \[48, 64, 3\] of float32'),
+        (lambda x: x.astype(np.uint16), r'of uint16, expected uint8.*array >> 8'),
+        (lambda x: x.astype(int), r'of int64, expected uint8.*astype'),
+        (lambda x: x > 9, r'of bool, expected uint8; give 255'),
+        (lambda x: x.astype(object), r'of object, expected uint8; give an array of numbers'),
+        (lambda x: x[None], r'inputs is an array \[1, 48, 64, 3\] .*list\(array\)'),
+        (lambda x: x.transpose(2, 0, 1), r'\[3, 48, 64\] .*array.transpose\(1, 2, 0\)'),
+        (lambda x: x[0, 0], r'inputs is an array \[3\] of uint8, expected \[H, W\]'),
+        (lambda x: x[:0], r'inputs is an array \[0, 64, 3\] of uint8, which has no pixel'),
+        (lambda x: None, r'inputs is of type NoneType, expected a path'),
+        (lambda x: {'img': x}, r'inputs is of type dict, expected a path'),
+        (lambda x: [[x]], r'inputs\[0\] is of type list, expected a path'),
+        (lambda x: torch.from_numpy(x), r'inputs is of type Tensor, .*tensor.cpu\(\).numpy\(\)'),
+        (lambda x: b'', r'inputs is of type bytes, .*Image.open'),
+        (lambda x: Image.new('F', (8, 8)), r"inputs is a PIL image of mode 'F'"),
+        (lambda x: 'no/such.jpg', r'inputs: no/such.jpg: no such file'),
+        (lambda x: [x, __file__], r'inputs\[1\]: .*test_inferencer.py: not an image'),
+    ],
+)
+def test_refusals(inferencer, image, inputs, message):
+    with pytest.raises((ValueError, TypeError, FileNotFoundError), match=message):
+        inferencer(inputs(image), batch_size=2)
+
+
+def test_batch_size_is_checked(inferencer, image):
+    with pytest.raises(ValueError, match='batch_size must be an integer of at least 1, got 0'):
+        inferencer(image, batch_size=0)
+
+
+# --- outputs ---------------------------------------------------------------------------------------------------------
+
+
+def written(folder):
+    return {kind: sorted(path.name for path in Path(folder, kind).iterdir()) for kind in ('vis', 'preds')}
+
+
+def test_arrays_are_numbered(inferencer, image, tmp_path):
+    inferencer([image, Image.fromarray(image)], out_dir=tmp_path)
+    inferencer(image[..., 0], out_dir=str(tmp_path))
+    names = ['00000000', '00000001', '00000002']
+    assert written(tmp_path) == dict(vis=[f'{n}.jpg' for n in names], preds=[f'{n}.json' for n in names])
+
+
+@pytest.mark.parametrize('at_once', [True, False])
+def test_files_of_one_name_are_kept_apart(inferencer, image, tmp_path, at_once):
+    """In other folders, with other suffixes, in upper case; in one call or in several."""
+    names = ['cam0/1.jpg', 'cam1/1.jpg', 'cam1/1.png', 'cam2/1.JPG', 'cam2/2.tga']
+    files = []
+    for i, name in enumerate(names):
+        files.append(tmp_path / name)
+        files[-1].parent.mkdir(exist_ok=True)
+        Image.fromarray(image[: 20 + i]).save(files[-1])
+    out = tmp_path / 'out'
+    results = []
+    for inputs in [files] if at_once else files:
+        results += inferencer(inputs, out_dir=out, batch_size=2, no_save_vis=not at_once)['predictions']
+    assert len(list((out / 'preds').iterdir())) == len(files)
+    for stem, result in zip(['1', 'cam1_1', None, 'cam2_1', '2'], results):
+        if stem is not None:
+            assert json.loads((out / f'preds/{stem}.json').read_text()) == result
+    if at_once:
+        assert len(written(out)['vis']) == len(files)
+        assert cv2.imread(str(out / 'vis/cam2_1.JPG')).shape[0] == 23
+        assert cv2.imread(str(out / 'vis/2.jpg')).shape[0] == 24
+    inferencer(files, out_dir=out, no_save_vis=True)  # the same files again: their own results are replaced
+    assert len(list((out / 'preds').iterdir())) == len(files)
+
+
+def test_what_came_before_a_bad_image_is_written(inferencer, image, tmp_path):
+    (tmp_path / 'broken.jpg').write_bytes(b'\xff\xd8\xff')
+    with pytest.raises(ValueError, match=r'inputs\[2\]: .*broken.jpg'):
+        inferencer([image, image, tmp_path / 'broken.jpg', image], batch_size=4, out_dir=tmp_path / 'out')
+    assert len(written(tmp_path / 'out')['preds']) == 2
+
+
+def test_datasamples_are_written_as_well(inferencer, image, tmp_path):
+    results = inferencer(image, out_dir=tmp_path, return_datasamples=True, return_vis=True)
+    (sample,), (picture,) = results['predictions'], results['visualization']
+    (file,) = (tmp_path / 'preds').iterdir()
+    assert json.loads(file.read_text())['scores'] == sample.pred_instances.scores.tolist()
+    assert picture.shape == image.shape
+
+
+# --- order and batches -----------------------------------------------------------------------------------------------
+
+
+def test_like_shapes_go_together_and_results_keep_the_order(inferencer, image, monkeypatch):
+    """Two shapes in turn: no batch is padded, and no image gets another's detections."""
+    images = [image, image[:, :40]] * 4
+    batches = [batch for _, batch in inferencer.preprocess(images, batch_size=4)]
+    assert [len({tuple(x.shape) for x in batch['inputs']}) for batch in batches] == [1, 1]
+    for found, alone in zip(scores(inferencer, images, batch_size=4), images, strict=True):
+        assert found == pytest.approx(scores(inferencer, alone)[0], abs=1e-5)
+    monkeypatch.setattr(module, 'READ_AHEAD_BYTES', 1)  # bounds what is read ahead, not the batch
+    assert [len(jobs) for jobs, _ in inferencer.preprocess(images, batch_size=3)] == [3, 3, 2]
+
+
+def test_without_resize_boxes_are_in_the_images_own_pixels(image):
+    """The test pipeline then tells no scale_factor."""
+    config = get_config('deformable-detr-refine-twostage_lite0_shapes')
+    shrink(config.model)
+    pipeline = config.test_dataloader.dataset.pipeline
+    config.test_dataloader.dataset.pipeline = [step for step in pipeline if step.type != 'Resize']
+    inferencer = DDetrInferencer(config, device='cpu', show_progress=False)
+    (result,) = inferencer(image)['predictions']
+    boxes = np.array(result['bboxes'])
+    assert (boxes[:, 2].max(), boxes[:, 3].max()) <= (64, 48)
+    assert boxes[:, 2].max() > 32 and boxes[:, 3].max() > 24
