@@ -38,3 +38,23 @@ METRICS = Registry('metric', parent=MMDET_METRICS, scope=SCOPE, locations=['mmde
 HOOKS = Registry('hook', parent=MMDET_HOOKS, scope=SCOPE, locations=['mmdet_ddetr.hooks'])
 VISBACKENDS = Registry('vis_backend', parent=MMDET_VISBACKENDS, scope=SCOPE, locations=['mmdet_ddetr.visualization'])
 STRATEGIES = Registry('strategy', parent=MMENGINE_STRATEGIES, scope=SCOPE, locations=['mmdet_ddetr.strategies'])
+
+
+def class_of(type_: str | type, registry: Registry) -> type | None:
+    """The class that a config's ``type`` stands for: a name, or the class itself (mmengine's pure-Python configs).
+
+    Args:
+        type_: with or without scope; without one it is looked for in this registry, then in its parents.
+
+    Returns:
+        The class or function; None if there is none of that name.
+    """
+    registry.import_from_location()
+    return registry.get(type_) if isinstance(type_, str) else type_
+
+
+def our_class(type_: str | type, registry: Registry) -> type | None:
+    """``class_of``, with this package's class in place of mmdet's of the same name."""
+    cls = class_of(type_, registry)
+    name = getattr(cls, '__name__', None)
+    return registry.module_dict.get(name, cls) if registry.parent.module_dict.get(name) is cls else cls

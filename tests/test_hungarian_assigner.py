@@ -50,7 +50,16 @@ def instances(problem, layer, image):
     return prediction, truth, dict(img_shape=SIZES[image])
 
 
-@pytest.mark.parametrize('config', [*SOFTMAX, FOCAL[0], dict(type='BBoxL1Cost'), dict(type='IoUCost', iou_mode='iou')])
+@pytest.mark.parametrize(
+    'config',
+    [
+        *SOFTMAX,
+        FOCAL[0],
+        dict(type='BBoxL1Cost'),
+        dict(type='IoUCost', iou_mode='iou'),
+        dict(type='IoUCost', iou_mode='iof'),
+    ],
+)
 def test_costs_agree_with_mmdet(problem, config):
     """Each cost, every image and layer, against mmdet's image by image."""
     cost = HungarianAssigner(config).cost(*problem)
@@ -162,8 +171,13 @@ def test_non_finite_costs_are_named(problem, bad):
 
 
 def test_unknown_cost_is_named():
-    with pytest.raises(ValueError, match="no batched cost named 'DiceCost'; there are .*FocalLossCost"):
-        HungarianAssigner([dict(type='DiceCost')])
+    for name in ('DiceCost', 'mmdet.CrossEntropyLossCost', 'BinaryFocalLossCost', mmdet_costs.DiceCost):
+        with pytest.raises(ValueError, match='Cost is no cost of classes and boxes, .*; there are .*FocalLossCost'):
+            HungarianAssigner([dict(type=name)])
+    with pytest.raises(ValueError, match='match_costs: Nothing is no cost'):
+        HungarianAssigner([dict(type='Nothing')])
+    with pytest.raises(ValueError, match='binary_input=True compares masks'):
+        HungarianAssigner([dict(type='FocalLossCost', binary_input=True)])
     with pytest.raises(ValueError, match='at least one cost'):
         HungarianAssigner([])
     with pytest.raises(ValueError, match="'xyxy' or 'xywh', got 'cxcywh'"):

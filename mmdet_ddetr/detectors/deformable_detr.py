@@ -1,7 +1,9 @@
 """Deformable DETR (Zhu et al., ICLR 2021, arXiv:2010.04159)."""
 
 import copy
+import inspect
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -23,7 +25,7 @@ from mmdet_ddetr.layers import (
 )
 from mmdet_ddetr.layers.transformer import build
 from mmdet_ddetr.ops import host_shapes
-from mmdet_ddetr.registry import MODELS
+from mmdet_ddetr.registry import MODELS, class_of
 
 ATTENTIONS = ('self_attn_cfg', 'cross_attn_cfg')
 
@@ -100,12 +102,12 @@ class DeformableDETR(DetectionTransformer):
         super().__init__(*args, encoder=encoder, decoder=decoder, bbox_head=bbox_head, **kwargs)
 
     def _tie_levels(self, *stacks: dict) -> None:
-        """Give every deformable attention the detector's number of levels, and refuse one that differs."""
+        """Give every attention that asks for a number of levels the detector's, and refuse one that differs."""
         for stack in stacks:
             for name in ATTENTIONS:
                 cfg = stack['layer_cfg'].get(name)
                 is_dense = name == 'self_attn_cfg' and 'cross_attn_cfg' in stack['layer_cfg']
-                if cfg is None or is_dense or 'type' in cfg and not str(cfg['type']).endswith('MSDeformAttn'):
+                if cfg is None or is_dense or 'num_levels' not in _arguments_of(cfg.get('type', MSDeformAttn)):
                     continue
                 if cfg.setdefault('num_levels', self.num_feature_levels) != self.num_feature_levels:
                     raise ValueError(
@@ -375,6 +377,11 @@ class DeformableDETR(DetectionTransformer):
             groups = replace(groups, dn_groups=dn_groups, dn_targets=max(targets.counts))
         decoder_inputs['self_attn_mask'] = groups.attention_mask(query.device)
         return groups
+
+
+def _arguments_of(type_: str | type) -> Mapping[str, inspect.Parameter]:
+    cls = class_of(type_, MODELS)
+    return {} if cls is None else inspect.signature(cls).parameters  # where there is no such type, its building says so
 
 
 def halves(x: Tensor) -> tuple[Tensor, Tensor]:

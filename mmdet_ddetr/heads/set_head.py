@@ -4,7 +4,6 @@ import copy
 from dataclasses import replace
 
 import torch
-from mmdet.models.losses import FocalLoss
 from mmdet.structures import SampleList
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_xyxy_to_cxcywh
 from mmdet.utils import InstanceList, reduce_mean
@@ -13,11 +12,11 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from mmdet_ddetr.layers import QueryGroups, refine_box
-from mmdet_ddetr.ops import sigmoid_focal_loss
-from mmdet_ddetr.registry import MODELS, TASK_UTILS
+from mmdet_ddetr.registry import MODELS, TASK_UTILS, our_class
 from mmdet_ddetr.task_modules import Match, Targets
 
 from .labels import check_labels
+from .losses import box_quality, build_box_loss, build_class_loss, class_loss
 
 FOCAL_LOSS = dict(type='mmdet.FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=2.0)
 L1_LOSS = dict(type='mmdet.L1Loss', loss_weight=5.0)
@@ -44,7 +43,11 @@ class SetHead(BaseModule):
         num_reg_fcs: hidden layers of the box branch.
         sync_cls_avg_factor: average the classification loss's normaliser over all ranks; default: with a sigmoid loss,
             as in the official codes.
-        loss_cls, loss_bbox, loss_iou: configs of mmdet's losses, or of any that give unreduced values on request.
+        loss_cls: config of a classification loss: mmdet's ``FocalLoss``, ``QualityFocalLoss`` and ``CrossEntropyLoss``
+            with a sigmoid or a softmax, as its heads take them; ``VarifocalLoss``, which wants the box's IoU as the
+            score of the target's class; or any that gives values without reduction for logits [N, C] and labels [N].
+        loss_bbox: config of a loss of (cx, cy, w, h) in [0, 1].
+        loss_iou: config of a loss of corners in pixels.
         share_pred_layer: one branch for all layers (no box refinement) instead of one each.
         num_pred_layer: branches; one more than decoder layers with a two-stage encoder head.
         as_two_stage: the last branch scores the encoder's proposals.
@@ -83,27 +86,24 @@ class SetHead(BaseModule):
         self.train_cfg = train_cfg
         self.test_cfg = test_cfg or {}
         self.assigner = self._build_assigner((train_cfg or {}).get('assigner', ASSIGNER))
-        self._init_losses(dict(loss_cls), loss_bbox, loss_iou)
+        self.loss_cls, self.bg_cls_weight = build_class_loss(loss_cls, num_classes)
+        self.loss_bbox = build_box_loss(loss_bbox, 'loss_bbox')
+        self.loss_iou = build_box_loss(loss_iou, 'loss_iou')
+        self.cls_out_channels = num_classes + (0 if self.loss_cls.use_sigmoid else 1)
         self.sync_cls_avg_factor = self.loss_cls.use_sigmoid if sync_cls_avg_factor is None else sync_cls_avg_factor
         self._init_branches()
 
     @staticmethod
     def _build_assigner(config: dict):
         config = {key: value for key, value in config.items() if key != '_scope_'}
-        if str(config['type']).split('.')[-1] == 'HungarianAssigner':
-            config['type'] = 'mmdet_ddetr.HungarianAssigner'
-        return TASK_UTILS.build(config)
-
-    def _init_losses(self, loss_cls: dict, loss_bbox: dict, loss_iou: dict) -> None:
-        self.bg_cls_weight = 0.0
-        if not loss_cls.get('use_sigmoid', False):  # softmax over num_classes + 1, the last one "no object"
-            weight = loss_cls.get('class_weight', 1.0)
-            self.bg_cls_weight = loss_cls.pop('bg_cls_weight', weight)
-            loss_cls['class_weight'] = [weight] * self.num_classes + [self.bg_cls_weight]
-        self.loss_cls = MODELS.build(loss_cls)
-        self.loss_bbox = MODELS.build(loss_bbox)
-        self.loss_iou = MODELS.build(loss_iou)
-        self.cls_out_channels = self.num_classes + (0 if self.loss_cls.use_sigmoid else 1)
+        config['type'] = our_class(config['type'], TASK_UTILS)
+        assigner = TASK_UTILS.build(config)
+        if not hasattr(assigner, 'match'):
+            raise ValueError(
+                f'train_cfg.assigner: {type(assigner).__name__} does not match queries of all layers at once; take '
+                "HungarianAssigner, mmdet's name and arguments, or a class with its method match()"
+            )
+        return assigner
 
     def _init_branches(self) -> None:
         cls_branch = nn.Linear(self.embed_dims, self.cls_out_channels)
@@ -293,28 +293,24 @@ class SetHead(BaseModule):
         cls_factor = self._average(num_pos + (B * Q - num_pos) * self.bg_cls_weight, self.sync_cls_avg_factor, logits)
         box_factor = self._average(num_pos, True, logits)
 
-        losses = dict(loss_cls=self._class_loss(logits, labels) / cls_factor)
+        def quality():
+            iou = box_quality(boxes[matched], target_boxes)
+            return iou.new_zeros(L, B, Q).index_put(matched, iou).flatten()
+
+        loss_cls = class_loss(self.loss_cls, logits.flatten(0, 2), labels.flatten(), quality)
+        losses = dict(loss_cls=loss_cls.view(L, -1).sum(1) / cls_factor)
         if num_pos == 0:  # no boxes: zero, but still part of the graph, so that every rank has every gradient
             zero = boxes.flatten(1).sum(1) * 0
             return dict(losses, loss_bbox=zero, loss_iou=zero)
         pred = boxes[matched]
         size = targets.sizes[match.image]
-        loss_bbox = self.loss_bbox(pred, target_boxes, reduction_override='none').sum(-1)
+        loss_bbox = self.loss_bbox(pred, target_boxes, reduction_override='none')
         loss_iou = self.loss_iou(  # in pixels: the loss's eps is meant for them
             bbox_cxcywh_to_xyxy(pred) * size, bbox_cxcywh_to_xyxy(target_boxes) * size, reduction_override='none'
         )
-        losses['loss_bbox'] = loss_bbox.view(L, num_pos).sum(1) / box_factor
-        losses['loss_iou'] = loss_iou.view(L, num_pos).sum(1) / box_factor
+        losses['loss_bbox'] = loss_bbox.reshape(L, -1).sum(1) / box_factor
+        losses['loss_iou'] = loss_iou.reshape(L, -1).sum(1) / box_factor
         return losses
-
-    def _class_loss(self, logits: Tensor, labels: Tensor) -> Tensor:  # [L, B, Q, C], [L, B, Q] -> [L]
-        L, B, Q, C = logits.shape
-        logits, labels, loss = logits.reshape(-1, C), labels.flatten(), self.loss_cls
-        if type(loss) is FocalLoss and not loss.activated:  # the same, in one pass over the logits
-            values = loss.loss_weight * sigmoid_focal_loss(logits, labels, loss.alpha, loss.gamma, sum_classes=True)
-        else:
-            values = loss(logits, labels, reduction_override='none')
-        return values.unflatten(0, (L, B * Q)).flatten(1).sum(1)
 
     @staticmethod
     def _average(count: float, sync: bool, like: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
 from .hungarian_assigner import HungarianAssigner, Match
-from .match_costs import BBoxL1Cost, ClassificationCost, FocalLossCost, IoUCost, Targets
+from .match_costs import BBoxL1Cost, ClassificationCost, FocalLossCost, IoUCost, MatchCost, Targets
 
 __all__ = [
     'BBoxL1Cost',
@@ -8,5 +8,6 @@ __all__ = [
     'HungarianAssigner',
     'IoUCost',
     'Match',
+    'MatchCost',
     'Targets',
 ]

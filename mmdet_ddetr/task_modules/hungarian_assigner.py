@@ -9,7 +9,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from mmdet_ddetr.ops import linear_sum_assignment
-from mmdet_ddetr.registry import TASK_UTILS
+from mmdet_ddetr.registry import TASK_UTILS, our_class
 
 from .fused_cost import FusedCost
 from .match_costs import MatchCost, Pairs, Predictions, Targets
@@ -60,11 +60,14 @@ class HungarianAssigner(BaseAssigner):
     @staticmethod
     def _build(config: dict) -> MatchCost:
         config = {key: value for key, value in config.items() if key != '_scope_'}
-        name = str(config['type']).split('.')[-1]
-        cls = TASK_UTILS.module_dict.get(name)
-        if cls is None or not issubclass(cls, MatchCost):
+        cls = our_class(config['type'], TASK_UTILS)
+        if not isinstance(cls, type) or not issubclass(cls, MatchCost):
             known = sorted(k for k, v in TASK_UTILS.module_dict.items() if issubclass(v, MatchCost))
-            raise ValueError(f'match_costs: no batched cost named {config["type"]!r}; there are {known}')
+            name = getattr(cls, '__name__', config['type'])
+            raise ValueError(
+                f'match_costs: {name} is no cost of classes and boxes, batched over layers; there are {known}, '
+                'and subclasses of mmdet_ddetr.task_modules.MatchCost'
+            )
         return cls(**{key: value for key, value in config.items() if key != 'type'})
 
     @torch.no_grad()

@@ -128,11 +128,21 @@ class FocalLossCost(MatchCost):
     Args:
         alpha, gamma: of the focal loss.
         eps: accepted for mmdet's configs; log-sigmoid needs none.
+        binary_input: mmdet's switch to masks, which are not matched here.
         weight: weight of this cost.
     """
 
-    def __init__(self, alpha: float = 0.25, gamma: float = 2.0, eps: float = 0.0, weight: float = 1.0):
+    def __init__(
+        self,
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+        eps: float = 0.0,
+        binary_input: bool = False,
+        weight: float = 1.0,
+    ):
         super().__init__(weight)
+        if binary_input:
+            raise ValueError('FocalLossCost: binary_input=True compares masks; queries are matched by class and box')
         self.alpha = alpha
         self.gamma = gamma
 
@@ -179,14 +189,14 @@ class IoUCost(MatchCost):
     """Minus the (generalised) IoU; it does not change with the image's size, so normalised boxes do.
 
     Args:
-        iou_mode: 'giou' or 'iou'.
+        iou_mode: 'giou', 'iou', or 'iof', the share of the predicted box that lies in the target.
         weight: weight of this cost.
     """
 
     def __init__(self, iou_mode: str = 'giou', weight: float = 1.0):
         super().__init__(weight)
-        if iou_mode not in ('giou', 'iou'):
-            raise ValueError(f"iou_mode must be 'giou' or 'iou', got {iou_mode!r}")
+        if iou_mode not in ('giou', 'iou', 'iof'):
+            raise ValueError(f"iou_mode must be 'giou', 'iou' or 'iof', got {iou_mode!r}")
         self.iou_mode = iou_mode
 
     def __call__(self, pairs: Pairs) -> Tensor:
@@ -195,7 +205,10 @@ class IoUCost(MatchCost):
         width = (torch.minimum(x2, tx2) - torch.maximum(x1, tx1)).clamp_(min=0)
         height = (torch.minimum(y2, ty2) - torch.maximum(y1, ty1)).clamp_(min=0)
         intersection = width * height
-        union = ((x2 - x1) * (y2 - y1) + (tx2 - tx1) * (ty2 - ty1) - intersection).clamp_(min=tiny)
+        area = (x2 - x1) * (y2 - y1)
+        if self.iou_mode == 'iof':
+            return intersection / area.clamp_(min=tiny) * -self.weight
+        union = (area + (tx2 - tx1) * (ty2 - ty1) - intersection).clamp_(min=tiny)
         iou = intersection / union
         if self.iou_mode == 'giou':
             width = torch.maximum(x2, tx2) - torch.minimum(x1, tx1)
