@@ -30,6 +30,8 @@ STABLE_TORCH_LIBRARY(mmdet_ddetr, m) {
       " float l1_weight, float giou_weight, float alpha, float gamma, bool focal) -> Tensor");
   // the seed stands for the mask; the gradient is dropout of grad_output with the same seed
   m.def("dropout(Tensor input, float p, Tensor seed) -> Tensor");
+  // boxes by falling score -> which of them are kept [N]
+  m.def("nms_keep(Tensor boxes, float iou_threshold, int offset=0) -> Tensor");
   // -> portable, avx2 or avx512: what the CPU kernels use
   m.def("cpu_instruction_set() -> str");
 }

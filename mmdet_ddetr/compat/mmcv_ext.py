@@ -1,4 +1,4 @@
-"""The stand-in for ``mmcv._ext``: mmcv's operators in plain PyTorch, for any device.
+"""The stand-in for ``mmcv._ext``: mmcv's operators, for any device, by this package's ops or in plain PyTorch.
 
 Loaded under the name ``mmcv._ext`` (see the package's ``__init__``), with the calling conventions of mmcv's C++: most
 operators write into tensors that the caller allocated. mmcv's Python files call them and document their arguments; the
@@ -20,6 +20,7 @@ from mmdet_ddetr.compat.deform_conv import (  # noqa: F401
     modulated_deform_conv_forward,
 )
 from mmdet_ddetr.compat.roi_align import roi_align_backward, roi_align_forward  # noqa: F401
+from mmdet_ddetr.ops.nms import iou_with_first
 
 _INSTALL = "pip uninstall -y mmcv-lite && pip install --no-build-isolation 'mmcv>=2.0.0,<2.2'"
 
@@ -60,7 +61,7 @@ def get_compiling_cuda_version():
     return 'n/a'
 
 
-# --- non-maximum suppression: a loop over the kept boxes, each compared with all that remain ---
+# --- non-maximum suppression; soft-NMS is a loop in numpy over the kept boxes, each compared with all that remain ---
 
 
 def nms(boxes, scores, iou_threshold, offset):
@@ -72,15 +73,9 @@ def nms(boxes, scores, iou_threshold, offset):
         iou_threshold (float): a box that overlaps a kept one by more is dropped.
         offset (int): 1 where x2 and y2 are the last pixel of the box, 0 where they are its edge.
     """
-    rest = scores.detach().argsort(descending=True, stable=True).cpu().numpy()
-    corners = _corners_and_area(boxes, offset)[:, rest]
-    kept = []
-    while rest.size:
-        kept.append(rest[0])
-        remains = ~(_iou_with_first(corners, offset) > iou_threshold)
-        remains[0] = False
-        rest, corners = rest[remains], corners[:, remains]
-    return torch.tensor(np.array(kept, dtype=np.int64), device=boxes.device)
+    order = scores.detach().argsort(descending=True, stable=True)
+    boxes = boxes.detach().to(torch.promote_types(boxes.dtype, torch.float32))
+    return order[ops.nms_keep(boxes[order], iou_threshold, offset)]
 
 
 def softnms(boxes, scores, dets, iou_threshold, sigma, min_score, method, offset):
@@ -98,7 +93,7 @@ def softnms(boxes, scores, dets, iou_threshold, sigma, min_score, method, offset
         rest[[0, best]], scores[[0, best]], corners[:, [0, best]] = rest[swap], scores[swap], corners[:, swap]
         kept.append(rest[0])
         kept_scores.append(scores[0])
-        iou = _iou_with_first(corners, offset)
+        iou = iou_with_first(corners, offset)
         if method == 2:
             factor = np.exp(-(iou**2) / sigma)
         else:
@@ -121,15 +116,6 @@ def _numpy(tensor):
 def _corners_and_area(boxes, offset):  # [N, 4] -> [5, N]
     x1, y1, x2, y2 = corners = _numpy(boxes).T
     return np.concatenate((corners, [(x2 - x1 + offset) * (y2 - y1 + offset)]))
-
-
-def _iou_with_first(corners, offset):  # [5, N] -> [N]
-    x1, y1, x2, y2, area = corners
-    width = np.minimum(x2, x2[0]) - np.maximum(x1, x1[0]) + offset
-    height = np.minimum(y2, y2[0]) - np.maximum(y1, y1[0]) + offset
-    overlap = width.clip(min=0) * height.clip(min=0)
-    union = area + area[0] - overlap
-    return overlap / np.where(union > 0, union, 1)  # two boxes without area do not overlap
 
 
 # --- multi-scale deformable attention: this package's operator ---

@@ -5,6 +5,7 @@ from .dropout import dropout
 from .linear_sum_assignment import linear_sum_assignment
 from .matching_cost import matching_cost
 from .ms_deform_attn import host_shapes, ms_deform_attn, ms_deform_attn_fused
+from .nms import nms_keep
 from .sigmoid_focal_loss import sigmoid_focal_loss
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     'matching_cost',
     'ms_deform_attn',
     'ms_deform_attn_fused',
+    'nms_keep',
     'reference',
     'sigmoid_focal_loss',
 ]

@@ -27,6 +27,7 @@ SCHEMAS = (
     'matching_cost(Tensor scores, Tensor boxes, Tensor image, Tensor labels, Tensor targets, float cls_weight, '
     'float l1_weight, float giou_weight, float alpha, float gamma, bool focal) -> Tensor',
     'dropout(Tensor input, float p, Tensor seed) -> Tensor',
+    'nms_keep(Tensor boxes, float iou_threshold, int offset=0) -> Tensor',
 )
 
 
@@ -39,7 +40,7 @@ def load() -> tuple[bool, torch.library.Library]:
             continue
         try:
             torch.ops.load_library(path)
-            return True, torch.library.Library('mmdet_ddetr', 'FRAGMENT')
+            return True, _complete(torch.library.Library('mmdet_ddetr', 'FRAGMENT'))
         except OSError as error:  # built for another platform, or against CUDA's libraries that are not here
             problem = str(error.__cause__ or error)
     warnings.warn(
@@ -52,6 +53,21 @@ def load() -> tuple[bool, torch.library.Library]:
     for schema in SCHEMAS:
         library.define(schema)
     return False, library
+
+
+def _complete(library: torch.library.Library) -> torch.library.Library:
+    """Define what an extension lacks that was built from older sources."""
+    lacking = [schema for schema in SCHEMAS if not hasattr(torch.ops.mmdet_ddetr, schema.split('(')[0])]
+    for schema in lacking:
+        library.define(schema)
+    if lacking:
+        warnings.warn(
+            f'mmdet_ddetr: the compiled ops were built from older sources; plain PyTorch does the work of '
+            f'{", ".join(schema.split("(")[0] for schema in lacking)}. {how_to_build(PACKAGE, sys.path)}',
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return library
 
 
 def how_to_build(package: Path, search_path: list[str], variables: str = '') -> str:

@@ -76,6 +76,15 @@ def test_python_and_cpp_define_the_same_ops(schema):
     assert str(getattr(torch.ops.mmdet_ddetr, name).default._schema) == f'mmdet_ddetr::{schema}'
 
 
+@needs_extension
+def test_an_extension_of_older_sources_is_completed(monkeypatch):
+    monkeypatch.setattr(_load, 'SCHEMAS', (*_load.SCHEMAS, 'only_in_newer_sources(Tensor x) -> Tensor'))
+    with pytest.warns(RuntimeWarning, match=r'built from older sources; .* of only_in_newer_sources\.'):
+        library = _load._complete(torch.library.Library('mmdet_ddetr', 'FRAGMENT'))
+    library.impl('only_in_newer_sources', lambda x: x + 1, 'CompositeExplicitAutograd')
+    assert torch.ops.mmdet_ddetr.only_in_newer_sources(torch.ones(1)) == 2
+
+
 def native(case, *tensors):
     return case.call(*tensors)
 
