@@ -6,6 +6,7 @@ default_hooks = dict(
     checkpoint=dict(type='mmdet_ddetr.SafeCheckpointHook', interval=1, max_keep_ckpts=2, save_best='auto'),
     visualization=dict(type='DetVisualizationHook', draw=False),  # tools/test.py --show-dir switches it on
     classes=dict(type='mmdet_ddetr.ClassesHook'),
+    lock=dict(type='mmdet_ddetr.WorkDirLockHook'),
     resume=dict(type='mmdet_ddetr.ResumeHook'),
     fit_checkpoint=dict(type='mmdet_ddetr.FitCheckpointHook'),
     signals=dict(type='mmdet_ddetr.SignalHook'),

@@ -8,6 +8,8 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import FlexibleRunner, Runner
 
+from ..hooks.last_checkpoint import resume_newest
+
 MMENGINE_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
 
 
@@ -29,6 +31,8 @@ def make_runner(cfg: Config) -> Runner | FlexibleRunner:
     hooks = {'classes': dict(type='mmdet_ddetr.ClassesHook'), **(cfg.get('default_hooks') or {})}
     cfg.default_hooks = {name: hook for name, hook in hooks.items() if hook is not None or name in MMENGINE_HOOKS}
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if isinstance(runner, FlexibleRunner):  # it loads before any hook runs
+        resume_newest(runner)
     for handler in runner.logger.handlers:
         if isinstance(handler, logging.FileHandler):
             handler.handleError = _Quiet(handler)

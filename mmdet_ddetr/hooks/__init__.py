@@ -12,6 +12,7 @@ from .resume import ResumeHook
 from .sample_pictures import SamplePicturesHook
 from .sampling_points import SamplingPointsHook
 from .signals import SignalHook
+from .work_dir_lock import WorkDirInUseError, WorkDirLockHook
 
 __all__ = [
     'AccelerateHook',
@@ -29,4 +30,6 @@ __all__ = [
     'SamplePicturesHook',
     'SamplingPointsHook',
     'SignalHook',
+    'WorkDirInUseError',
+    'WorkDirLockHook',
 ]

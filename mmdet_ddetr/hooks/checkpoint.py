@@ -46,6 +46,8 @@ class SafeCheckpointHook(CheckpointHook):
         is_local = '://' not in folder  # object stores show an object when all of it is there
         if is_local and self.backend_args is None and self.file_client_args is None:
             self.backend_args = dict(backend='mmdet_ddetr.atomic')
+        if is_local:
+            self._relocate(runner)
         super().before_train(runner)
         if is_local and is_main_process():
             remove_unfinished(self.out_dir)
@@ -54,6 +56,15 @@ class SafeCheckpointHook(CheckpointHook):
             self.certain, warning = check_names(self.key_indicators, runner.val_evaluator)
             if warning:
                 runner.logger.warning(f'{warning}, unless a hook adds it')
+
+    def _relocate(self, runner) -> None:
+        """After a resume in a folder that was moved or copied: the previous best lies here, not in the original."""
+        folder = Path(runner.work_dir)
+        if self.out_dir is not None and Path(self.out_dir) != folder:
+            folder = Path(self.out_dir, folder.name)  # as mmengine has it
+        for key, value in runner.message_hub.runtime_info.items():
+            if key.startswith(('best_ckpt', 'last_ckpt')) and isinstance(value, str):
+                runner.message_hub.update_info(key, str(folder / Path(value).name))
 
     def _init_rule(self, rules: list[str | None], key_indicators: list[str]) -> None:
         """As in mmengine, but with a rule for every name, unless the user gave lists of names."""

@@ -12,6 +12,8 @@ from torch.utils.data import BatchSampler, DataLoader
 from ..datasets.seeded import MODEL, seed_generators, seed_loader
 from ..files import write_if_possible
 from ..registry import HOOKS
+from .last_checkpoint import check_resumable, resume_newest
+from .resumed_settings import WAYS, reconcile
 
 EVALUATED = 'last_evaluation'  # in the work directory: after which iteration the last evaluation was completed
 ENDLESS = (InfiniteSampler, MultiSourceSampler)
@@ -27,17 +29,35 @@ class ResumeHook(Hook):
     - the order of the data, also where no seed was given: the samplers get the checkpoint's;
     - the place in the data: a resumed epoch goes on behind the last batch trained on, and an iteration-based loop does
       not load all that it was trained on once more;
-    - an evaluation that was due at the checkpoint and not completed is done first.
+    - an evaluation that was due at the checkpoint and not completed is done first;
+    - where the last checkpoint is damaged or gone, the newest that can be read is taken, with a warning; so it is in a
+      work directory that was moved or copied, which resumes from its own files.
 
     What a batch holds depends on the batch size and on the number of processes, so both have to stay as they were; the
     number of workers does not matter. With gradient accumulation, the gradients of an unfinished step are lost.
+
+    Args:
+        schedule: learning rates, weight decay, other settings of the optimizer, and schedulers, where the config has
+            changed: 'stored' keeps those of the checkpoint, 'config' takes those of the config, at the point that its
+            schedule would have reached by now. Either is said in the log.
     """
 
     priority = 'LOWEST'  # evaluates in before_train, when all is ready, and sets the place in the data after set_epoch
 
-    def __init__(self):
+    def __init__(self, schedule: str = 'stored'):
+        if schedule not in WAYS:
+            raise ValueError(f'schedule must be one of {", ".join(map(repr, WAYS))}, got {schedule!r}')
+        self.schedule = schedule
         self.batches = None
         self.training = False
+
+    def before_run(self, runner) -> None:
+        resume_newest(runner)
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        if runner._resume:
+            check_resumable(checkpoint, runner._load_from or 'the checkpoint')
+            reconcile(runner, checkpoint, self.schedule)
 
     def before_train(self, runner) -> None:
         self.training = True

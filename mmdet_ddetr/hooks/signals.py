@@ -12,9 +12,9 @@ from mmengine.hooks import Hook
 from ..files import write_atomically
 from ..registry import HOOKS
 from . import signal_handlers
+from .last_checkpoint import INTERRUPTED, LAST
 
 EXIT_CODE = os.EX_TEMPFAIL if hasattr(os, 'EX_TEMPFAIL') else 75  # sysexits.h: "try again later"
-CHECKPOINT = 'interrupted.pth'
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SAME_SIGNAL = 1.0  # seconds in which a signal comes by all its ways
 
@@ -80,12 +80,12 @@ class SignalHook(Hook):
     def _leave(self, runner, iteration: int) -> None:
         self._done = iteration
         backend_args = dict(backend='mmdet_ddetr.atomic')
-        path = Path(runner.work_dir, CHECKPOINT)
+        path = Path(runner.work_dir, INTERRUPTED)
         reason = f'{self.received or "a signal to another process"}: stopped after iteration {iteration}'
         try:
-            runner.save_checkpoint(runner.work_dir, CHECKPOINT, by_epoch=False, backend_args=backend_args)
+            runner.save_checkpoint(runner.work_dir, INTERRUPTED, by_epoch=False, backend_args=backend_args)
             if is_main_process():
-                write_atomically(path.with_name('last_checkpoint'), str(path).encode())
+                write_atomically(path.with_name(LAST), str(path).encode())
             runner.logger.warning(f'{reason}; --resume goes on from {path}')
         except OSError as error:
             runner.logger.error(f'{reason}; {path} COULD NOT BE WRITTEN: {error}')
