@@ -16,6 +16,7 @@ import pytest
 import torch
 from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
 from mmengine.runner import Runner
+from PIL import Image
 
 from mmdet_ddetr import get_config
 from mmdet_ddetr.apis import finetune
@@ -278,6 +279,22 @@ def test_write_comparisons(shapes, tmp_path):
         circle = np.array(finetune.palette(5)[0][::-1])
         assert np.abs(right[160, 80] - star).max() < 60  # 8 times as large: the left edge at x = 80
         assert np.abs(right[400, 320] - circle).max() > 60  # the other is not drawn
+
+
+def test_comparisons_of_images_with_one_name(shapes, tmp_path):
+    """From two cameras, and in a format that only Pillow reads: no picture overwrites another."""
+    coco = json.loads((shapes / 'annotations' / 'train.json').read_text())
+    for i, image in enumerate(coco['images'][:3]):
+        name = f'cam{i}/0001{".tga" if i == 2 else ".jpg"}'
+        (tmp_path / f'cam{i}').mkdir()
+        picture = Image.open(shapes / 'images' / 'train' / image['file_name'])
+        picture.save(tmp_path / name)
+        image['file_name'] = name
+    coco['images'] = coco['images'][:3]
+    written = write_comparisons(FakeInferencer(), coco, tmp_path, tmp_path / 'out')
+    assert [path.name for path in written] == ['0001.jpg', 'cam1_0001.jpg', 'cam2_0001.jpg']
+    assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == [path.name for path in written]
+    assert write_comparisons(FakeInferencer(), coco, tmp_path, tmp_path / 'out', n_images=0) == []
 
 
 # ------------------------------------------------------------------------------------------------------------ the whole

@@ -133,14 +133,15 @@ def configure(
             data_prefix=dict(img=str(split.image_dir.resolve())),
             metainfo=metainfo,
         )
+        if dataset.type in ('CocoDataset', 'mmdet.CocoDataset'):
+            dataset.type = 'mmdet_ddetr.CocoDataset'  # its errors name the file
+        if dataset.get('filter_cfg'):
+            dataset.filter_cfg.min_size = 0  # the check passes small images: none is left out without a word
     for split, evaluator in ((folder.val, 'val_evaluator'), (folder.test, 'test_evaluator')):
         for metric in cfg[evaluator] if isinstance(cfg[evaluator], list) else [cfg[evaluator]]:
             metric.update(ann_file=str(split.ann_file.resolve()), format_only=False)
             if metric.type.endswith('CocoMetric'):
                 metric.classwise = True
-    for transform in innermost_dataset(cfg.train_dataloader).get('pipeline', []):
-        if transform.type == 'LoadImageFromFile':
-            transform.type = 'mmdet_ddetr.LoadImageFromFile'  # its errors name the file
     _set_num_classes(cfg.model, len(classes))
     optimizer = cfg.optim_wrapper.optimizer
     if batch_size is not None:

@@ -7,6 +7,7 @@ from mmdet.datasets import CocoPanopticDataset as MMDetCocoPanopticDataset
 from mmengine.logging import print_log
 
 from ..registry import DATASETS
+from .careful import CarefulLoading
 from .class_names import Comparison, check, compare, order_categories
 
 
@@ -42,10 +43,10 @@ class ClassesByName:
 
 
 @DATASETS.register_module()
-class CocoDataset(ClassesByName, MMDetCocoDataset):
-    """mmdet's ``CocoDataset``, with labels in the order of the config's classes."""
+class CocoDataset(ClassesByName, CarefulLoading, MMDetCocoDataset):
+    """mmdet's ``CocoDataset``, with labels in the order of the config's classes and the limits of CarefulLoading."""
 
 
 @DATASETS.register_module()
-class CocoPanopticDataset(ClassesByName, MMDetCocoPanopticDataset):
-    """mmdet's ``CocoPanopticDataset``, with labels in the order of the config's classes."""
+class CocoPanopticDataset(ClassesByName, CarefulLoading, MMDetCocoPanopticDataset):
+    """mmdet's ``CocoPanopticDataset``, in the same way."""

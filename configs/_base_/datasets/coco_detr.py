@@ -35,9 +35,13 @@ train_pipeline = [
     dict(type='PackDetInputs'),
 ]
 # Labels follow the classes of the config by name, where mmdet's types number them in the order of the file.
-# Images without boxes stay in: the official code trains on them, mmdet drops them by default.
+# Images without boxes, and those below 32 px, stay in: the official code trains on them, mmdet drops them by default.
 train_dataloader = dict(
-    dataset=dict(type='mmdet_ddetr.CocoDataset', pipeline=train_pipeline, filter_cfg=dict(filter_empty_gt=False))
+    dataset=dict(
+        type='mmdet_ddetr.CocoDataset',
+        pipeline=train_pipeline,
+        filter_cfg=dict(filter_empty_gt=False, min_size=0),
+    )
 )
 val_dataloader = dict(dataset=dict(type='mmdet_ddetr.CocoDataset'))
 test_dataloader = val_dataloader
