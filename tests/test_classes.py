@@ -16,6 +16,7 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from training_case import make_config, write_data
 
+from mmdet_ddetr.apis.class_table import check_classes
 from mmdet_ddetr.apis.runner import make_runner
 from mmdet_ddetr.datasets import CocoDataset, DataError
 from mmdet_ddetr.datasets.class_names import compare, read_categories
@@ -65,10 +66,10 @@ def test_comparison():
 
     assert of(('circle', 'square'), ['square', 'circle']) == ([], [], [])
     errors, doubts, notes = of(('circle', 'sqare'), ['circle', 'square'])
-    assert not errors and not notes and "'sqare' is not, did you mean 'square'?" in doubts[0]
+    assert not errors and not notes and "'sqare' (did you mean 'square'?)" in doubts[0]
     assert "metainfo=dict(classes=('circle', 'square'))" in doubts[0] and 'num_classes=2' in doubts[0]
     for near in ('Square', 'squares', ' square', 'square_', 'ｓｑｕａｒｅ'):  # the last in wide letters
-        assert f'{near!r} is not, did you mean' in of(('circle', near), ['circle', 'square'])[1][0]
+        assert f'{near!r} (did you mean' in of(('circle', near), ['circle', 'square'])[1][0]
     assert of(('Circle', 'Square'), ['circle', 'square'])[1]  # all of them
 
     errors, _, _ = of(('person', 'car'), ['circle', 'square'])
@@ -208,7 +209,7 @@ def test_mmdets_types_are_refused_where_they_would_swap_names(tmp_path):
     [
         (['cat', 'dog', 'cat'], ('dog', 'cat'), None),
         (['cat', 'dog'], ('cat', 'dgo', 'dog'), 'no category for the class'),
-        (['cat', 'dog'], ('cat', 'dogs'), "'dogs' is not, did you mean 'dog'"),
+        (['cat', 'dog'], ('cat', 'dogs'), "'dogs' (did you mean 'dog'"),
         (['cat', 'kiwi'], None, 'no metainfo'),
         (['pear', 'kiwi'], None, 'none of the 20 classes'),
     ],
@@ -304,7 +305,7 @@ def config_of(data, work_dir, classes=None, ours=True, **changes):
 
 
 WRONG = {
-    'misspelt': (dict(classes=('dark', 'ligth')), "'ligth' is not, did you mean 'light'"),
+    'misspelt': (dict(classes=('dark', 'ligth')), r"'ligth' \(did you mean 'light'"),
     'none': (dict(classes=('a', 'b')), r"none of the 2 classes in metainfo, .*classes=\('dark', 'light'\)"),
     'no metainfo': (dict(), r"none of the 80 classes of the dataset type .*classes=\('dark', 'light'\)"),
     'no comma': (dict(classes='light'), r"classes=\('light',\)"),
@@ -381,3 +382,21 @@ def test_a_subset_is_a_warning(data, monkeypatch):
     monkeypatch.setattr('mmdet_ddetr.datasets.coco.print_log', lambda text, **kwargs: said.append(text))
     load(data / 'annotations.json', 'light')
     assert "the boxes of 'dark' are left out" in said[0]
+
+
+def test_table(data, tmp_path):
+    """What `tools/train.py --check` prints: 'blue' is in no file."""
+    cfg = config_of(data, tmp_path, ('light', 'blue', 'dark'), **{'model.bbox_head.num_classes': 3})
+    runner = make_runner(cfg)
+    weights = dict(state_dict=runner.model.state_dict(), meta=dict(dataset_meta=dict(classes=('dark', 'x', 'light'))))
+    torch.save(weights, tmp_path / 'weights.pth')
+    runner._load_from = str(tmp_path / 'weights.pth')
+    lines = check_classes(runner).splitlines()
+    assert lines[0] == 'label  class  train boxes  val boxes  test boxes'
+    boxes = [line.split() for line in lines[1:4]]
+    assert [row[:2] for row in boxes] == [['0', 'light'], ['1', 'blue'], ['2', 'dark']]
+    truth = json.loads((data / 'annotations.json').read_text())['annotations']
+    assert [int(row[2]) for row in boxes] == [sum(a['category_id'] == i for a in truth) for i in (1, None, 0)]
+    assert 'model.bbox_head.num_classes = 3' in lines
+    assert lines[-2].endswith('2 of 3 have a row in the checkpoint (light, dark); anew: blue')
+    assert lines[-1] == 'warning: no boxes to learn from in train_dataloader: blue'

@@ -25,6 +25,11 @@ def parse_args():
         metavar='CHECKPOINT',
         help='go on from a checkpoint; without a path, from the last one in the work directory',
     )
+    parser.add_argument(
+        '--check',
+        action='store_true',
+        help='compare the classes of data, metrics and model (and of load_from), print them and stop',
+    )
     parser.add_argument('--seed', type=int, help='seed of all random generators (default: a random one, logged)')
     add_common_arguments(parser)
     return parser.parse_args()
@@ -49,11 +54,32 @@ def main():
     from mmdet_ddetr.apis.runner import make_runner
     from mmdet_ddetr.apis.scale_lr import scale_lr
 
+    if args.check:
+        check(cfg)
+        return
     scaled = scale_lr(cfg)
     runner = make_runner(cfg)
     if scaled:
         runner.logger.info(scaled)
     runner.train()
+
+
+def check(cfg):
+    """Print the classes, or what is wrong with them."""
+    import tempfile
+
+    from mmdet_ddetr.apis.class_table import check_classes
+    from mmdet_ddetr.apis.finetune import build_runner, silence
+    from mmdet_ddetr.checkpoints import CheckpointError
+    from mmdet_ddetr.datasets import DataError
+
+    with tempfile.TemporaryDirectory() as cfg.work_dir:  # the real one gets its log from a training
+        try:
+            with silence():
+                table = check_classes(build_runner(cfg))
+        except (CheckpointError, DataError, FileNotFoundError) as error:
+            raise SystemExit(f'{cfg.filename}: {error}') from None
+    print(table)
 
 
 if __name__ == '__main__':

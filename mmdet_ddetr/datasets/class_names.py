@@ -76,9 +76,9 @@ def compare(classes: Sequence[str], names: Sequence[str], file: str | Path, is_d
             f'classes of the dataset type count: {listed(unused)} would be left out. {_cure(names)}'
         )
     elif meant:
-        pairs = '; '.join(f'{name!r} is not, did you mean {near!r}?' for name, near in meant.items())
+        pairs = ', '.join(f'{name!r} (did you mean {near!r}?)' for name, near in meant.items())
         found.doubts.append(
-            f'the classes in metainfo are looked for among the categories of {file}: {pairs} '
+            f'metainfo names classes that {file} does not have: {pairs}. '
             f'{_cure([meant.get(name, name) for name in classes])}'
         )
     else:

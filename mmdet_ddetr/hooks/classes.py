@@ -230,8 +230,8 @@ def check_heads(model: nn.Module, metainfo: dict, loader: str) -> None:
         options = ' '.join(f'{key}={best[kind]}' for key, (_, kind) in wrong.items())
         data = 'class' if len(classes) == 1 else 'classes'
         raise DataError(
-            f'{was}, but the data of {loader} have {len(classes)} {data}: {listed(classes)}. Write {options} into the '
-            f'config (or --cfg-options {options}), or correct metainfo=dict(classes=...) of the loader'
+            f'{was}, but the data of {loader} have {len(classes)} {data}: {listed(classes)}. Correct it in the config '
+            f'(--cfg-options {options}), or correct metainfo=dict(classes=...) of the loader'
         )
 
 

@@ -70,7 +70,7 @@ class Builder:
         return config
 
     def __call__(self, variant, seed=0, **settings):
-        key = (variant, seed, *sorted(settings.items()))
+        key = variant, seed, repr(sorted(settings.items()))
         if key not in self._models:
             init_default_scope('mmdet')
             torch.manual_seed(seed)
