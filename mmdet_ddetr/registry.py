@@ -54,7 +54,17 @@ def class_of(type_: str | type, registry: Registry) -> type | None:
 
 
 def our_class(type_: str | type, registry: Registry) -> type | None:
-    """``class_of``, with this package's class in place of mmdet's of the same name."""
-    cls = class_of(type_, registry)
+    """``class_of``, with this package's class in place of one of the same name in mmdet, mmcv or mmengine."""
+    cls, ancestor = class_of(type_, registry), registry.parent
     name = getattr(cls, '__name__', None)
-    return registry.module_dict.get(name, cls) if registry.parent.module_dict.get(name) is cls else cls
+    while ancestor is not None:
+        if ancestor.module_dict.get(name) is cls:
+            return registry.module_dict.get(name, cls)
+        ancestor = ancestor.parent
+    return cls
+
+
+def is_a(type_: str | type, registry: Registry, base: type) -> bool:
+    """Whether a config's ``type`` stands for a class or a subclass of it; False where there is no such type."""
+    cls = class_of(type_, registry)
+    return isinstance(cls, type) and issubclass(cls, base)

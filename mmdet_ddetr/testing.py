@@ -1,10 +1,15 @@
 """Inputs and models for tests and benchmarks."""
 
 import torch
+from mmdet.models.backbones import ResNet
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
+from mmengine.model import PretrainedInit
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
+
+from mmdet_ddetr.backbones import ResNetDC5
+from mmdet_ddetr.registry import MODELS, class_of
 
 
 def make_batch(
@@ -75,7 +80,7 @@ def without_download(model_cfg: dict) -> dict:
     """Drop every pretrained weight from a model config, in place, so that it builds without network."""
     for value in list(model_cfg.values()):
         if isinstance(value, dict):
-            if (value.get('init_cfg') or {}).get('type') == 'Pretrained':
+            if (value.get('init_cfg') or {}).get('type') in ('Pretrained', PretrainedInit):
                 value.pop('init_cfg')
             without_download(value)
     return model_cfg
@@ -84,7 +89,7 @@ def without_download(model_cfg: dict) -> dict:
 def shrink(model_cfg: dict) -> dict:
     """Make a model small enough for a unit test: R18 for other ResNets, few layers and queries. Changed in place."""
     without_download(model_cfg)
-    if model_cfg['backbone'].get('type', '').endswith(('ResNet', 'ResNetDC5')):
+    if class_of(model_cfg['backbone']['type'], MODELS) in (ResNet, ResNetDC5):
         model_cfg['backbone']['depth'] = 18
         wide = dict(zip((256, 512, 1024, 2048), (64, 128, 256, 512)))
         for part in ('neck', 'mask_head'):

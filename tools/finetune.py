@@ -115,6 +115,8 @@ def finetune(args, start):
     from mmdet_ddetr.apis.pictures import write_comparisons
     from mmdet_ddetr.checkpoints import CheckpointError
     from mmdet_ddetr.datasets import find_coco_folder, read_coco, split_off_val
+    from mmdet_ddetr.hooks import ProgressBarHook
+    from mmdet_ddetr.registry import HOOKS, is_a
 
     if args.device == 'cuda' and not torch.cuda.is_available():
         sys.exit('--device cuda: this PyTorch sees no CUDA device')
@@ -142,7 +144,7 @@ def finetune(args, start):
     cfg.work_dir = str(work_dir)
     cfg.load_from = args.load_from
     cfg.randomness = dict(seed=args.seed)
-    hooks = [hook for hook in cfg.get('custom_hooks', []) if hook.type != 'mmdet_ddetr.ProgressBarHook']
+    hooks = [hook for hook in cfg.get('custom_hooks', []) if not is_a(hook.type, HOOKS, ProgressBarHook)]
     cfg.custom_hooks = [*hooks, dict(type='mmdet_ddetr.ProgressBarHook')]
     if args.minutes:
         try:

@@ -14,12 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from mmdet.evaluation import CocoMetric
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader, Runner
 
 from ..checkpoints import Report as FitReport
 from ..checkpoints import adopt, fit, names_in, weights_of
 from ..datasets import (
+    CocoDataset,
     CocoFolder,
     CocoSplit,
     DataError,
@@ -30,6 +32,7 @@ from ..datasets import (
     drop_unused_groups,
     read_coco,
 )
+from ..registry import DATASETS, METRICS, is_a, our_class
 from .pictures import palette
 from .runner import make_runner
 
@@ -133,14 +136,14 @@ def configure(
             data_prefix=dict(img=str(split.image_dir.resolve())),
             metainfo=metainfo,
         )
-        if dataset.type in ('CocoDataset', 'mmdet.CocoDataset'):
+        if our_class(dataset.type, DATASETS) is CocoDataset:
             dataset.type = 'mmdet_ddetr.CocoDataset'  # its errors name the file
         if dataset.get('filter_cfg'):
             dataset.filter_cfg.min_size = 0  # the check passes small images: none is left out without a word
     for split, evaluator in ((folder.val, 'val_evaluator'), (folder.test, 'test_evaluator')):
         for metric in cfg[evaluator] if isinstance(cfg[evaluator], list) else [cfg[evaluator]]:
             metric.update(ann_file=str(split.ann_file.resolve()), format_only=False)
-            if metric.type.endswith('CocoMetric'):
+            if is_a(metric.type, METRICS, CocoMetric):
                 metric.classwise = True
     _set_num_classes(cfg.model, len(classes))
     optimizer = cfg.optim_wrapper.optimizer

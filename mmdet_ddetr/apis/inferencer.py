@@ -13,6 +13,7 @@ from rich.progress import track
 
 from ..checkpoints import CheckpointError, adopt, check_fit, convert, describe, load, stored_config, weights_of
 from ..datasets import DataError, LoadImageFromFile
+from ..registry import TRANSFORMS, our_class
 from .configs import find_config, get_config, list_configs
 from .inputs import Picture, file_of, is_url, pictures
 from .outputs import WRITTEN, Names
@@ -122,7 +123,7 @@ class DDetrInferencer(DetInferencer):
     def _init_pipeline(self, cfg):
         """mmdet's, which reads files by this package's loader: every format and orientation, errors with a name."""
         for transform in cfg.test_dataloader.dataset.pipeline:
-            if transform['type'] in ('mmdet_ddetr.LoadImageFromFile', LoadImageFromFile):
+            if our_class(transform['type'], TRANSFORMS) is LoadImageFromFile:
                 transform['type'] = 'LoadImageFromFile'  # as mmdet looks for it
         pipeline = super()._init_pipeline(cfg)
         for transform, config in zip(pipeline.transforms, cfg.test_dataloader.dataset.pipeline):

@@ -95,7 +95,7 @@ def _backbone(state_dict: dict[str, Tensor], cfg: Mapping) -> dict:
     inner = widths[0] // 4 if is_bottleneck else widths[0]
     if state_dict['backbone.layer1.0.conv2.weight'].shape[:2] != (inner, inner):
         raise CheckpointError('the ResNet of transformers has no groups: a ResNeXt cannot be written for it')
-    if cfg.get('type', '').endswith('ResNetDC5') or set(cfg.get('dilations', (1,))) != {1}:
+    if str(cfg.get('type')).endswith('ResNetDC5') or set(cfg.get('dilations', (1,))) != {1}:
         raise CheckpointError('the ResNet of transformers is not dilated: a DC5 model cannot be written for it')
     levels = sum(key.startswith('neck.convs.') and key.endswith('.conv.weight') for key in state_dict)
     return {
