@@ -11,6 +11,7 @@ import torch
 import mmdet_ddetr  # noqa: F401  before any test file imports mmdet
 
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / 'tools'))  # for _cli, where a test runs a tool in this process
 
 
 @pytest.fixture(autouse=True)

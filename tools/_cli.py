@@ -1,4 +1,4 @@
-"""What train.py and test.py share. Nothing heavy is imported before the arguments are parsed, for a fast ``-h``."""
+"""What the tools share. Nothing heavy is imported before the arguments are parsed, for a fast ``-h``."""
 
 import os
 import sys
@@ -19,6 +19,32 @@ def add_common_arguments(parser):
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by launchers')
 
 
+def read_config(name, options=None):
+    """Return the config of that name or path with ``--cfg-options`` merged in; a mistake in it ends the program."""
+    from mmdet_ddetr.apis.configs import ConfigError, get_config, merge_options
+
+    try:
+        cfg = get_config(name)
+        merge_options(cfg, options or [])
+    except (ConfigError, FileNotFoundError) as error:
+        sys.exit(f'{Path(sys.argv[0]).name}: {error}')
+    return cfg
+
+
+def run(main, *known):
+    """Call ``main``; a mistake of the user ends in a sentence, and so do the errors ``known``."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except ImportError:
+        raise
+    except Exception as error:
+        from mmdet_ddetr.apis import mistakes
+
+        mistakes.end(error, *known)
+
+
 def load_config(args):
     """Return the config named by ``args.config``, with the common arguments merged in.
 
@@ -30,14 +56,7 @@ def load_config(args):
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
 
-    from mmdet_ddetr.apis import get_config, parse_options
-
-    try:
-        cfg = get_config(args.config)
-    except FileNotFoundError as error:
-        sys.exit(f'{Path(sys.argv[0]).name}: {error}')
+    cfg = read_config(args.config, args.cfg_options)
     cfg.launcher = args.launcher
-    if args.cfg_options:
-        cfg.merge_from_dict(parse_options(args.cfg_options))
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(args.config).stem))
     return cfg

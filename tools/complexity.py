@@ -4,10 +4,9 @@ python tools/complexity.py deformable-detr_r50_16xb2-50e_coco deformable-detr-re
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from _cli import CFG_OPTIONS_HELP
+from _cli import CFG_OPTIONS_HELP, read_config, run
 
 NOTE = """\
 params: millions, without frozen batch norms, as the DETR papers count; all: with them, as MMDetection counts.
@@ -35,7 +34,6 @@ def main():
 
     import torch
 
-    from mmdet_ddetr.apis import get_config, parse_options
     from mmdet_ddetr.apis.complexity import build_detector, count_multiply_adds, count_parameters, measure_speed
 
     device = args.device if args.device != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -43,15 +41,10 @@ def main():
         hardware = torch.cuda.get_device_name()
     else:
         hardware = f'CPU, {torch.get_num_threads()} threads'
-    try:
-        configs = {Path(name).stem: get_config(name) for name in args.config}
-    except FileNotFoundError as error:
-        sys.exit(f'complexity.py: {error}')
+    configs = {Path(name).stem: read_config(name, args.cfg_options) for name in args.config}
     width = max(map(len, configs))
     print(f'{"config":{width}}  {"params":>8}  {"all":>8}  {"GFLOPs":>7}  {"FPS":>6}')
     for config, cfg in configs.items():
-        if args.cfg_options:
-            cfg.merge_from_dict(parse_options(args.cfg_options))
         model = build_detector(cfg).to(device)
         parameters = count_parameters(model)
         giga = count_multiply_adds(model, args.size) / 1e9
@@ -64,4 +57,4 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    run(main)

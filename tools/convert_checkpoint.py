@@ -7,6 +7,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from _cli import run
+
 TARGETS = ('mmdet_ddetr', 'official', 'huggingface')
 LAYOUTS = ('mmdet_ddetr', 'mmdet', 'mmdet2', 'official', 'huggingface', 'detrex')
 
@@ -42,17 +44,12 @@ def main():
     if args.to != 'huggingface' and args.target.is_dir():
         sys.exit(f'{Path(sys.argv[0]).name}: {args.target} is a folder, expected a file to write')
 
-    from mmdet_ddetr.checkpoints import CheckpointError, Report, convert, describe, load_checkpoint
+    from mmdet_ddetr.checkpoints import Report, convert, describe, load_checkpoint
     from mmdet_ddetr.checkpoints.files import write
 
     report = Report()
-    try:
-        checkpoint = load_checkpoint(
-            args.source, layout=args.layout, target=args.to, classes=args.classes, report=report
-        )
-        write(checkpoint, args.target, args.to)
-    except CheckpointError as error:
-        sys.exit(f'{Path(sys.argv[0]).name}: {error}')
+    checkpoint = load_checkpoint(args.source, layout=args.layout, target=args.to, classes=args.classes, report=report)
+    write(checkpoint, args.target, args.to)
     print(describe(convert(checkpoint['state_dict'], args.to, classes='keep')))
     print(report.every_key() if args.verbose else report)
     classes = checkpoint['meta'].get('dataset_meta', {}).get('classes')
@@ -61,4 +58,4 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    run(main)

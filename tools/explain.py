@@ -4,9 +4,9 @@ python tools/explain.py deformable-detr_r50_16xb2-50e_coco epoch_50.pth photo.jp
 """
 
 import argparse
-import sys
-import warnings
 from pathlib import Path
+
+from _cli import run
 
 
 def parse_args(argv=None):
@@ -66,11 +66,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    warnings.filterwarnings('ignore', message='Failed to add .*LocalVisBackend')  # the inferencer writes nothing
-    try:
-        write(args)
-    except (OSError, TypeError, ValueError) as error:
-        sys.exit(f'{Path(sys.argv[0]).name}: {error}')
+    run(lambda: write(args), OSError, TypeError, ValueError)
 
 
 def write(args):

@@ -8,8 +8,9 @@ import json
 import os
 import sys
 import time
-import warnings
 from pathlib import Path
+
+from _cli import CFG_OPTIONS_HELP, read_config, run
 
 
 def parse_args(argv=None):
@@ -68,7 +69,7 @@ def parse_args(argv=None):
         metavar='N',
         help='how many annotated pictures to write (default: %(default)s)',
     )
-    parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='override settings of the config')
+    parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help=CFG_OPTIONS_HELP)
     return parser.parse_args(argv)
 
 
@@ -85,24 +86,16 @@ def positive(number_type):
 
 def main(argv=None):
     args = parse_args(argv)
-    warnings.filterwarnings('ignore', message='Failed to add .*LocalVisBackend')  # the inferencer writes nothing
     start = time.monotonic()
     if args.device == 'cpu':
         os.environ['CUDA_VISIBLE_DEVICES'] = ''  # before torch looks
-
-    from mmdet_ddetr.datasets import DataError
-
-    try:
-        finetune(args, start)
-    except (DataError, FileNotFoundError) as error:
-        # one from a worker process of the data loader comes wrapped in its traceback
-        sys.exit(f'{Path(sys.argv[0]).name}: {str(error).rpartition("DataError: ")[2]}')
+    run(lambda: finetune(args, start), FileNotFoundError)
 
 
 def finetune(args, start):
     import torch
 
-    from mmdet_ddetr.apis import DDetrInferencer, get_config, parse_options
+    from mmdet_ddetr.apis import DDetrInferencer
     from mmdet_ddetr.apis.finetune import (
         build_runner,
         check_folder,
@@ -113,17 +106,16 @@ def finetune(args, start):
         unfit_weights,
     )
     from mmdet_ddetr.apis.pictures import write_comparisons
-    from mmdet_ddetr.checkpoints import CheckpointError
+    from mmdet_ddetr.checkpoints import check_exists
     from mmdet_ddetr.datasets import find_coco_folder, read_coco, split_off_val
     from mmdet_ddetr.hooks import ProgressBarHook
     from mmdet_ddetr.registry import HOOKS, is_a
 
     if args.device == 'cuda' and not torch.cuda.is_available():
         sys.exit('--device cuda: this PyTorch sees no CUDA device')
+    check_exists(args.load_from)
     work_dir = Path(args.work_dir)
-    cfg = get_config(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(parse_options(args.cfg_options))
+    cfg = read_config(args.config, args.cfg_options)
     if args.val_fraction is None:
         folder = find_coco_folder(args.data)
     else:
@@ -161,11 +153,8 @@ def finetune(args, start):
 
     runner = build_runner(cfg)
     if args.load_from:
-        try:
-            with silence():
-                n_loaded, unfit, notes = unfit_weights(runner.model, args.load_from, classes)
-        except CheckpointError as error:
-            sys.exit(f'--load-from {args.load_from}: {error}')
+        with silence():
+            n_loaded, unfit, notes = unfit_weights(runner.model, args.load_from, classes)
         if not n_loaded:
             sys.exit(f'--load-from {args.load_from}: no tensor in it fits the model')
         print(f'{n_loaded} tensors from {args.load_from}; new, or in part: {", ".join(unfit) or "none"}')

@@ -5,7 +5,7 @@ python tools/test.py deformable-detr_r50_16xb2-50e_coco epoch_50.pth --show-dir 
 
 import argparse
 
-from _cli import add_common_arguments, load_config
+from _cli import add_common_arguments, load_config, run
 
 
 def parse_args():
@@ -69,4 +69,4 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    run(main)

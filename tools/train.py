@@ -5,7 +5,7 @@ python tools/train.py deformable-detr_r50_16xb2-50e_coco --work-dir work_dirs/r5
 
 import argparse
 
-from _cli import add_common_arguments, load_config
+from _cli import add_common_arguments, load_config, run
 
 
 def parse_args():
@@ -83,4 +83,4 @@ def check(cfg):
 
 
 if __name__ == '__main__':
-    main()
+    run(main)

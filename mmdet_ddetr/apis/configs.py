@@ -4,12 +4,18 @@ mmengine's ``mmdet::...`` and ``get_config`` know a fixed list of packages, whic
 does the same for ours.
 """
 
-from argparse import ArgumentParser
+import re
+import sys
 from difflib import get_close_matches
+from inspect import signature
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
+from mmengine.runner import Runner
 
+from ..checkpoints import CheckpointError, stored_config
+
+DICT = re.compile(r'\bdict\(|{')
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -45,22 +51,101 @@ def find_config(name):
     )
 
 
+class ConfigError(ValueError):
+    """A config that cannot be read, or an option that it cannot take."""
+
+
 def get_config(name):
     """Return a config by path or name; see :func:`find_config`.
 
     Returns:
         mmengine.config.Config: With its bases merged in.
+
+    Raises:
+        FileNotFoundError: As :func:`find_config`.
+        ConfigError: The file is no config; the message says why.
     """
-    return Config.fromfile(find_config(name))
+    path = find_config(name)
+    try:
+        return Config.fromfile(path)
+    except SyntaxError as error:
+        raise ConfigError(f'{path}, line {error.lineno}: {error.msg}: {(error.text or "").strip()}') from error
+    except Exception as error:
+        reason = (str(error).splitlines() or ['no reason is given'])[0]
+        raise ConfigError(f'{path} cannot be read as a config: {type(error).__name__}: {reason}') from error
 
 
 def parse_options(pairs, prog='--cfg-options'):
-    """Return ['a.b=1', 'c=[1,2]', ...] as a dict of typed values, by mmengine's own rules, for ``merge_from_dict``.
+    """Return ['a.b=1', 'c=[1,2]', ...] as a dict of typed values, for ``merge_from_dict``.
+
+    Values are read by mmengine's rules, or as Python where there is a ``dict(...)`` or ``{...}`` in them.
 
     Args:
         pairs (list[str]): ``key=value``.
-        prog (str): Whose they are, for the message that ends the program if one is none.
+        prog (str): Whose they are, for messages.
+
+    Raises:
+        ConfigError: One is no ``key=value``, or its value has no meaning.
     """
-    parser = ArgumentParser(prog=prog)
-    parser.add_argument('pairs', nargs='+', action=DictAction)
-    return parser.parse_args(pairs).pairs
+    options = {}
+    for pair in pairs:
+        key, equals, text = pair.partition('=')
+        if not key or not equals:
+            raise ConfigError(f'{prog}: got {pair!r}, expected key=value, without blanks around "="')
+        try:
+            if DICT.search(text):
+                options[key] = stored_config.parse(f'value = {text}')['value']
+            else:
+                options[key] = DictAction._parse_iterable(text)
+        except (CheckpointError, AssertionError, RecursionError):
+            raise ConfigError(
+                f'{prog} {key}: cannot read the value {text!r}; write lists as "[1,2]", and what has dicts in it as in '
+                """Python, in quotes: "[dict(type='EMAHook')]\""""
+            ) from None
+    return options
+
+
+def merge_options(cfg, pairs, prog='--cfg-options'):
+    """Merge ``key=value`` settings into a config; see :func:`parse_options`.
+
+    A key that neither the config nor mmengine's Runner has at the top is told on stderr: nobody would look at it.
+
+    Args:
+        cfg (mmengine.config.Config): Changed in place.
+
+    Raises:
+        ConfigError: An option that cannot be read, or leads nowhere in the config.
+    """
+    for key, value in parse_options(pairs, prog).items():
+        top = key.partition('.')[0]
+        if top not in cfg and top not in signature(Runner.__init__).parameters:
+            near = [path for path in _paths(cfg) if path.rpartition('.')[2] == key] or get_close_matches(key, cfg)
+            hint = f'; did you mean {near[0]}?' if near else ''
+            print(f'{prog}: the config has no {top!r}, which will have no effect{hint}', file=sys.stderr)
+        try:
+            cfg.merge_from_dict({key: value})
+        except Exception as error:
+            raise ConfigError(f'{prog} {key}: {_dead_end(cfg, key) or error}') from error
+
+
+def _dead_end(cfg, key):
+    """Where a path leads nowhere."""
+    value, names = cfg, key.split('.')
+    for i, name in enumerate(names):
+        here = '.'.join(names[:i])
+        if isinstance(value, list | tuple):
+            if not name.isdigit() or int(name) >= len(value):
+                return f'{here} is a list of {len(value)}, so the next name is 0 to {len(value) - 1}, not {name!r}'
+            value = value[int(name)]
+        elif isinstance(value, dict | Config):
+            value = value.get(name, {})
+        else:
+            return f'{here} is {value!r}, which has no {name!r}'
+    return None
+
+
+def _paths(cfg, prefix=''):
+    for name, value in cfg.items():
+        yield prefix + name
+        if isinstance(value, dict):
+            yield from _paths(value, f'{prefix}{name}.')

@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from mmdet.evaluation import CocoMetric
 from mmengine.config import Config
-from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import Runner
 
+from ..checkpoints import CheckpointError, adopt, fit, load, names_in, weights_of
 from ..checkpoints import Report as FitReport
-from ..checkpoints import adopt, fit, names_in, weights_of
 from ..datasets import (
     CocoDataset,
     CocoFolder,
@@ -287,7 +287,11 @@ def unfit_weights(
     Raises:
         CheckpointError: none of it fits, and its layout is not known.
     """
-    content = adopt(CheckpointLoader.load_checkpoint(str(checkpoint), map_location='cpu'), model)
+    content = load(checkpoint)
+    try:
+        content = adopt(content, model)
+    except CheckpointError as error:
+        raise CheckpointError(f'{checkpoint}: {error}') from None
     own, report, state_dict = model.state_dict(), FitReport(), weights_of(content)
     fitted = fit(state_dict, model, report, names_in(content), classes)
     unfit = [k for k, v in own.items() if k in report.resized or k not in fitted or fitted[k].shape != v.shape]

@@ -8,6 +8,7 @@ from .errors import CheckpointError
 from .fitting import check_fit, fit, take_classes
 from .layouts import NAMES, TARGETS, find_layout
 from .load import adopt, convert_checkpoint, load, load_checkpoint
+from .read import check_exists
 from .report import Report
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     'TARGETS',
     'Report',
     'adopt',
+    'check_exists',
     'check_fit',
     'convert',
     'convert_checkpoint',

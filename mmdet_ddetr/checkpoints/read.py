@@ -3,6 +3,7 @@
 import argparse
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -28,10 +29,11 @@ def read(path: str | Path, map_location='cpu') -> Mapping:
         CheckpointError: no such file, no checkpoint, one that asks for more than data or has tensors without numbers,
             or a missing ``safetensors``. The message names the file.
     """
+    check_exists(path)
     path = Path(path).expanduser()
     if not path.is_file():
-        what = ': it is a folder' if path.is_dir() else ': it is not a regular file' if path.exists() else ''
-        raise CheckpointError(f'no checkpoint {str(path)!r}{what}')
+        kind = 'a folder' if path.is_dir() else 'not a regular file'
+        raise CheckpointError(f'no checkpoint {str(path)!r}: it is {kind}')
     if not path.stat().st_size:
         raise CheckpointError(f'{path} is empty, expected a checkpoint')
     content = (_read_safetensors if path.suffix == SAFETENSORS else _read_torch)(path, map_location)
@@ -39,6 +41,21 @@ def read(path: str | Path, map_location='cpu') -> Mapping:
         raise CheckpointError(f'{path} holds a {type(content).__name__}, expected a checkpoint')
     check_tensors(content, path)
     return content
+
+
+def check_exists(source: str | Path | None) -> None:
+    """Refuse a path that leads nowhere, before anything that takes time; an address is not tried.
+
+    Raises:
+        CheckpointError: there is no such file or folder. The message names those beside it.
+    """
+    if source is None or '://' in str(source) or Path(source).expanduser().exists():
+        return
+    folder = Path(source).expanduser().parent
+    there = sorted(path.name for path in folder.glob('*.pth')) if folder.is_dir() else []
+    near = get_close_matches(Path(source).name, there, cutoff=0.3) or there[-3:]
+    hint = f'; in that folder there is {", ".join(near)}' if near else '' if folder.is_dir() else ', nor that folder'
+    raise CheckpointError(f'no checkpoint {str(source)!r}{hint}')
 
 
 def _read_torch(path: Path, map_location) -> object:

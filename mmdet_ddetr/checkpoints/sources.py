@@ -28,6 +28,14 @@ HASH = re.compile(r'-([0-9a-f]{8,64})\.\w+$')  # of a file's content, in the nam
 LINKS = 'torchvision_0.12.json'  # in mmengine: addresses of torchvision's weights by name
 
 
+def _load_quietly(cls, filename, map_location=None, logger='current'):
+    """mmengine's, which prints the name of its loader in every run; the Runner names the file in its log anyway."""
+    return cls._get_checkpoint_loader(filename)(filename, map_location)
+
+
+CheckpointLoader.load_checkpoint = classmethod(_load_quietly)
+
+
 @CheckpointLoader.register_scheme(prefixes='', force=True)
 def load_from_local(filename, map_location=None):
     """A file of ``torch.save`` as it is, or a folder with the files of the hub, converted."""

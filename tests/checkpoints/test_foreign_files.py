@@ -58,6 +58,7 @@ READERS = {  # file of the package: the calls in it that could run what somebody
     'checkpoints/read.py': {'torch.load', 'load_file'},
     'checkpoints/sources.py': {'mmengine.load'},  # the addresses that mmengine ships
     'checkpoints/stored_config.py': {'ast.literal_eval', 'ast.parse'},
+    'hooks/classes.py': {'ElementTree.fromstring'},  # annotations of VOC, which mmdet reads in the same way
 }
 READS = re.compile(
     r'eval|exec|load_file|(torch|np|pickle|mmengine|yaml)\.(loads?|safe_load)|.*\.(fromfile|fromstring|literal_eval)|'

@@ -1,0 +1,200 @@
+"""A user's mistakes end in a sentence; the console shows what is read, the log file everything."""
+
+import logging
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import Registry, build_from_cfg
+
+from mmdet_ddetr.apis import mistakes
+from mmdet_ddetr.apis.configs import ConfigError, merge_options, parse_options
+from mmdet_ddetr.apis.console import DEBUG, _is_news
+from mmdet_ddetr.checkpoints import CheckpointError
+from mmdet_ddetr.datasets import DataError
+
+TOOLS = Path(__file__).parents[1] / 'tools'
+NAME = 'deformable-detr_lite0_shapes'
+NO_WEIGHTS = 'model.backbone.init_cfg=None'
+
+
+@pytest.fixture
+def tool(tmp_path, monkeypatch, capfd):
+    """``tool('train.py', *args)`` -> the last message; in a new folder, with no traceback or config before it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(DEBUG, raising=False)
+    cv2.imwrite('picture.jpg', np.zeros((8, 8, 3), np.uint8))
+    Path('epoch_3.pth').touch()
+
+    def run(name, *args):
+        monkeypatch.setattr(sys, 'argv', [name, *args])
+        with pytest.raises(SystemExit) as info:
+            runpy.run_path(str(TOOLS / name), run_name='__main__')
+        out, err = capfd.readouterr()
+        assert 'Traceback' not in out + err and len(out.splitlines()) < 8, out
+        return str(info.value) if isinstance(info.value.code, str) else err.strip().splitlines()[-1]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (f'train.py {NAME} --cfg-options {NO_WEIGHTS}', "CocoDataset: no file 'data/shapes/annotations/train.json'"),
+        (f'train.py {NAME} --cfg-options', 'argument --cfg-options: expected at least one argument'),
+        (f'train.py {NAME} --cfg-options model.num_queries', "got 'model.num_queries', expected key=value"),
+        (f'train.py {NAME} --cfg-options {NO_WEIGHTS} model.nun_queries=9', r"takes no argument 'nun_q.* mean num_que"),
+        (
+            f'train.py {NAME} --cfg-options {NO_WEIGHTS} model.type=DeformableDTR',
+            r'unknown type .* mean Deformable?DETR',
+        ),
+        (
+            f'train.py {NAME} --cfg-options {NO_WEIGHTS} model.num_queries=abc',
+            'cannot be built from the config: TypeEr',
+        ),
+        (
+            f'train.py {NAME} --cfg-options {NO_WEIGHTS} train_cfg.max_epoch=1',
+            r"takes no argument 'max_epoch'.* max_epo",
+        ),
+        (f'train.py {NAME} --cfg-options {NO_WEIGHTS} custom_hooks=X', 'hook should be an instance of Hook or dict'),
+        (
+            f'train.py {NAME} --cfg-options train_dataloader.dataset.pipeline.9.type=X',
+            'is a list of ., so the next .*9',
+        ),
+        (f'train.py {NAME} --cfg-options model.num_queries.a=3', "model.num_queries is 30, which has no 'a'"),
+        (
+            f'train.py {NAME} --cfg-options load_from=epoch_4.pth',
+            "no checkpoint 'epoch_4.pth'; .* there is epoch_3.pth",
+        ),
+        (f'train.py {NAME} --resume no/epoch_4.pth', "no checkpoint 'no/epoch_4.pth', nor that folder"),
+        (f'test.py {NAME} none.pth', "no checkpoint 'none.pth'"),
+        ('test.py picture.jpg epoch_3.pth', 'picture.jpg cannot be read as a config: '),
+        ('complexity.py none', "no config 'none'"),
+        (f'complexity.py {NAME} --cfg-options model.nun_queries=9 {NO_WEIGHTS}', "takes no argument 'nun_queries'"),
+        ('convert_checkpoint.py picture.jpg a.pth', 'picture.jpg cannot be read .*: it is a picture'),
+        (f'explain.py {NAME} picture.jpg picture.jpg --device=cpu', 'picture.jpg cannot be read .*: it is a picture'),
+        ('finetune.py --data nowhere', 'nowhere'),
+        ('finetune.py --data . --load-from none.pth', "no checkpoint 'none.pth'"),
+    ],
+)
+def test_one_sentence(tool, arguments, message):
+    text = tool(*arguments.split())
+    assert re.search(message, text), text
+    assert text.startswith(f'{arguments.split()[0]}: ')
+    if log := re.search(r'\(traceback: (.+\.log)\)', text):
+        assert 'Traceback (most recent call last)' in Path(log[1]).read_text()
+
+
+def test_a_broken_config_names_the_line(tool):
+    Path('mine.py').write_text('a = 1\nb = dict(c=1\n')
+    assert re.search(r"mine.py, line 2: '\(' was never closed: b = dict\(c=1", tool('train.py', 'mine.py'))
+    Path('mine.py').write_text("_base_ = 'none.py'\n")
+    assert re.search('mine.py cannot be read as a config: .*none.py', tool('train.py', 'mine.py'))
+
+
+def test_debug_shows_the_traceback(tool, monkeypatch):
+    monkeypatch.setenv(DEBUG, '1')
+    monkeypatch.setattr(sys, 'argv', ['convert_checkpoint.py', 'none.pth', 'a.pth'])
+    with pytest.raises(CheckpointError):
+        runpy.run_path(str(TOOLS / 'convert_checkpoint.py'), run_name='__main__')
+
+
+# --- what is told ----------------------------------------------------------------------------------------------------
+
+
+def raised(function, *args, **kwargs):
+    try:
+        function(*args, **kwargs)
+    except Exception as error:
+        return error
+
+
+def test_other_errors_are_left_alone():
+    """A bug in a training is no mistake in a config, whatever it says."""
+    for error in (TypeError("f() got an unexpected keyword argument 'x'"), KeyError('X is not in the a::b registry')):
+        assert mistakes.explain(error) is None
+        with pytest.raises(type(error)):
+            mistakes.end(error)
+
+
+def test_errors_of_workers_are_unwrapped():
+    text = 'Caught DataError in DataLoader worker process 0.\nTraceback ...\nmmdet_ddetr...DataError: a.jpg is empty'
+    assert mistakes.explain(DataError(text)) == 'a.jpg is empty'
+
+
+def test_missing_argument():
+    registry = Registry('thing', scope='here')
+
+    @registry.register_module()
+    class Thing:
+        def __init__(self, size):
+            pass
+
+    assert mistakes.explain(raised(build_from_cfg, dict(type='Thing'), registry)) == "Thing needs 'size' in the config"
+
+
+def test_out_of_memory():
+    assert 'train_dataloader.batch_size=1' in mistakes.explain(torch.OutOfMemoryError('CUDA out of memory. Tried'))
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+
+def test_values_of_options():
+    pairs = ['a=1', 'b.c=[1,x]', "d=[dict(type='E', m=0.1)]", 'e={"f": (1, 2)}', 'g=1,2', 'h=a=b', 'i=None']
+    assert parse_options(pairs) == {
+        'a': 1,
+        'b.c': [1, 'x'],
+        'd': [dict(type='E', m=0.1)],
+        'e': dict(f=(1, 2)),
+        'g': [1, 2],
+        'h': 'a=b',
+        'i': None,
+    }
+
+
+@pytest.mark.parametrize(
+    'pair', ['a', '=1', 'a=[dict(type=EMAHook,m=1)]', 'a=[f(1,2)]', 'a=[1,(2]', "a={'b': open('c')}"]
+)
+def test_options_that_mean_nothing(pair):
+    with pytest.raises(ConfigError, match='^--cfg-options'):
+        parse_options([pair])
+
+
+def test_options_that_have_no_effect(capsys):
+    cfg = Config(dict(train_cfg=dict(max_epochs=3), work_dir='a'))
+    merge_options(cfg, ['max_epochs=1', 'load_from=b', 'train_cfg.max_epochs=2', 'wrok_dir=b'])
+    assert cfg.train_cfg.max_epochs == 2 and cfg.load_from == 'b'
+    assert capsys.readouterr().err.splitlines() == [
+        "--cfg-options: the config has no 'max_epochs', which will have no effect; did you mean train_cfg.max_epochs?",
+        "--cfg-options: the config has no 'wrok_dir', which will have no effect; did you mean work_dir?",
+    ]
+
+
+# --- the console ------------------------------------------------------------------------------------------------------
+
+
+def test_details_stay_in_the_log_file():
+    def is_news(text):
+        return _is_news(logging.LogRecord('mmengine', logging.WARNING, '', 0, text, None, None))
+
+    for text in (
+        'Config:\nmodel = dict()',
+        '\n------\nSystem environment:\n    sys.platform: linux',
+        'backbone.stem.conv.weight is skipped since its requires_grad=False',
+        'paramwise_options -- backbone.conv.weight:lr=0.1',
+        'Failed to search registry with scope "mmdet" in the "function" registry tree.',
+    ):
+        assert not is_news(text)
+    for text in (
+        'Config file is old',
+        'Failed to search registry with scope "mmdett" in the "function"',
+        'Epoch(train)',
+    ):
+        assert is_news(text)
