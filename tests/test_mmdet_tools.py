@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +108,12 @@ def test_confusion_matrix(folder, run, predictions):
 
 def test_eval_metric(run, predictions):
     assert "{'coco/bbox_mAP': " in run('eval_metric', NAME, predictions)
+
+
+def test_get_flops(run):
+    """It traces the model with torch.jit; the number is that of mmengine's counter, which sees no operator of ours."""
+    text = run('get_flops', NAME, '--num-images=1', *OPTIONS)
+    assert re.search(r'Flops: *[\d.]+[MG]', text) and re.search(r'Params: *[\d.]+M', text)
 
 
 @pytest.mark.slow
