@@ -5,7 +5,7 @@ from mmcv.transforms import LoadImageFromFile as MMCVLoadImageFromFile
 from .errors import DataError
 from .loading import LoadImageFromFile
 
-MAX_PIXELS = 2**23  # a frame of 4K video; a small model takes 3 GB to train on it, R50 some 15
+MAX_PIXELS = 2**23  # a frame of 4K video
 PLAIN_LOADERS = ('LoadImageFromFile', 'mmcv.LoadImageFromFile', 'mmdet.LoadImageFromFile', MMCVLoadImageFromFile)
 
 
