@@ -81,6 +81,24 @@ def test_can_be_switched_off(monkeypatch):
         assert compat._FINDER not in sys.meta_path and warnings.filters == []
 
 
+@pytest.mark.slow
+def test_import_after_a_failed_import_of_mmdet(ext):
+    """In a notebook: the first cell fails, `import mmdet_ddetr` is put in, and the cell is run again."""
+    code = """
+try:
+    import mmdet.apis
+except ModuleNotFoundError as error:
+    print(error)
+import mmdet_ddetr
+import mmdet.apis
+from mmdet_ddetr.apis import DDetrInferencer
+print('works')
+"""
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    done = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines()[0] == "No module named 'mmcv._ext'" and 'works' in done.stdout, done.stderr
+
+
 def test_every_mmdet_module_imports():
     import mmdet
 
