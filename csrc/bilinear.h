@@ -37,18 +37,19 @@ MMDET_DDETR_INLINE Affine<T> affine_of_box(T centre, T extent, T K, T size) {
   return {centre * size - T(0.5), T(0.5) / K * extent * size};
 }
 
-// True if a sample at (x, y) touches the map at all. False for a huge, infinite or NaN coordinate, so that x and y may
-// be converted to integers where it is true.
+// True if a sample at (x, y) touches the map at all: it lies less than a cell away. At a distance of exactly one cell
+// value and derivatives are zero. False for a huge, infinite or NaN coordinate, so that x and y may be converted to
+// integers where it is true.
 template <typename T>
 MMDET_DDETR_INLINE auto touches(T x, T y, T W, T H) {
   return (x > -1) & (y > -1) & (x < W) & (y < H);
 }
 
-// The value of a sample that does not touch the map: zero, but NaN if a coordinate is not finite, as grid_sample gives,
+// The value of a sample that does not touch the map, and its derivatives: zero, but NaN if a coordinate is not finite,
 // so that a diverged model shows.
 template <typename T>
 MMDET_DDETR_INLINE T outside_value(T x, T y) {
-  return 0 * (x + y);
+  return 0 * x + 0 * y;  // x + y could overflow
 }
 
 // What the four corners (y0, x0), (y0, x1), (y1, x0), (y1, x1) of a sample hold: their weights in the sample, their

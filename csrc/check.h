@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/tensor.h>
 
+#include <initializer_list>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -17,6 +18,20 @@ struct Shape {
 inline std::ostream& operator<<(std::ostream& out, const Shape& shape) {
   out << '[';
   for (int64_t i = 0; i < shape.tensor.dim(); ++i) out << (i ? ", " : "") << shape.tensor.size(i);
+  return out << ']';
+}
+
+// The same of sizes that are not those of a tensor.
+struct Numbers {
+  const std::initializer_list<int64_t>& list;
+};
+
+inline std::ostream& operator<<(std::ostream& out, const Numbers& numbers) {
+  const char* before = "[";
+  for (int64_t number : numbers.list) {
+    out << before << number;
+    before = ", ";
+  }
   return out << ']';
 }
 

@@ -17,6 +17,7 @@
 
 #include "check.h"
 #include "compute_type.h"
+#include "sizes.h"
 
 namespace mmdet_ddetr {
 
@@ -24,6 +25,8 @@ using torch::stable::Tensor;
 
 struct MatchingSizes {
   int64_t L, B, Q, C, T;
+
+  bool empty() const { return L == 0 || T == 0 || Q == 0; }
 };
 
 inline MatchingSizes check_matching_cost(const Tensor& scores, const Tensor& boxes, const Tensor& image,
@@ -47,6 +50,7 @@ inline MatchingSizes check_matching_cost(const Tensor& scores, const Tensor& box
     check(tensor->device() == scores.device(), "all arguments must be on scores' device, but one is on another");
   }
   check(gamma >= 0, "gamma must not be negative, got ", gamma);
+  check_size("the cost", {n.L, n.T, n.Q});
   return n;
 }
 

@@ -11,7 +11,7 @@
 //
 // Sums and coordinates are computed in the *compute type* of value: fp64 for fp64, else fp32. The other tensors have
 // value's dtype or the compute type; the two [B, Q, M, ...] tensors of an op share one dtype. Gradients have the dtype
-// of what they are the gradient of. Any size may be 0.
+// of what they are the gradient of. Any size may be 0; sizes.h says how large it may be.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -23,11 +23,13 @@
 
 #include "check.h"
 #include "compute_type.h"
+#include "sizes.h"
 
 namespace mmdet_ddetr {
 
 using torch::stable::Tensor;
 
+// Once checked, no product of the sizes that an op needs can overflow.
 struct Sizes {
   int64_t B;      // images
   int64_t S;      // cells of all levels together
@@ -37,9 +39,13 @@ struct Sizes {
   int64_t L;      // levels
   int64_t K;      // points of a head in a level
   int64_t R = 0;  // coordinates of a reference: 2 (point) or 4 (box); 0 where the op takes locations
+
+  // Is nothing sampled, or nothing kept of it? Then output and gradients are zero.
+  bool empty() const { return B == 0 || Q == 0 || M == 0 || D == 0 || L == 0 || K == 0; }
 };
 
-// Where a level's map lies in S: row y, column x is cell start + y W + x.
+// Where a level's map lies in S: row y, column x is cell start + y W + x. A map without cells has neither rows nor
+// columns, so that no offset beside it is large.
 struct Level {
   int64_t H, W, start;
 };
@@ -48,11 +54,15 @@ inline std::vector<Level> levels_of(const std::vector<int64_t>& spatial_shapes) 
   std::vector<Level> levels;
   int64_t start = 0;
   for (size_t i = 0; i + 1 < spatial_shapes.size(); i += 2) {
-    levels.push_back({spatial_shapes[i], spatial_shapes[i + 1], start});
-    start += spatial_shapes[i] * spatial_shapes[i + 1];
+    const int64_t H = spatial_shapes[i], W = spatial_shapes[i + 1], cells = H * W;
+    levels.push_back({cells ? H : 0, cells ? W : 0, start});
+    start += cells;
   }
   return levels;
 }
+
+// Contiguous.
+inline Tensor zeros_like(const Tensor& tensor) { return torch::stable::new_zeros(tensor, tensor.sizes()); }
 
 namespace detail {
 
@@ -74,9 +84,14 @@ inline Sizes check_value(const Tensor& value, const std::vector<int64_t>& spatia
   check(spatial_shapes.size() % 2 == 0, "spatial_shapes must hold (H, W) of each level, got ", spatial_shapes.size(),
         " numbers");
   int64_t cells = 0;
-  for (const Level& level : levels_of(spatial_shapes)) {
-    check(level.H >= 0 && level.W >= 0, "spatial_shapes must not be negative, got (", level.H, ", ", level.W, ")");
-    cells += level.H * level.W;
+  for (size_t i = 0; i < spatial_shapes.size(); i += 2) {
+    const int64_t H = spatial_shapes[i], W = spatial_shapes[i + 1], most = most_rows(dtype);
+    check(H >= 0 && W >= 0, "spatial_shapes must not be negative, got (", H, ", ", W, ")");
+    check(H <= most && W <= most, "spatial_shapes must be at most ", most, " in height and width beside a value of ",
+          dtype, ", got (", H, ", ", W, ")");
+    cells += H * W;
+    check(cells <= kMostCells, "spatial_shapes must give at most ", kMostCells, " cells, got ", cells, " up to (", H,
+          ", ", W, ")");
   }
   check(cells == value.size(1), "spatial_shapes give ", cells, " cells, but value ", Shape{value}, " has ",
         value.size(1));
@@ -91,6 +106,9 @@ inline void check_points(Sizes& n, const Tensor& value, const char* points_name,
         points_name, " must be [B, Q, M, L, K, 2] = [", n.B, ", Q, ", n.M, ", ", n.L, ", K, 2], got ", Shape{points});
   n.Q = points.size(1);
   n.K = points.size(4);
+  check_size("the output", {n.B, n.Q, n.M, n.D});
+  check_size("a cell of value", {n.M, n.D});
+  check_size("a row of attention weights", {n.L, n.K});
   const bool common =
       weights.dim() == (flat ? 4 : 5) && weights.size(0) == n.B && weights.size(1) == n.Q && weights.size(2) == n.M;
   if (flat) {

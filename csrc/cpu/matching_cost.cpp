@@ -47,6 +47,7 @@ Tensor matching_cost(const Tensor& scores_, const Tensor& boxes_, const Tensor& 
   check_range("image", in.image, n.T, n.B);
   check_range("labels", in.labels, n.T, n.C);
   Tensor cost = torch::stable::new_empty(scores, {n.L, n.T, n.Q});
+  if (n.empty()) return cost;
   float* to = cost.mutable_data_ptr<float>();
   const MatchingKernel kernel = MMDET_DDETR_CHOSEN(_matching_kernel)(in);
   torch::stable::parallel_for(0, n.L * n.T, rows_per_grain(n),

@@ -15,6 +15,7 @@ namespace {
 
 using torch::stable::contiguous;
 using torch::stable::new_empty;
+using torch::stable::new_zeros;
 using torch::stable::parallel_for;
 
 using Shapes = std::vector<int64_t>;
@@ -33,7 +34,6 @@ std::vector<ValueRegion> cut(const Sizes& n, int64_t threads, int64_t channels) 
   const bool cut_levels = n.B * n.M < wanted, cut_channels = cut_levels && n.B * n.M * n.L < wanted;
   const int64_t level_step = cut_levels ? 1 : n.L, d_step = cut_channels ? channels : n.D;
   std::vector<ValueRegion> regions;
-  if (n.L == 0 || n.D == 0) return regions;
   for (int64_t b = 0; b < n.B; ++b) {
     for (int64_t m = 0; m < n.M; ++m) {
       for (int64_t l = 0; l < n.L; l += level_step) {
@@ -71,6 +71,7 @@ class Call {
   }
 
   Tensor forward() const {
+    if (n_.empty()) return new_zeros(value_, {n_.B, n_.Q, n_.M * n_.D});
     Tensor output = new_empty(value_, {n_.B, n_.Q, n_.M * n_.D});
     void* to = output.mutable_data_ptr();
     parallel_for(0, n_.B * n_.Q, queries_per_grain(n_),
@@ -80,10 +81,14 @@ class Call {
 
   // Gradients of value, points, weights and, if asked for, reference_points (else an empty tensor).
   std::array<Tensor, 4> backward(bool needs_grad_reference) const {
+    if (n_.empty()) {
+      return {zeros_like(value_), zeros_like(points_), zeros_like(weights_),
+              needs_grad_reference ? zeros_like(*reference_points_) : no_reference()};
+    }
     Tensor value = new_empty(value_, value_.sizes()), points = new_empty(points_, points_.sizes()),
            weights = new_empty(weights_, weights_.sizes()),
-           reference = needs_grad_reference ? new_empty(*reference_points_, reference_points_->sizes())
-                                            : new_empty(value_, {0}, compute_type(value_.scalar_type()));
+           reference =
+               needs_grad_reference ? new_empty(*reference_points_, reference_points_->sizes()) : no_reference();
     const Gradients gradients = {value.mutable_data_ptr(), points.mutable_data_ptr(), weights.mutable_data_ptr(),
                                  needs_grad_reference ? reference.mutable_data_ptr() : nullptr};
     parallel_for(0, n_.B * n_.Q, queries_per_grain(n_),
@@ -96,6 +101,8 @@ class Call {
   }
 
  private:
+  Tensor no_reference() const { return new_empty(value_, {0}, compute_type(value_.scalar_type())); }
+
   Sizes n_;
   std::vector<Level> levels_;
   Tensor value_, points_, weights_;

@@ -110,13 +110,14 @@ struct Points {
 
       const V W = load(width + p), H = load(height + p);
       const I touching = touches(x, y, W, H);
-      outside += touching ? V{} : outside_value(x, y);
+      const V beside = touching ? V{} : outside_value(x, y);
+      outside += beside;
       x = touching ? x : V{};
       y = touching ? y : V{};
       const I x0 = floor_to_int(x), y0 = floor_to_int(y);
       const V x0f = __builtin_convertvector(x0, V), y0f = __builtin_convertvector(y0, V);
-      store(fx + p, x - x0f);
-      store(fy + p, y - y0f);
+      store(fx + p, x - x0f + beside);  // NaN: so are the gradients that it enters
+      store(fy + p, y - y0f + beside);
 
       const V a = load(weight + p);
       const Corners<V> w = corner_weights(x - x0f, y - y0f);
@@ -215,29 +216,34 @@ MMDET_DDETR_INLINE void add(Pair<C>& sum, C weight, Pair<C> v) {
   sum.b += weight * v.b;
 }
 
-// Weighted sum of all samples of a row. value: the head's channels of cell 0; stride: from cell to cell.
+// Where cells lie in memory, in numbers from the start of a tensor: the channels of a head in cell 0, and the way from
+// cell to cell. A pointer is made of it only for a cell that exists.
+struct Cells {
+  int64_t first, stride;
+};
+
+// Weighted sum of all samples of a row.
 template <typename T, typename Ch>
-MMDET_DDETR_INLINE void sample(const Points<T>& points, const T* value, int64_t stride, T* output, Ch channels) {
+MMDET_DDETR_INLINE void sample(const Points<T>& points, const T* value, Cells cells, T* output, Ch channels) {
   using C = Compute<T>;
   Pair<C> upper[Ch::kPairs], lower[Ch::kPairs] = {};  // two sums, to hide the latency of an addition
   for (int i = 0; i < Ch::kPairs; ++i) upper[i].a = upper[i].b = broadcast<C>(points.outside_sum);
   for (int64_t p = 0; p < points.P; ++p) {
     const auto inside = points.inside[p];
-    const T* at = value + static_cast<int64_t>(points.cell[p]) * stride;
-    const T* below = at + static_cast<int64_t>(points.pitch[p]) * stride;
+    const int64_t at = cells.first + points.cell[p] * cells.stride, below = at + points.pitch[p] * cells.stride;
     if (__builtin_expect(inside == kAllCorners, 1)) {
       for (int i = 0; i < Ch::kPairs; ++i) {
-        add(upper[i], points.w00[p], channels.load(at, i));
-        add(lower[i], points.w10[p], channels.load(below, i));
-        add(upper[i], points.w01[p], channels.load(at + stride, i));
-        add(lower[i], points.w11[p], channels.load(below + stride, i));
+        add(upper[i], points.w00[p], channels.load(value + at, i));
+        add(lower[i], points.w10[p], channels.load(value + below, i));
+        add(upper[i], points.w01[p], channels.load(value + at + cells.stride, i));
+        add(lower[i], points.w11[p], channels.load(value + below + cells.stride, i));
       }
     } else if (inside) {
       for (int i = 0; i < Ch::kPairs; ++i) {
-        if (inside & kC00) add(upper[i], points.w00[p], channels.load(at, i));
-        if (inside & kC10) add(lower[i], points.w10[p], channels.load(below, i));
-        if (inside & kC01) add(upper[i], points.w01[p], channels.load(at + stride, i));
-        if (inside & kC11) add(lower[i], points.w11[p], channels.load(below + stride, i));
+        if (inside & kC00) add(upper[i], points.w00[p], channels.load(value + at, i));
+        if (inside & kC10) add(lower[i], points.w10[p], channels.load(value + below, i));
+        if (inside & kC01) add(upper[i], points.w01[p], channels.load(value + (at + cells.stride), i));
+        if (inside & kC11) add(lower[i], points.w11[p], channels.load(value + (below + cells.stride), i));
       }
     }
   }
@@ -250,12 +256,12 @@ void forward(const Input& in, void* output, int64_t begin, int64_t end) {
   Points<T> points(in);
   for (int64_t bq = begin; bq < end; ++bq) {
     points.set_query(bq);
-    const T* value = static_cast<const T*>(in.value) + bq / n.Q * n.S * n.M * n.D;
+    const int64_t image = bq / n.Q * n.S * n.M * n.D;
     T* to = static_cast<T*>(output) + bq * n.M * n.D;
     for (int64_t m = 0; m < n.M; ++m) {
       points.set_row(bq * n.M + m);
       for_channels<T>(0, n.D, [&](auto channels, int64_t d) {
-        sample(points, value + m * n.D + d, n.M * n.D, to + m * n.D + d, channels);
+        sample(points, static_cast<const T*>(in.value), {image + m * n.D + d, n.M * n.D}, to + m * n.D + d, channels);
       });
     }
   }
@@ -263,16 +269,16 @@ void forward(const Input& in, void* output, int64_t begin, int64_t end) {
 
 // products [P, 4] += for each corner of each point, the product of its value with the gradient of the row's output.
 template <typename T, typename Ch>
-MMDET_DDETR_INLINE void add_products(const Points<T>& points, const T* value, int64_t stride, const T* grad_output,
+MMDET_DDETR_INLINE void add_products(const Points<T>& points, const T* value, Cells cells, const T* grad_output,
                                      Compute<T>* products, Ch channels) {
   using C = Compute<T>;
   constexpr int N = Simd<C>::N;
   Pair<C> g[Ch::kPairs];
   for (int i = 0; i < Ch::kPairs; ++i) g[i] = channels.load(grad_output, i);
-  const auto product = [&](const T* at) {
+  const auto product = [&](int64_t at) {
     Vec<C> sum = {};
     for (int i = 0; i < Ch::kPairs; ++i) {
-      const Pair<C> v = channels.load(at, i);
+      const Pair<C> v = channels.load(value + at, i);
       sum += v.a * g[i].a + v.b * g[i].b;
     }
     return sum;
@@ -282,17 +288,17 @@ MMDET_DDETR_INLINE void add_products(const Points<T>& points, const T* value, in
     for (int j = 0; j < N / 4; ++j) {
       const int64_t p = first + j;  // inside[p] is 0 in the padding
       const auto inside = points.inside[p];
-      const T* at = value + static_cast<int64_t>(points.cell[p]) * stride;
-      const T* below = at + static_cast<int64_t>(points.pitch[p]) * stride;
+      const int64_t at = cells.first + points.cell[p] * cells.stride, below = at + points.pitch[p] * cells.stride;
       if (__builtin_expect(inside == kAllCorners, 1)) {
-        const Vec<C> corners[4] = {product(at), product(at + stride), product(below), product(below + stride)};
+        const Vec<C> corners[4] = {product(at), product(at + cells.stride), product(below),
+                                   product(below + cells.stride)};
         parts[j] = fold_four<C>(corners);
       } else {
         Vec<C> corners[4] = {};
         if (inside & kC00) corners[0] = product(at);
-        if (inside & kC01) corners[1] = product(at + stride);
+        if (inside & kC01) corners[1] = product(at + cells.stride);
         if (inside & kC10) corners[2] = product(below);
-        if (inside & kC11) corners[3] = product(below + stride);
+        if (inside & kC11) corners[3] = product(below + cells.stride);
         parts[j] = fold_four<C>(corners);
       }
     }
@@ -394,13 +400,14 @@ void backward_points(const Input& in, const Gradients& gradients, int64_t begin,
   PointGradients<T> point_gradients(points, gradients);
   for (int64_t bq = begin; bq < end; ++bq) {
     points.set_query(bq);
-    const T* value = static_cast<const T*>(in.value) + bq / n.Q * n.S * n.M * n.D;
+    const int64_t image = bq / n.Q * n.S * n.M * n.D;
     const T* grad_output = static_cast<const T*>(in.grad_output) + bq * n.M * n.D;
     for (int64_t m = 0; m < n.M; ++m) {
       points.set_row(bq * n.M + m);
       Compute<T>* products = point_gradients.clear_products();
       for_channels<T>(0, n.D, [&](auto channels, int64_t d) {
-        add_products(points, value + m * n.D + d, n.M * n.D, grad_output + m * n.D + d, products, channels);
+        add_products(points, static_cast<const T*>(in.value), {image + m * n.D + d, n.M * n.D},
+                     grad_output + m * n.D + d, products, channels);
       });
       point_gradients.put_row(bq * n.M + m);
     }
@@ -408,26 +415,26 @@ void backward_points(const Input& in, const Gradients& gradients, int64_t begin,
   }
 }
 
-// sums [cells, pairs]: what one row adds to the gradient of the cells, in the compute type and in Pair's order.
+// sums [cells, pairs]: what one row adds to the gradient of the cells from first_cell on, in the compute type and in
+// Pair's order.
 template <typename T, typename Ch>
 MMDET_DDETR_INLINE void scatter(const Points<T>& points, int64_t p_begin, int64_t p_end, const T* grad_output,
-                                Compute<T>* sums, Ch channels) {
+                                Compute<T>* sums, int64_t first_cell, Ch channels) {
   using C = Compute<T>;
   constexpr int64_t kStride = Ch::kPairs * kPair<T>;
   Pair<C> g[Ch::kPairs];
   for (int i = 0; i < Ch::kPairs; ++i) g[i] = channels.load(grad_output, i);
-  const auto add_to = [&](C* at, C weight) {
+  const auto add_to = [&](int64_t at, C weight) {
     for (int i = 0; i < Ch::kPairs; ++i, at += kPair<T>) {
-      Pair<C> sum = {load(at), load(at + kPair<T> / 2)};
+      Pair<C> sum = {load(sums + at), load(sums + at + kPair<T> / 2)};
       add(sum, weight, g[i]);
-      store(at, sum.a);
-      store(at + kPair<T> / 2, sum.b);
+      store(sums + at, sum.a);
+      store(sums + at + kPair<T> / 2, sum.b);
     }
   };
   for (int64_t p = p_begin; p < p_end; ++p) {
     const auto inside = points.inside[p];
-    C* at = sums + static_cast<int64_t>(points.cell[p]) * kStride;
-    C* below = at + static_cast<int64_t>(points.pitch[p]) * kStride;
+    const int64_t at = (points.cell[p] - first_cell) * kStride, below = at + points.pitch[p] * kStride;
     if (__builtin_expect(inside == kAllCorners, 1)) {
       add_to(at, points.w00[p]);
       add_to(at + kStride, points.w01[p]);
@@ -478,7 +485,7 @@ void backward_value(const Input& in, void* grad_value, const ValueRegion& region
       points.set_query(bq);
       points.set_row(row);
       scatter(points, region.level_begin * n.K, region.level_end * n.K,
-              static_cast<const T*>(in.grad_output) + row * n.D + d, sums - first_cell * kStride, channels);
+              static_cast<const T*>(in.grad_output) + row * n.D + d, sums, first_cell, channels);
     }
     write_cells(sums, cells, static_cast<T*>(grad_value) + ((region.b * n.S + first_cell) * n.M + region.m) * n.D + d,
                 n.M * n.D, channels);

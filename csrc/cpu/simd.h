@@ -222,7 +222,8 @@ MMDET_DDETR_INLINE IntVec<double> floor_to_int(Vec<double> x) {
 
 // exp(x) for x <= 0, to 2 units in the last place (Cephes expf). Below -87 it is 0; NaN stays NaN.
 MMDET_DDETR_INLINE Vec<float> exp_of_nonpositive(Vec<float> x) {
-  const IntVec<float> n = floor_to_int(x * 1.44269504f + 0.5f);
+  const Vec<float> bounded = x > -87.0f ? x : broadcast<float>(-87);  // fits the integers; NaN does not
+  const IntVec<float> n = floor_to_int(bounded * 1.44269504f + 0.5f);
   const Vec<float> nf = __builtin_convertvector(n, Vec<float>);
   const Vec<float> r = x - nf * 0.693359375f - nf * -2.12194440e-4f;
   Vec<float> y = r * 1.9875691500e-4f + 1.3981999507e-3f;

@@ -8,6 +8,10 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <cstdint>
+#include <limits>
+
+#include "../check.h"
 #include "../compute_type.h"
 #include "simt.h"
 
@@ -50,8 +54,11 @@ class Launcher {
   template <typename Args>
   void operator()(void (*kernel)(Args), int64_t threads, const Args& args) const {
     if (threads == 0) return;
+    const int64_t blocks = (threads - 1) / kThreads + 1;
+    check(blocks <= std::numeric_limits<int32_t>::max(), "the tensors are too large for CUDA: ", blocks,
+          " blocks of threads, where a grid has less than 2^31");
     cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(static_cast<unsigned>((threads + kThreads - 1) / kThreads));
+    config.gridDim = dim3(static_cast<unsigned>(blocks));
     config.blockDim = dim3(kThreads);
     config.stream = stream_;
     STD_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, args));

@@ -51,6 +51,7 @@ Tensor matching_cost(const Tensor& scores_, const Tensor& boxes_, const Tensor& 
   const Tensor scores = dense(scores_), boxes = dense(boxes_), image = dense(image_), labels = dense(labels_),
                targets = dense(targets_);
   const Tensor cost = torch::stable::new_empty(scores, {n.L, n.T, n.Q});
+  if (n.empty()) return cost;
   const Launcher launch(scores);
   const auto run_with = [&](auto square) {
     constexpr bool kSquare = decltype(square)::value;

@@ -515,6 +515,7 @@ class Call {
 template <typename Points>
 Tensor forward(Call& call, const Tensor& value, const Points& points) {
   const Sizes& n = call.n;
+  if (n.empty()) return call.zeros({n.B, n.Q, n.M * n.D}, value.scalar_type());
   Tensor output = call.scratch({n.B, n.Q, n.M * n.D}, value.scalar_type());
   dispatch(value, n, {&value}, [&](auto zero, auto width, auto index) {
     using T = decltype(zero);
@@ -613,6 +614,7 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(const Tensor& grad_ou
                                                            bool deterministic) {
   const Sizes n = check_ms_deform_attn(value_, spatial_shapes, locations_, weights_);
   check_grad_output(grad_output_, value_, n);
+  if (n.empty()) return {zeros_like(value_), zeros_like(locations_), zeros_like(weights_)};
   const Tensor grad_output = dense(grad_output_), value = dense(value_), locations = dense(locations_),
                weights = dense(weights_);
   Call call(value, n, spatial_shapes);
@@ -641,10 +643,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ms_deform_attn_fused_backward(
     bool deterministic) {
   const Sizes n = check_ms_deform_attn_fused(value_, spatial_shapes, references_, offsets_, logits_);
   check_grad_output(grad_output_, value_, n);
+  const ScalarType compute = compute_type(value_.scalar_type());
+  if (n.empty()) {
+    return {zeros_like(value_), needs_grad_reference ? zeros_like(references_) : new_empty(value_, {0}, compute),
+            zeros_like(offsets_), zeros_like(logits_)};
+  }
   const Tensor grad_output = dense(grad_output_), value = dense(value_), references = dense(references_),
                offsets = dense(offsets_), logits = dense(logits_);
   Call call(value, n, spatial_shapes);
-  const ScalarType compute = compute_type(value.scalar_type());
   const Tensor grad_offsets = call.scratch({n.B, n.Q, n.M, n.L, n.K, 2}, offsets.scalar_type());
   const Tensor grad_logits = call.scratch({n.B, n.Q, n.M, n.L * n.K}, logits.scalar_type());
   const Tensor grad_weights =

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
+from ._checks import check_grad_output
 from ._load import EXTENSION_LOADED, LIBRARY, PACKAGE, how_to_build
 
 
@@ -72,24 +73,31 @@ class AttentionOp:
     # --- devices without a compiled kernel ---------------------------------------------------------------------------
 
     def _reference(self, value, spatial_shapes, *points):
-        warn_of_device(value.device.type)
         self.check(value, spatial_shapes, *points)
+        warn_of_device(value.device.type)
         return self.reference(value, pairs(spatial_shapes), *points)
 
     # --- shapes ------------------------------------------------------------------------------------------------------
 
     def _fake(self, value, spatial_shapes, *points):
+        self.check(value, spatial_shapes, *points)
         B, _, M, D = value.shape
         return value.new_empty(B, points[0].shape[1], M * D)
 
     def _fake_backward(self, grad_output, value, spatial_shapes, *rest):
         points, needs_grad, _ = self._split(rest)
+        self._check_backward(grad_output, value, spatial_shapes, *points)
         return self._drop_unasked([tensor.new_empty(tensor.shape) for tensor in (value, *points)], needs_grad)
+
+    def _check_backward(self, grad_output, value, spatial_shapes, *points):
+        self.check(value, spatial_shapes, *points)
+        check_grad_output(grad_output, value, points[0].shape[1])
 
     # --- derivatives -------------------------------------------------------------------------------------------------
 
     def _autograd(self, value, spatial_shapes, *points):
         if beyond_first_order():
+            self.check(value, spatial_shapes, *points)
             return self.differentiable(value, pairs(spatial_shapes), *points)
         if torch.is_grad_enabled() and (value.requires_grad or any(p.requires_grad for p in points)):
             if not has_compiled_kernel(self.name, value.device.type):
@@ -101,6 +109,7 @@ class AttentionOp:
     def _autograd_backward(self, grad_output, value, spatial_shapes, *rest):
         if beyond_first_order():
             points, needs_grad, _ = self._split(rest)
+            self._check_backward(grad_output, value, spatial_shapes, *points)
             return self._drop_unasked(
                 _vjp(self.differentiable, spatial_shapes)(grad_output, value, *points), needs_grad
             )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.utils import _pair
 
+from ._checks import FLOATS
 from .ms_deform_attn import ms_deform_attn
 
 
@@ -38,13 +39,13 @@ def deform_conv2d(
     A sample is bilinear among the cells and zeros around them: it fades out within one cell of the border.
 
     Raises:
-        ValueError: an argument's shape does not fit.
+        ValueError: an argument's shape, dtype or device does not fit.
     """
+    stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
+    Ho, Wo = _check(input, offset, weight, bias, mask, stride, padding, dilation)
     (B, C, H, W), (C_out, C_group, kh, kw) = input.shape, weight.shape
+    (sy, sx), (py, px), (dy, dx) = stride, padding, dilation
     T, G = kh * kw, offset.shape[1] // (2 * kh * kw)
-    (sy, sx), (py, px), (dy, dx) = _pair(stride), _pair(padding), _pair(dilation)
-    Ho, Wo = (H + 2 * py - dy * (kh - 1) - 1) // sy + 1, (W + 2 * px - dx * (kw - 1) - 1) // sx + 1
-    _check(input, offset, weight, mask, (Ho, Wo))
 
     dtype = torch.promote_types(input.dtype, torch.float32)
     y, x = (torch.arange(size, dtype=dtype, device=input.device) for size in (Ho, Wo))
@@ -53,7 +54,7 @@ def deform_conv2d(
     x = ((x * sx - px)[:, None] + tap_x * dx)[None, :, None, :].expand(Ho, Wo, kh, kw)
     taps = torch.stack([x, y], -1).view(Ho, Wo, T, 1, 2)
     shift = offset.to(dtype).reshape(B, G, T, 2, Ho, Wo).permute(0, 4, 5, 2, 1, 3).flip(-1)  # [B, Ho, Wo, T, G, (x, y)]
-    locations = (taps + shift + 0.5) / taps.new_tensor([W, H])  # cells' centres lie at halves
+    locations = (taps + shift + 0.5) / taps.new_tensor([max(W, 1), max(H, 1)])  # cells' centres lie at halves
     if mask is None:
         weights = locations.new_ones(B, Ho, Wo, T, G)
     else:
@@ -74,13 +75,35 @@ def deform_conv2d(
     return output if bias is None else output + bias[:, None, None].to(output.dtype)
 
 
-def _check(input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, size: tuple[int, int]):
-    (B, C, *_), (C_out, C_group, kh, kw) = input.shape, weight.shape
+def _check(input, offset, weight, bias, mask, stride, padding, dilation) -> tuple[int, int]:
+    """Raise where the arguments do not fit each other; else the output's height and width."""
+    tensors = dict(input=input, offset=offset, weight=weight, bias=bias, mask=mask)
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if tensor.dim() != (1 if name == 'bias' else 4):
+            raise ValueError(f'{name} must have {1 if name == "bias" else 4} dimensions, got {list(tensor.shape)}')
+        if tensor.dtype not in FLOATS or tensor.layout != torch.strided:
+            raise ValueError(
+                f'{name} must be a dense tensor of fp64, fp32, fp16 or bf16, got {tensor.dtype}, {tensor.layout}'
+            )
+        if tensor.device != input.device:
+            raise ValueError(f"{name} must be on input's device {input.device}, but it is on {tensor.device}")
+    for name, pair, least in (('stride', stride, 1), ('padding', padding, 0), ('dilation', dilation, 1)):
+        if len(pair) != 2 or min(pair) < least:
+            raise ValueError(f'{name} must be two integers of at least {least}, got {pair}')
+
+    (B, C, H, W), (C_out, C_group, kh, kw) = input.shape, weight.shape
     T = kh * kw
-    if C % C_group or C_out % (C // C_group):
+    if T == 0 or C_group == 0 or C % C_group or C == 0 or C_out % (C // C_group):
         raise ValueError(
             f'weight must be [C_out, C/groups, kh, kw] for input {list(input.shape)}, got {list(weight.shape)}'
         )
+    if bias is not None and len(bias) != C_out:
+        raise ValueError(f'bias must be [C_out] = [{C_out}], got {list(bias.shape)}')
+    size = tuple(
+        (n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip((H, W), (kh, kw), stride, padding, dilation)
+    )
     G = offset.shape[1] // (2 * T)
     if G == 0 or C % G or offset.shape != (B, G * T * 2, *size):
         raise ValueError(
@@ -89,3 +112,4 @@ def _check(input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, s
         )
     if mask is not None and mask.shape != (B, G * T, *size):
         raise ValueError(f'mask must be [B, G*T, Ho, Wo] = {[B, G * T, *size]}, got {list(mask.shape)}')
+    return size

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._checks import check_dropout
 from ._load import LIBRARY
 from ._register import beyond_first_order, has_compiled_kernel
 
@@ -42,6 +43,7 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
 
 
 def _fake(input, p, seed):
+    check_dropout(input, p, seed)
     return torch.empty_like(input, memory_format=torch.contiguous_format)
 
 

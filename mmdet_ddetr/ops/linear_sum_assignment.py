@@ -23,12 +23,15 @@ def assign(costs: Tensor, layers: Sequence[int], queries: Sequence[int], counts:
         of L * min(Q, count).
 
     Raises:
-        ValueError: if a cost is not finite; it names the layer and the image.
+        ValueError: an argument does not fit the others, or a cost is not finite; it names the layer and the image.
     """
+    _check(costs, layers, queries, counts)
     host = costs.cpu().numpy()
     pairs, start = [np.zeros((4, 0), np.int64)], 0
-    for L, Q, images in zip(layers, queries, np.reshape(counts, (len(layers), -1))):
-        T = images.sum()
+    for L, Q, images in zip(layers, queries, np.reshape(counts, (len(layers), -1)) if layers else ()):
+        T = int(images.sum())
+        if L * Q * T == 0:
+            continue  # nothing to match, whatever L is
         cost = host[start : start + L * T * Q].reshape(L, T, Q)
         start += cost.size
         first = images.cumsum() - images
@@ -47,10 +50,35 @@ def assign(costs: Tensor, layers: Sequence[int], queries: Sequence[int], counts:
 
 
 def _fake(costs, layers, queries, counts):
-    B = len(counts) // len(layers)
-    images = [counts[i : i + B] for i in range(0, len(counts), B)]
-    pairs = sum(L * sum(min(Q, count) for count in image) for L, Q, image in zip(layers, queries, images))
+    _check(costs, layers, queries, counts)
+    sets = zip(layers, queries, _images(layers, counts))
+    pairs = sum(L * sum(min(Q, count) for count in images) for L, Q, images in sets)
     return costs.new_empty((4, pairs), dtype=torch.int64)
+
+
+def _images(layers, counts) -> list[Sequence[int]]:
+    """The counts of each set."""
+    B = len(counts) // max(len(layers), 1)
+    return [counts[i * B : (i + 1) * B] for i in range(len(layers))]
+
+
+def _check(costs, layers, queries, counts):
+    if costs.dim() != 1 or costs.dtype != torch.float32 or costs.layout != torch.strided:
+        raise ValueError(f'costs must be one row of fp32 numbers, got {costs.dtype}, {list(costs.shape)}')
+    if len(queries) != len(layers) or (len(counts) % len(layers) if layers else counts):
+        raise ValueError(
+            'layers and queries must have a number for each set, and counts as many for one as for another, got '
+            f'{len(layers)}, {len(queries)} and {len(counts)} numbers'
+        )
+    for name, numbers in (('layers', layers), ('queries', queries), ('counts', counts)):
+        if any(number < 0 for number in numbers):
+            raise ValueError(f'{name} must not be negative, got {list(numbers)}')
+    expected = sum(L * Q * sum(images) for L, Q, images in zip(layers, queries, _images(layers, counts)))
+    if costs.numel() != expected:
+        raise ValueError(
+            f'costs must hold L*T*Q numbers of each set, {expected} for layers {list(layers)}, queries {list(queries)} '
+            f'and counts {list(counts)}, got {costs.numel()}'
+        )
 
 
 linear_sum_assignment = torch.library.custom_op('mmdet_ddetr::linear_sum_assignment', assign, mutates_args=())

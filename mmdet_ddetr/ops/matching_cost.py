@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ._checks import check_matching_cost
 from ._load import LIBRARY
 
 
@@ -46,7 +47,8 @@ def matching_cost(
 
 
 @torch.library.register_fake('mmdet_ddetr::matching_cost', lib=LIBRARY)
-def _fake(scores, boxes, image, *settings):
+def _fake(scores, boxes, image, labels, targets, cls_weight, l1_weight, giou_weight, alpha, gamma, focal):
+    check_matching_cost(scores, boxes, image, labels, targets, gamma)
     return scores.new_empty(scores.shape[0], image.shape[0], scores.shape[2])
 
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from . import reference
+from ._checks import check_ms_deform_attn, check_ms_deform_attn_fused, compute_dtype
 from ._register import AttentionOp
 
 SpatialShapes = Tensor | Sequence[tuple[int, int]]
@@ -15,8 +15,11 @@ def host_shapes(spatial_shapes: SpatialShapes) -> list[tuple[int, int]]:
     """(H, W) per level as Python ints. A tensor on an accelerator costs one sync here: pass ints to avoid it."""
     if isinstance(spatial_shapes, Tensor):
         spatial_shapes = spatial_shapes.tolist()
-    # torch.jit.trace makes tensors of sizes that come from a shape
-    return [tuple(int(size) if isinstance(size, Tensor) else size for size in shape) for shape in spatial_shapes]
+    try:
+        # torch.jit.trace makes tensors of sizes that come from a shape
+        return [tuple(int(n) if isinstance(n, Tensor) else n for n in (H, W)) for H, W in spatial_shapes]
+    except (TypeError, ValueError):
+        raise ValueError(f'spatial_shapes must hold (H, W) of each level, got {spatial_shapes}') from None
 
 
 def ms_deform_attn(
@@ -27,7 +30,8 @@ def ms_deform_attn(
 ) -> Tensor:  # [B, Q, M*D]
     """Weighted sum of bilinear samples over all levels and points (Deformable DETR, eq. 3).
 
-    Any size may be anything, 0 included. Differentiable any number of times and in both modes; the first backward is
+    Any size may be 0. A level has at most 2^24 rows and columns (2^31 - 1 where value is fp64) and all levels together
+    2^31 - 1 cells. Differentiable any number of times and in both modes; the first backward is
     compiled, what lies beyond is plain PyTorch.
 
     Args:
@@ -82,18 +86,14 @@ def ms_deform_attn_fused(
 def cast_points(value: Tensor, *points: Tensor) -> tuple[Tensor, ...]:
     """points in the dtypes that the kernels take: one and the same, value's or the one value is computed in."""
     dtype = points[0].dtype
-    compute = _compute_dtype(value)
+    compute = compute_dtype(value.dtype)
     if dtype in (value.dtype, compute) and all(tensor.dtype == dtype for tensor in points[1:]):
         return points
     return tuple(tensor.to(compute) for tensor in points)
 
 
 def cast_fused_points(value: Tensor, reference_points: Tensor, *points: Tensor) -> tuple[Tensor, ...]:
-    return reference_points.to(_compute_dtype(value)), *cast_points(value, *points)
-
-
-def _compute_dtype(value: Tensor) -> torch.dtype:
-    return torch.float64 if value.dtype == torch.float64 else torch.float32
+    return reference_points.to(compute_dtype(value.dtype)), *cast_points(value, *points)
 
 
 def _flat(spatial_shapes: SpatialShapes) -> list[int]:
@@ -102,14 +102,14 @@ def _flat(spatial_shapes: SpatialShapes) -> list[int]:
 
 _OP = AttentionOp(
     'ms_deform_attn',
-    check=reference.check_ms_deform_attn,
+    check=check_ms_deform_attn,
     reference=reference.ms_deform_attn,
     differentiable=reference.ms_deform_attn_by_gather,
     cast=cast_points,
 )
 _FUSED_OP = AttentionOp(
     'ms_deform_attn_fused',
-    check=reference.check_ms_deform_attn_fused,
+    check=check_ms_deform_attn_fused,
     reference=reference.ms_deform_attn_fused,
     differentiable=reference.ms_deform_attn_fused_by_gather,
     cast=cast_fused_points,

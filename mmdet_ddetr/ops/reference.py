@@ -4,6 +4,8 @@ Every native kernel is tested against these functions, and they serve where the 
 dimensions: B batch, S cells of all levels together, M heads, D channels a head, Q queries, L levels, K points.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,25 +30,7 @@ def ms_deform_attn(
     Returns:
         The sums in ``value``'s dtype. Coordinates and sums are fp32 (fp64 where value is fp64).
     """
-    B, _, M, D = value.shape
-    _, Q, _, _, K, _ = sampling_locations.shape
-    dtype = torch.promote_types(value.dtype, torch.float32)
-    grids = 2 * sampling_locations.to(dtype) - 1
-    weights = attention_weights.to(dtype)
-    output = value.new_zeros(B * M, D, Q, dtype=dtype)
-    for level, (cells, (H, W)) in enumerate(zip(_levels(value, spatial_shapes), spatial_shapes)):
-        if cells.numel() * Q * K == 0:
-            continue  # grid_sample refuses empty maps and grids
-        samples = F.grid_sample(
-            cells.to(dtype).permute(0, 2, 3, 1).reshape(B * M, D, H, W),
-            grids[:, :, :, level].transpose(1, 2).reshape(B * M, Q, K, 2),
-            mode='bilinear',
-            padding_mode='zeros',
-            align_corners=False,
-        )  # [B*M, D, Q, K]
-        weight = weights[:, :, :, level].transpose(1, 2).reshape(B * M, 1, Q, K)
-        output = output + (samples * weight).sum(-1)
-    return output.view(B, M * D, Q).transpose(1, 2).to(value.dtype).contiguous()
+    return _attend(_sample, value, spatial_shapes, _by_location(sampling_locations, value), attention_weights)
 
 
 def ms_deform_attn_by_gather(
@@ -59,27 +43,7 @@ def ms_deform_attn_by_gather(
 
     Slower than with ``grid_sample``, but it can be differentiated any number of times, forwards too, and vmapped.
     """
-    B, _, M, D = value.shape
-    _, Q, _, _, K, _ = sampling_locations.shape
-    dtype = torch.promote_types(value.dtype, torch.float32)
-    locations = sampling_locations.to(dtype).transpose(1, 2)  # [B, M, Q, L, K, 2]
-    weights = attention_weights.to(dtype).transpose(1, 2)
-    output = locations.new_zeros(B, M, Q, D)
-    for level, (cells, (H, W)) in enumerate(zip(_levels(value, spatial_shapes), spatial_shapes)):
-        x = locations[..., level, :, 0] * W - 0.5
-        y = locations[..., level, :, 1] * H - 0.5
-        cells = cells.to(dtype).transpose(1, 2)  # [B, M, H*W, D]
-        if H * W == 0:
-            continue
-        x0, y0 = x.detach().floor(), y.detach().floor()
-        for xi, wx in ((x0, 1 - (x - x0)), (x0 + 1, x - x0)):
-            for yi, wy in ((y0, 1 - (y - y0)), (y0 + 1, y - y0)):
-                inside = (xi >= 0) & (xi < W) & (yi >= 0) & (yi < H)
-                index = (yi.clamp(0, H - 1) * W + xi.clamp(0, W - 1)).nan_to_num().long().reshape(B, M, Q * K, 1)
-                corner = cells.gather(2, index.expand(-1, -1, -1, D)).reshape(B, M, Q, K, D)
-                weight = torch.where(inside, wx * wy, 0 * (x + y)) * weights[..., level, :]
-                output = output + (torch.where(inside[..., None], corner, 0) * weight[..., None]).sum(-2)
-    return output.transpose(1, 2).reshape(B, Q, M * D).to(value.dtype)
+    return _attend(_gather, value, spatial_shapes, _by_location(sampling_locations, value), attention_weights)
 
 
 def ms_deform_attn_fused(
@@ -90,9 +54,8 @@ def ms_deform_attn_fused(
     attention_logits: Tensor,  # [B, Q, M, L*K]
 ) -> Tensor:  # [B, Q, M*D]
     """``ms_deform_attn`` from what the linear layers give: softmax and location arithmetic inside, in fp32."""
-    return ms_deform_attn(
-        value, spatial_shapes, *_unfused(value, spatial_shapes, reference_points, sampling_offsets, attention_logits)
-    )
+    coordinates = _by_offset(reference_points, sampling_offsets, value)
+    return _attend(_sample, value, spatial_shapes, coordinates, _softmax(attention_logits, sampling_offsets, value))
 
 
 def ms_deform_attn_fused_by_gather(
@@ -103,9 +66,8 @@ def ms_deform_attn_fused_by_gather(
     attention_logits: Tensor,  # [B, Q, M, L*K]
 ) -> Tensor:  # [B, Q, M*D]
     """``ms_deform_attn_fused`` on top of ``ms_deform_attn_by_gather``."""
-    return ms_deform_attn_by_gather(
-        value, spatial_shapes, *_unfused(value, spatial_shapes, reference_points, sampling_offsets, attention_logits)
-    )
+    coordinates = _by_offset(reference_points, sampling_offsets, value)
+    return _attend(_gather, value, spatial_shapes, coordinates, _softmax(attention_logits, sampling_offsets, value))
 
 
 def sampling_locations_of(
@@ -129,79 +91,112 @@ def sampling_locations_of(
     return reference[..., :2] + offsets / K * reference[..., 2:] * 0.5
 
 
-def _unfused(
-    value: Tensor,
+# --- coordinates: level, H, W -> x and y in cells, [B, Q, M, K] each, with the arithmetic of csrc/bilinear.h ----------
+
+Coordinates = Callable[[int, int, int], tuple[Tensor, Tensor]]
+
+
+def _by_location(locations: Tensor, value: Tensor) -> Coordinates:  # [B, Q, M, L, K, 2]
+    locations = locations.to(_compute_dtype(value))
+    return lambda level, H, W: (locations[..., level, :, 0] * W - 0.5, locations[..., level, :, 1] * H - 0.5)
+
+
+def _by_offset(
+    references: Tensor, offsets: Tensor, value: Tensor
+) -> Coordinates:  # [B, Q, L, 2 or 4], [B, Q, M, L, K, 2]
+    references, offsets = references.to(_compute_dtype(value)), offsets.to(_compute_dtype(value))
+    K = offsets.shape[-2]
+
+    def axis(i: int, level: int, size: int) -> Tensor:
+        reference, offset = references[:, :, None, None, level], offsets[..., level, :, i]
+        if references.shape[-1] == 4:
+            offset = 0.5 / max(K, 1) * reference[..., 2 + i] * size * offset
+        return reference[..., i] * size - 0.5 + offset
+
+    return lambda level, H, W: (axis(0, level, W), axis(1, level, H))
+
+
+def _softmax(logits: Tensor, offsets: Tensor, value: Tensor) -> Tensor:  # [B, Q, M, L*K] -> [B, Q, M, L, K]
+    return logits.to(_compute_dtype(value)).softmax(-1).view(offsets.shape[:-1])
+
+
+def _compute_dtype(value: Tensor) -> torch.dtype:
+    return torch.promote_types(value.dtype, torch.float32)
+
+
+# --- samples ----------------------------------------------------------------------------------------------------------
+
+
+def _attend(
+    sample: Callable[..., Tensor],
+    value: Tensor,  # [B, S, M, D]
     spatial_shapes: list[tuple[int, int]],
-    reference_points: Tensor,
-    sampling_offsets: Tensor,
-    attention_logits: Tensor,
-) -> tuple[Tensor, Tensor]:  # [B, Q, M, L, K, 2], [B, Q, M, L, K]
-    """Sampling locations and attention weights, in the dtype that ``value`` is computed with."""
-    dtype = torch.promote_types(value.dtype, torch.float32)
-    locations = sampling_locations_of(spatial_shapes, reference_points.to(dtype), sampling_offsets.to(dtype))
-    return locations, attention_logits.to(dtype).softmax(-1).view(sampling_offsets.shape[:-1])
+    coordinates: Coordinates,
+    weights: Tensor,  # [B, Q, M, L, K]
+) -> Tensor:  # [B, Q, M*D]
+    (B, _, M, D), (_, Q, _, _, K) = value.shape, weights.shape
+    weights = weights.to(_compute_dtype(value))
+    output = weights.new_zeros(B, Q, M, D)
+    for level, (cells, (H, W)) in enumerate(zip(_levels(value, spatial_shapes), spatial_shapes)):
+        x, y = coordinates(level, H, W)
+        weight = weights[..., level, :]
+        output = output + (_outside_value(x, y) * weight).sum(-1, keepdim=True)
+        if cells.numel() * Q * K:
+            output = output + sample(cells.to(weights.dtype), H, W, x, y, weight)
+    return output.reshape(B, Q, M * D).to(value.dtype)
+
+
+def _sample(cells: Tensor, H: int, W: int, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:  # -> [B, Q, M, D]
+    """Weighted sums of samples [B, Q, M, K] of a level [B, H*W, M, D]; zero where they do not touch the map."""
+    B, Q, M, K = x.shape
+    grid = torch.stack([(2 * x + 1) / W - 1, (2 * y + 1) / H - 1], -1)
+    grid = torch.where(_touches(x, y, H, W)[..., None], grid, -3)  # at a distance of one cell rounding would decide
+    samples = F.grid_sample(
+        cells.permute(0, 2, 3, 1).reshape(B * M, -1, H, W),
+        grid.transpose(1, 2).reshape(B * M, Q, K, 2),
+        mode='bilinear',
+        padding_mode='zeros',
+        align_corners=False,
+    )  # [B*M, D, Q, K]
+    sums = (samples * weight.transpose(1, 2).reshape(B * M, 1, Q, K)).sum(-1)
+    return sums.view(B, M, -1, Q).permute(0, 3, 1, 2)
+
+
+def _gather(cells: Tensor, H: int, W: int, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:  # -> [B, Q, M, D]
+    """``_sample`` from indexing and arithmetic alone."""
+    B, Q, M, K = x.shape
+    cells, x, y = cells.transpose(1, 2), x.transpose(1, 2).flatten(2), y.transpose(1, 2).flatten(2)
+    samples = _bilinear(cells, H, W, x, y).unflatten(2, (Q, K))  # [B, M, Q, K, D]
+    return (samples * weight.transpose(1, 2)[..., None]).sum(-2).transpose(1, 2)
+
+
+def _bilinear(
+    cells: Tensor, H: int, W: int, x: Tensor, y: Tensor
+) -> Tensor:  # [B, M, H*W, D], [B, M, P] -> [B, M, P, D]
+    touching, x0, y0 = _touches(x, y, H, W), x.detach().floor(), y.detach().floor()
+    output = 0
+    for xi, wx in ((x0, 1 - (x - x0)), (x0 + 1, x - x0)):
+        for yi, wy in ((y0, 1 - (y - y0)), (y0 + 1, y - y0)):
+            inside = touching & (xi >= 0) & (xi < W) & (yi >= 0) & (yi < H)
+            index = torch.where(inside, yi, 0).long() * W + torch.where(inside, xi, 0).long()
+            corner = cells.gather(2, index[..., None].expand(-1, -1, -1, cells.shape[-1]))
+            output = output + torch.where(inside[..., None], corner, 0) * torch.where(inside, wx * wy, 0)[..., None]
+    return output
+
+
+def _touches(x: Tensor, y: Tensor, H: int, W: int) -> Tensor:
+    """Whether a sample lies less than a cell away from the map; false for what is not finite."""
+    return (x > -1) & (y > -1) & (x < W) & (y < H)
+
+
+def _outside_value(x: Tensor, y: Tensor) -> Tensor:
+    """NaN where a coordinate is not finite, and so are its derivatives; else zero."""
+    zero = (0 * x + 0 * y).detach()
+    return zero * x + zero * y
 
 
 def _levels(value: Tensor, spatial_shapes: list[tuple[int, int]]) -> tuple[Tensor, ...]:  # [B, H*W, M, D] each
     return value.split([H * W for H, W in spatial_shapes], 1)
-
-
-def check_ms_deform_attn(
-    value: Tensor, spatial_shapes: list[int], sampling_locations: Tensor, attention_weights: Tensor
-):
-    """The argument checks of csrc/ms_deform_attn.h, with its messages; spatial_shapes is flat."""
-    _check_value(value, spatial_shapes)
-    _check_points(value, spatial_shapes, 'sampling_locations', sampling_locations)
-    B, Q, M, L, K, _ = sampling_locations.shape
-    _check(
-        attention_weights.shape == (B, Q, M, L, K),
-        f'attention_weights must be [B, Q, M, L, K] = {[B, Q, M, L, K]}, got {list(attention_weights.shape)}',
-    )
-
-
-def check_ms_deform_attn_fused(
-    value: Tensor,
-    spatial_shapes: list[int],
-    reference_points: Tensor,
-    sampling_offsets: Tensor,
-    attention_logits: Tensor,
-):
-    """The argument checks of csrc/ms_deform_attn.h, with its messages; spatial_shapes is flat."""
-    _check_value(value, spatial_shapes)
-    _check_points(value, spatial_shapes, 'sampling_offsets', sampling_offsets)
-    B, Q, M, L, K, _ = sampling_offsets.shape
-    _check(
-        attention_logits.shape == (B, Q, M, L * K),
-        f'attention_logits must be [B, Q, M, L*K] = {[B, Q, M, L * K]}, got {list(attention_logits.shape)}',
-    )
-    _check(
-        reference_points.shape in ((B, Q, L, 2), (B, Q, L, 4)),
-        f'reference_points must be [B, Q, L, 2 or 4] = [{B}, {Q}, {L}, 2 or 4], got {list(reference_points.shape)}',
-    )
-
-
-def _check_value(value: Tensor, spatial_shapes: list[int]):
-    _check(value.dim() == 4, f'value must be [B, S, M, D], got {list(value.shape)}')
-    _check(value.is_floating_point(), f'value must be fp64, fp32, fp16 or bf16, got {value.dtype}')
-    cells = sum(H * W for H, W in zip(spatial_shapes[::2], spatial_shapes[1::2]))
-    _check(
-        cells == value.shape[1],
-        f'spatial_shapes give {cells} cells, but value {list(value.shape)} has {value.shape[1]}',
-    )
-
-
-def _check_points(value: Tensor, spatial_shapes: list[int], name: str, points: Tensor):
-    (B, _, M, _), L = value.shape, len(spatial_shapes) // 2
-    shape = points.shape
-    _check(
-        points.dim() == 6 and (shape[0], shape[2], shape[3], shape[5]) == (B, M, L, 2),
-        f'{name} must be [B, Q, M, L, K, 2] = [{B}, Q, {M}, {L}, K, 2], got {list(shape)}',
-    )
-
-
-def _check(ok: bool, message: str):
-    if not ok:
-        raise RuntimeError(message)
 
 
 def sigmoid_focal_loss(
@@ -218,15 +213,6 @@ def sigmoid_focal_loss(
     # not sigmoid(y) ** gamma, whose derivative is inf * 0 for gamma < 1 where sigmoid(y) is 0
     loss = torch.where(target, alpha, 1 - alpha) * (gamma * F.logsigmoid(y)).exp() * -F.logsigmoid(-y)
     return loss.sum(1) if sum_classes else loss
-
-
-def check_sigmoid_focal_loss(logits: Tensor, labels: Tensor, gamma: float):
-    """The argument checks of csrc/sigmoid_focal_loss.h, with its messages."""
-    _check(logits.dim() == 2, f'logits must be [N, C], got {list(logits.shape)}')
-    _check(logits.is_floating_point(), f'logits must be fp64, fp32, fp16 or bf16, got {logits.dtype}')
-    _check(labels.shape == logits.shape[:1], f'labels must be [N] = {list(logits.shape[:1])}, got {list(labels.shape)}')
-    _check(labels.dtype == torch.int64, f'labels must be int64, got {labels.dtype}')
-    _check(gamma >= 0, f'gamma must not be negative, got {gamma}')
 
 
 def dropout(input: Tensor, p: float, seed: Tensor) -> Tensor:
@@ -277,19 +263,19 @@ def deform_conv2d(
     *_, Ho, Wo = offset.shape
     dtype = torch.promote_types(input.dtype, torch.float32)
     G = offset.shape[1] // (2 * kh * kw)
-    offset = offset.to(dtype).view(B * G, kh, kw, 2, Ho, Wo)
-    cells = input.to(dtype).reshape(B * G, C // G, H, W)
+    offset = offset.to(dtype).reshape(B * G, kh, kw, 2, Ho, Wo)
+    cells = input.to(dtype).reshape(B * G, 1, C // G, H * W).mT
     rows = torch.arange(Ho, dtype=dtype, device=input.device)[:, None] * sy - py
     columns = torch.arange(Wo, dtype=dtype, device=input.device) * sx - px
     output = input.new_zeros(B, len(weight), Ho, Wo, dtype=dtype)
     for u in range(kh):
         for v in range(kw):
-            y = rows + u * dy + offset[:, u, v, 0]  # [B*G, Ho, Wo]
-            x = columns + v * dx + offset[:, u, v, 1]
-            grid = torch.stack([(2 * x + 1) / W - 1, (2 * y + 1) / H - 1], -1)
-            samples = F.grid_sample(cells, grid, mode='bilinear', padding_mode='zeros', align_corners=False)
+            y = (rows + u * dy + offset[:, u, v, 0]).view(B * G, 1, Ho * Wo)
+            x = (columns + v * dx + offset[:, u, v, 1]).view(B * G, 1, Ho * Wo)
+            samples = _bilinear(cells, H, W, x, y) + _outside_value(x, y)[..., None]  # [B*G, 1, Ho*Wo, C/G]
+            samples = samples.mT.reshape(B * G, C // G, Ho, Wo)
             if mask is not None:
-                samples = samples * mask.to(dtype).view(B * G, kh, kw, Ho, Wo)[:, u, v, None]
+                samples = samples * mask.to(dtype).reshape(B * G, kh, kw, Ho, Wo)[:, u, v, None]
             tap = weight[:, :, u : u + 1, v : v + 1].to(dtype)
-            output = output + F.conv2d(samples.view(B, C, Ho, Wo), tap, groups=C // C_group)
+            output = output + F.conv2d(samples.reshape(B, C, Ho, Wo), tap, groups=C // C_group)
     return (output if bias is None else output + bias.to(dtype)[:, None, None]).to(input.dtype)

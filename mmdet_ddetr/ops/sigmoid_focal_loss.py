@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from . import reference
+from ._checks import check_focal_grad_output, check_sigmoid_focal_loss
 from ._load import LIBRARY
 from ._register import beyond_first_order, has_compiled_kernel, warn_of_device
 
@@ -44,22 +45,26 @@ def sigmoid_focal_loss(
 
 
 def _reference(logits, labels, alpha, gamma, sum_classes=False):
+    check_sigmoid_focal_loss(logits, labels, gamma)
     warn_of_device(logits.device.type)
-    reference.check_sigmoid_focal_loss(logits, labels, gamma)
     return reference.sigmoid_focal_loss(logits, labels, alpha, gamma, sum_classes)
 
 
 def _fake(logits, labels, alpha, gamma, sum_classes=False):
+    check_sigmoid_focal_loss(logits, labels, gamma)
     shape = logits.shape[:1] if sum_classes else logits.shape
     return logits.new_empty(shape, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
 def _fake_backward(grad_output, logits, labels, alpha, gamma):
+    check_sigmoid_focal_loss(logits, labels, gamma)
+    check_focal_grad_output(grad_output, logits)
     return logits.new_empty(logits.shape)
 
 
 def _autograd(logits, labels, alpha, gamma, sum_classes=False):
     if beyond_first_order():
+        check_sigmoid_focal_loss(logits, labels, gamma)
         return reference.sigmoid_focal_loss(logits, labels, alpha, gamma, sum_classes)
     if torch.is_grad_enabled() and logits.requires_grad:
         if not has_compiled_kernel(_NAME, logits.device.type):

@@ -1,0 +1,208 @@
+"""The argument checks of csrc/ with its messages, for the shape functions and for devices without a compiled kernel.
+
+Python's integers do not overflow. A size that ``torch.compile`` or ``torch.export`` keeps open is a symbol: what can be
+told of it for certain is checked here, the rest when the compiled code runs. spatial_shapes is flat: H0, W0, H1, ...
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+MOST_CELLS = 2**31 - 1  # of all levels together: the kernels number the cells with 32 bits
+
+
+def most_rows(dtype: torch.dtype) -> int:
+    """Rows and columns of a level: the kernels keep them in the compute type, too; beyond 2^24 fp32 skips numbers."""
+    return MOST_CELLS if dtype == torch.float64 else 2**24
+
+
+def check_ms_deform_attn(
+    value: Tensor, spatial_shapes: Sequence[int], sampling_locations: Tensor, attention_weights: Tensor
+):
+    _check_value(value, spatial_shapes)
+    _check_points(value, spatial_shapes, 'sampling_locations', sampling_locations)
+    B, Q, M, L, K, _ = sampling_locations.shape
+    _check_shape('attention_weights', attention_weights, 'B, Q, M, L, K', (B, Q, M, L, K))
+    _check_dtypes(value, sampling_locations=sampling_locations, attention_weights=attention_weights)
+
+
+def check_ms_deform_attn_fused(
+    value: Tensor,
+    spatial_shapes: Sequence[int],
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+):
+    _check_value(value, spatial_shapes)
+    _check_points(value, spatial_shapes, 'sampling_offsets', sampling_offsets)
+    B, Q, M, L, K, _ = sampling_offsets.shape
+    _check_shape('attention_logits', attention_logits, 'B, Q, M, L*K', (B, Q, M, L * K))
+    _check_dtypes(value, sampling_offsets=sampling_offsets, attention_logits=attention_logits)
+    _check(
+        _fits(reference_points.shape, (B, Q, L, 2)) or _fits(reference_points.shape, (B, Q, L, 4)),
+        f'reference_points must be [B, Q, L, 2 or 4] = [{B}, {Q}, {L}, 2 or 4], got {list(reference_points.shape)}',
+    )
+    compute = compute_dtype(value.dtype)
+    _check(
+        reference_points.dtype == compute,
+        f'reference_points must be {compute} beside a value of {value.dtype}, got {reference_points.dtype}',
+    )
+    _check_device('value', value, reference_points=reference_points)
+
+
+def check_grad_output(grad_output: Tensor, value: Tensor, Q: int):
+    B, _, M, D = value.shape
+    _check_shape('grad_output', grad_output, 'B, Q, M*D', (B, Q, M * D))
+    _check(
+        grad_output.dtype == value.dtype,
+        f"grad_output must be {value.dtype} (value's dtype), got {grad_output.dtype}",
+    )
+    _check_device('value', value, grad_output=grad_output)
+
+
+def check_sigmoid_focal_loss(logits: Tensor, labels: Tensor, gamma: float):
+    _check_shape('logits', logits, 'N, C', (None, None))
+    _check_computable('logits', logits)
+    _check_shape('labels', labels, 'N', logits.shape[:1])
+    _check(labels.dtype == torch.int64, f'labels must be int64, got {labels.dtype}')
+    _check_device('logits', logits, labels=labels)
+    _check(gamma >= 0, f'gamma must not be negative, got {gamma}')
+
+
+def check_focal_grad_output(grad_output: Tensor, logits: Tensor):
+    N, C = logits.shape
+    _check(
+        _fits(grad_output.shape, (N, C)) or _fits(grad_output.shape, (N,)),
+        f'grad_output must be [N, C] = [{N}, {C}] or [N] = [{N}], got {list(grad_output.shape)}',
+    )
+    compute = compute_dtype(logits.dtype)
+    _check(
+        grad_output.dtype == compute,
+        f'grad_output must be {compute} beside logits of {logits.dtype}, got {grad_output.dtype}',
+    )
+    _check_device('logits', logits, grad_output=grad_output)
+
+
+def check_matching_cost(scores: Tensor, boxes: Tensor, image: Tensor, labels: Tensor, targets: Tensor, gamma: float):
+    _check_shape('scores', scores, 'L, B, Q, C', (None, None, None, None))
+    _check_shape('image', image, 'T', (None,))
+    (L, B, Q, _), (T,) = scores.shape, image.shape
+    _check_shape('boxes', boxes, 'L, B, Q, 4', (L, B, Q, 4))
+    _check_shape('labels', labels, 'T', (T,))
+    _check_shape('targets', targets, 'T, 4', (T, 4))
+    for tensor in (scores, boxes, targets):
+        _check(tensor.dtype == torch.float32, f'scores, boxes and targets must be fp32, got {tensor.dtype}')
+    for tensor in (image, labels):
+        _check(tensor.dtype == torch.int64, f'image and labels must be int64, got {tensor.dtype}')
+    _check_device('scores', scores, boxes=boxes, image=image, labels=labels, targets=targets)
+    _check(gamma >= 0, f'gamma must not be negative, got {gamma}')
+    _check_size('the cost', (L, T, Q))
+
+
+def check_dropout(input: Tensor, p: float, seed: Tensor):
+    _check_computable('input', input)
+    _check(0 <= p <= 1, f'p must be in [0, 1], got {p}')
+    _check(seed.dtype == torch.int64, f'seed must be int64, got {seed.dtype}')
+    _check(seed.numel() == 1, f'seed must be one number, got {list(seed.shape)}')
+    _check(seed.device.type == 'cpu', f'seed must be on the CPU, but it is on {seed.device}')
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What coordinates and sums are computed in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _check_value(value: Tensor, spatial_shapes: Sequence[int]):
+    _check_shape('value', value, 'B, S, M, D', (None,) * 4)
+    _check_computable('value', value)
+    _check(
+        len(spatial_shapes) % 2 == 0,
+        f'spatial_shapes must hold (H, W) of each level, got {len(spatial_shapes)} numbers',
+    )
+    cells, most = 0, most_rows(value.dtype)
+    for H, W in zip(spatial_shapes[::2], spatial_shapes[1::2]):
+        for size in (H, W):
+            _check(size >= 0, f'spatial_shapes must not be negative, got ({H}, {W})')
+            _check(
+                size <= most,
+                f'spatial_shapes must be at most {most} in height and width beside a value of {value.dtype}, '
+                f'got ({H}, {W})',
+            )
+        cells = cells + H * W
+        _check(
+            cells <= MOST_CELLS, f'spatial_shapes must give at most {MOST_CELLS} cells, got {cells} up to ({H}, {W})'
+        )
+    _check(
+        cells == value.shape[1],
+        f'spatial_shapes give {cells} cells, but value {list(value.shape)} has {value.shape[1]}',
+    )
+
+
+def _check_points(value: Tensor, spatial_shapes: Sequence[int], name: str, points: Tensor):
+    (B, _, M, D), L = value.shape, len(spatial_shapes) // 2
+    _check(
+        _fits(points.shape, (B, None, M, L, None, 2)),
+        f'{name} must be [B, Q, M, L, K, 2] = [{B}, Q, {M}, {L}, K, 2], got {list(points.shape)}',
+    )
+    _check_size('the output', (B, points.shape[1], M, D))
+    _check_size('a cell of value', (M, D))
+    _check_size('a row of attention weights', (L, points.shape[4]))
+
+
+def _check_dtypes(value: Tensor, **points: Tensor):
+    """The tensors of points have one dtype: value's or the one it is computed in."""
+    compute = compute_dtype(value.dtype)
+    for name, tensor in points.items():
+        _check(
+            tensor.dtype in (value.dtype, compute),
+            f"{name} must be {value.dtype} (value's dtype) or {compute}, got {tensor.dtype}",
+        )
+    dtypes = [tensor.dtype for tensor in points.values()]
+    _check(dtypes[0] == dtypes[1], f'{" and ".join(points)} must have the same dtype, got {dtypes[0]} and {dtypes[1]}')
+    _check_device('value', value, **points)
+
+
+def _check_shape(name: str, tensor: Tensor, dims: str, expected: Sequence[int | None]):
+    known = '' if None in expected else f' = {list(expected)}'
+    _check(_fits(tensor.shape, expected), f'{name} must be [{dims}]{known}, got {list(tensor.shape)}')
+
+
+def _check_computable(name: str, tensor: Tensor):
+    _check(tensor.dtype in FLOATS, f'{name} must be fp64, fp32, fp16 or bf16, got {tensor.dtype}')
+    _check_strided(name, tensor)
+
+
+def _check_device(owner: str, first: Tensor, **others: Tensor):
+    for name, tensor in others.items():
+        _check(
+            tensor.device == first.device,
+            f"{name} must be on {owner}'s device {first.device}, but it is on {tensor.device}",
+        )
+        _check_strided(name, tensor)
+
+
+def _check_strided(name: str, tensor: Tensor):
+    _check(tensor.layout == torch.strided, f'{name} must be a dense tensor, got one of layout {tensor.layout}')
+
+
+def _check_size(name: str, sizes: Sequence[int]):
+    """A product of sizes that the kernels compute fits 64 bits."""
+    if all(isinstance(size, int) for size in sizes):
+        _check(math.prod(sizes) < 2**63, f'{name} must have less than 2^63 elements, got {list(sizes)}')
+
+
+def _check(ok: bool | torch.SymBool, message: str):
+    """Raise RuntimeError if ``ok`` is false whatever its symbols stand for."""
+    if statically_known_true(torch.sym_not(ok)):
+        raise RuntimeError(message)
+
+
+def _fits(shape: Sequence[int], expected: Sequence[int | None]) -> bool:
+    """Whether ``shape`` can be ``expected``, where None stands for any size."""
+    return len(shape) == len(expected) and not any(
+        want is not None and statically_known_true(size != want) for size, want in zip(shape, expected)
+    )
