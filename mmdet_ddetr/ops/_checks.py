@@ -111,6 +111,13 @@ def check_dropout(input: Tensor, p: float, seed: Tensor):
     _check(seed.device.type == 'cpu', f'seed must be on the CPU, but it is on {seed.device}')
 
 
+def check_nms(boxes: Tensor, offset: int):
+    _check_shape('boxes', boxes, 'N, 4', (None, 4))
+    _check(boxes.dtype == compute_dtype(boxes.dtype), f'boxes must be fp32 or fp64, got {boxes.dtype}')
+    _check_strided('boxes', boxes)
+    _check(offset in (0, 1), f'offset must be 0 or 1, got {offset}')
+
+
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """What coordinates and sums are computed in."""
     return torch.float64 if dtype == torch.float64 else torch.float32

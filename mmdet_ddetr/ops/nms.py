@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ._checks import check_nms
 from ._load import LIBRARY
 
 
@@ -26,11 +27,13 @@ def nms_keep(boxes: Tensor, iou_threshold: float, offset: int = 0) -> Tensor:
 
 @torch.library.register_fake('mmdet_ddetr::nms_keep', lib=LIBRARY)
 def _fake(boxes, iou_threshold, offset=0):
+    check_nms(boxes, offset)
     return boxes.new_empty(boxes.shape[0], dtype=torch.bool)
 
 
 def _without_kernel(boxes, iou_threshold, offset=0):
     """By way of the host: the steps follow each other, and what is compared is little."""
+    check_nms(boxes, offset)
     if not boxes.is_cpu:
         return nms_keep(boxes.cpu(), iou_threshold, offset).to(boxes.device)
     with np.errstate(invalid='ignore'):

@@ -57,6 +57,8 @@ def cases(rng):
     arguments = [torch.randn(L, B, Q, C), torch.rand(L, B, Q, 4), image, labels, torch.rand(T, 4), 2.0, 5.0, 2.0]
     yield 'matching_cost', ops.matching_cost, [*arguments, 0.25, gamma, rng.random() < 0.5]
 
+    yield 'nms_keep', ops.nms_keep, [torch.rand(rng.choice((0, 1, 30)), 4) * 50, 0.5, rng.randrange(2)]
+
     yield 'dropout', ops.dropout, [torch.randn(3, 17), 0.5, True]
     yield 'op dropout', direct.dropout, [torch.randn(3, 17), 0.5, torch.tensor(7)]
 

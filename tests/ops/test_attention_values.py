@@ -163,15 +163,47 @@ def test_what_lies_outside_is_not_read(device):
 
 
 @pytest.mark.parametrize('bad', [math.nan, math.inf, -math.inf])
-def test_a_non_finite_location_gives_nan(bad, device):
-    case = Case(device=device)
-    clean = case.call(*case.tensors).view(2, 5, 3, 8)
-    case.tensors[1][1, 2, 0, 1, 1, 0] = bad
-    output = case.call(*case.tensors).view(2, 5, 3, 8)
-    assert output[1, 2, 0].isnan().all()
-    output[1, 2, 0] = clean[1, 2, 0]
-    torch.testing.assert_close(output, clean, rtol=0, atol=0)
-    case.forward_backward()  # does not read beyond the maps
+@pytest.mark.parametrize('function', ['call', 'reference', 'reference_by_gather'])
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_non_finite_coordinate_gives_nan(kind, function, bad, device):
+    """In the output of its head, in the gradients of its point, and in nothing else."""
+    case = Case(kind, device=device)
+    function = getattr(case, function)
+    clean = case.forward_backward(function)
+    point = (1, 2, 0, 1, 1)
+    case.tensors[1 if kind == 'locations' else 2][(*point, 0)] = bad  # of x alone
+    expected = [torch.zeros_like(tensor, dtype=torch.bool) for tensor in clean]
+    output, _, *grads = expected
+    output.view(2, 5, 3, 8)[1, 2, 0] = True
+    grads[-2][point] = True  # x and y
+    if kind == 'locations':
+        grads[-1][point] = True
+    else:
+        grads[-1][1, 2, 0] = True  # through the softmax, all of the head
+        grads[0][1, 2, 1] = True  # the reference of the query and level
+    for i, (got, before, nan) in enumerate(zip(case.forward_backward(function), clean, expected)):
+        assert torch.equal(got.isnan(), nan)
+        if i == 1:  # the gradient of value has lost the point
+            continue
+        torch.testing.assert_close(got[~nan], before[~nan], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize('function', ['call', 'reference', 'reference_by_gather'])
+def test_a_cell_away_from_the_map_there_is_nothing(kind, function, dtype, device):
+    """At a coordinate of exactly -1, value and derivatives are zero whatever the map's size, as in mmcv's kernel."""
+    shapes = [(n, m) for n, m in zip(range(1, 60), reversed(range(1, 60)))]
+    case = Case(kind, B=1, Q=2, M=1, K=1, D=4, shapes=shapes, dtype=dtype, device=device)
+    places = torch.full((1, 2, len(shapes), 2), 0.3, dtype=dtype)
+    for axis in (0, 1):  # of x in the first query, of y in the second
+        places[0, axis, :, axis] = -0.5 / torch.tensor(shapes, dtype=dtype)[:, 1 - axis]
+    if kind == 'locations':
+        case.tensors[1] = places[:, :, None, :, None].to(device)
+    else:
+        case.tensors[1][..., :2] = places.to(device)
+        case.tensors[2].zero_()
+    assert all(tensor.count_nonzero() == 0 for tensor in case.forward_backward(getattr(case, function)))
 
 
 @pytest.mark.parametrize('far', [1e9, -1e9, 1e30, 3e38])

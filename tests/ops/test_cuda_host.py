@@ -268,13 +268,45 @@ def test_a_value_that_is_not_sampled_does_not_matter(kernels):
     assert all(grad[:, :1].isfinite().all() for grad in case.backward(kernels))
 
 
+@pytest.mark.parametrize('deterministic', [False, True])
 @pytest.mark.parametrize('bad', [float('nan'), float('inf')])
-def test_a_coordinate_that_is_not_finite_gives_nan_in_its_head_only(kernels, bad):
+def test_a_coordinate_that_is_not_finite_gives_nan(kernels, bad, deterministic):
+    """In its head alone, and in the gradients of its point."""
     case = Plain(D=8)
     case.points[0][1, 2, 1, 0, 0, 0] = bad
     output = case.forward(kernels).view(2, 7, 3, 8)
     assert output[1, 2, 1].isnan().all()
     assert output.isnan().sum() == 8
+    grad_value, grad_locations, grad_weights = case.backward(kernels, deterministic)
+    assert grad_value.isfinite().all()
+    assert grad_locations[1, 2, 1, 0, 0].isnan().all()
+    assert grad_weights[1, 2, 1, 0, 0].isnan()
+    assert grad_locations.isnan().sum() + grad_weights.isnan().sum() == 3
+
+
+@pytest.mark.parametrize('W', [1, 4, 7, 49])
+def test_a_cell_away_from_the_map_there_is_nothing(kernels, W):
+    """At a coordinate of exactly -1, no value and no derivative; at 0 there are."""
+    case = Plain(B=1, Q=1, M=1, D=4, shapes=[(3, W)], K=1)
+    for x, nothing in ((-0.5 / torch.tensor(W), True), (0.5 / torch.tensor(W), False)):
+        case.points[0][..., 0], case.points[0][..., 1] = x, 0.5
+        results = [case.forward(kernels), *case.backward(kernels)]
+        assert all((tensor.count_nonzero() == 0) == nothing for tensor in results[:1] + results[2:])
+
+
+def test_sizes_that_overflow(host):
+    """Refused by the same checks as on the CPU."""
+    kernels, case = Kernels(torch.ops.mmdet_ddetr_cuda_on_host, 'cpu'), Plain(B=1, Q=1, M=1, D=4, shapes=[(0, 0)], K=1)
+    case.shapes = [(2**32, 2**32)]
+    with pytest.raises(RuntimeError, match='spatial_shapes must be at most 16777216 in height and width'):
+        case.forward(kernels)
+    with pytest.raises(RuntimeError, match='spatial_shapes must be at most 16777216 in height and width'):
+        case.backward(kernels)
+    labels = torch.zeros(1, dtype=torch.long)
+    huge = torch.empty(0).as_strided((2**40, 0, 1, 1), [0] * 4), torch.empty(0).as_strided((2**40, 0, 1, 4), [0] * 4)
+    numbers, targets = labels[0].expand(2**40), torch.zeros(()).expand(2**40, 4)
+    with pytest.raises(RuntimeError, match=r'the cost must have less than 2\^63 elements'):
+        kernels('matching_cost', *huge, numbers, numbers, targets, 2.0, 5.0, 2.0, 0.25, 2.0, True)
 
 
 def test_sixteen_bit_gradients_are_summed_in_fp32(kernels):

@@ -155,6 +155,34 @@ def test_sizes_of_zero():
     assert deform_conv2d(**inputs, padding=1).shape == (0, 6, 5, 7)
 
 
+@pytest.mark.parametrize('size', [(1, 1), (4, 8), (5, 7), (49, 3)])
+@pytest.mark.parametrize('function', [deform_conv2d, reference.deform_conv2d])
+def test_a_cell_away_from_the_map_there_is_nothing(function, size):
+    """At a coordinate of exactly -1, where a padded convolution starts: no value and no derivative."""
+    input, offset = torch.rand(1, 2, *size, requires_grad=True), torch.zeros(1, 2, 1, 1, requires_grad=True)
+    for padding, stride in (((1, 0), (99, 1)), ((0, 1), (1, 99)), ((1, 1), (99, 99))):
+        shape = [(n + 2 * p - 1) // s + 1 for n, p, s in zip(size, padding, stride)]
+        taps = offset.expand(1, 2, *shape)
+        output = function(input, taps, torch.ones(3, 2, 1, 1), stride=stride, padding=padding)
+        assert output.count_nonzero() == 0
+        grads = torch.autograd.grad(output.sum(), (input, offset))
+        assert all(grad.count_nonzero() == 0 for grad in grads)
+
+
+@pytest.mark.parametrize('function', [deform_conv2d, reference.deform_conv2d])
+def test_an_offset_that_is_not_finite_gives_nan(function):
+    inputs = make_inputs(*GEOMETRIES['plain 3 x 3'], dtype=torch.float)
+    inputs['offset'][1, 3, 2, 4] = math.nan  # x of the second tap
+    offset = inputs['offset'].requires_grad_()
+    output = function(**inputs, padding=1)
+    nan = torch.zeros_like(output, dtype=torch.bool)
+    nan[1, :, 2, 4] = True
+    assert torch.equal(output.isnan(), nan)
+    nan = torch.zeros_like(offset, dtype=torch.bool)
+    nan[1, 2:4, 2, 4] = True
+    assert torch.equal(torch.autograd.grad(output.sum(), offset)[0].isnan(), nan)
+
+
 def test_bad_input_is_named():
     inputs = make_inputs(*GEOMETRIES['plain 3 x 3'])
     for change, message in {
