@@ -47,7 +47,8 @@ def commands() -> list[Command]:
                 words = _words(text, variables)
                 if words:
                     found[Command(name, text, tuple(words))] = None
-        for text in re.findall(r'`([^`\n]+)`', BLOCK.sub('', page.read_text())):
+        inline = re.findall(r'`([^`]+)`', BLOCK.sub('', page.read_text()))
+        for text in (' '.join(part.split()) for code in inline for part in code.split('&&')):
             first, *rest = text.split()[:2] or ['']
             if (first in PROGRAMS and rest) or re.fullmatch(r'(tools|benchmarks)/\S+\.(py|sh)', first):
                 found[Command(name, text, tuple(_words(text, {})))] = None

@@ -23,7 +23,7 @@ from mmdet_ddetr.registry import HOOKS, MODELS
 
 SHAPES = 'deformable-detr-refine-twostage_lite0_shapes'
 PLACEHOLDERS = {'CONFIG': SHAPES, 'CHECKPOINT': 'epoch_1.pth', 'GPUS': '8', 'DIR': 'folder'}
-OTHERS = {'seaborn', 'imagecorruptions', 'opencv-python-headless', 'torch-ms-deform-attn', 'torchvision'}
+OTHERS = {'seaborn', 'imagecorruptions', 'opencv-python-headless', 'torch-ms-deform-attn', 'torchvision', 'pre-commit'}
 OTHERS |= {'git+https://github.com/cocodataset/panopticapi.git'}  # not ours, but on an index or at that address
 COMMANDS = commands()
 MMDET = entry.list_tools('mmdet')['train'].parents[1]
