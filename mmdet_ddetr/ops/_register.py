@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from ._checks import check_grad_output
 from ._load import EXTENSION_LOADED, LIBRARY, PACKAGE, how_to_build
+from ._private import below_autograd, beyond_first_order
 
 
 def pairs(flat: list[int]) -> list[tuple[int, int]]:
@@ -49,8 +49,8 @@ class AttentionOp:
     differentiable: Callable[..., Tensor]
     cast: Callable[..., tuple[Tensor, ...]]
     optional_grads: int = 0
-    forward: torch._ops.OpOverload = field(init=False)
-    backward: torch._ops.OpOverload = field(init=False)
+    forward: Callable[..., Tensor] = field(init=False)
+    backward: Callable[..., tuple[Tensor, ...]] = field(init=False)
 
     def __post_init__(self):
         self.forward = getattr(torch.ops.mmdet_ddetr, self.name).default
@@ -63,8 +63,8 @@ class AttentionOp:
         torch.library.register_fake(f'mmdet_ddetr::{backward}', self._fake_backward, lib=LIBRARY)
         LIBRARY.impl(self.name, self._autograd, 'Autograd')
         LIBRARY.impl(backward, self._autograd_backward, 'Autograd')
-        LIBRARY.impl(self.name, self._autocast('cpu', 'AutocastCPU'), 'AutocastCPU')
-        LIBRARY.impl(self.name, self._autocast('cuda', 'AutocastCUDA'), 'AutocastCUDA')
+        LIBRARY.impl(self.name, self._autocast('cpu'), 'AutocastCPU')
+        LIBRARY.impl(self.name, self._autocast('cuda'), 'AutocastCUDA')
         torch.library.register_vmap(f'mmdet_ddetr::{self.name}', self._vmap, lib=LIBRARY)
         torch.library.register_vmap(f'mmdet_ddetr::{backward}', self._vmap_backward, lib=LIBRARY)
         register_flop_formula(self.forward.overloadpacket)(self._flops)
@@ -103,7 +103,7 @@ class AttentionOp:
             if not has_compiled_kernel(self.name, value.device.type):
                 return self._reference(value, spatial_shapes, *points)  # PyTorch differentiates it
             return _Forward.apply(self, value, spatial_shapes, *points)
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             return self.forward(value, spatial_shapes, *points)
 
     def _autograd_backward(self, grad_output, value, spatial_shapes, *rest):
@@ -115,19 +115,18 @@ class AttentionOp:
             )
         if torch.is_grad_enabled():
             return _Backward.apply(self, grad_output, value, spatial_shapes, *rest)
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             return self.backward(grad_output, value, spatial_shapes, *rest)
 
     # --- autocast ----------------------------------------------------------------------------------------------------
 
-    def _autocast(self, device_type, key):
+    def _autocast(self, device_type):
         """Value narrow, as the projections around the op; what fixes positions stays as exact as it is."""
-        key = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
         def kernel(value, spatial_shapes, *points):
             if value.dtype != torch.float64:
                 value = value.to(torch.get_autocast_dtype(device_type))
-            with torch._C._ExcludeDispatchKeyGuard(key):
+            with torch.autocast(device_type, enabled=False):  # the kernel below this one
                 return self.forward(value, spatial_shapes, *self.cast(value, *points))
 
         return kernel
@@ -181,7 +180,7 @@ class _Forward(torch.autograd.Function):
     def forward(ctx, op, value, spatial_shapes, *points):
         ctx.op, ctx.spatial_shapes = op, spatial_shapes
         ctx.save_for_backward(value, *points)
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             return op.forward(value, spatial_shapes, *points)
 
     @staticmethod
@@ -198,7 +197,7 @@ class _Backward(torch.autograd.Function):
         points, ctx.needs_grad, ctx.flags = op._split(rest)
         ctx.op, ctx.spatial_shapes = op, spatial_shapes
         ctx.save_for_backward(grad_output, value, *points)
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             return op.backward(grad_output, value, spatial_shapes, *rest)
 
     @staticmethod
@@ -222,13 +221,14 @@ def _vjp(attention: Callable[..., Tensor], spatial_shapes: list[int]) -> Callabl
 
 @functools.cache
 def has_compiled_kernel(name: str, device_type: str) -> bool:
-    key = torch._C._dispatch_key_for_device(device_type)
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f'mmdet_ddetr::{name}', key)
-
-
-def beyond_first_order() -> bool:
-    """True under forward-mode differentiation and torch.func, which an autograd.Function would answer with zeros."""
-    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    """Whether an op is compiled for a device, by its backward where it has one: that has no kernel in plain PyTorch."""
+    backward = f'{name}_backward'
+    try:
+        op = backward if hasattr(torch.ops.mmdet_ddetr, backward) else name
+        torch.library.get_kernel(f'mmdet_ddetr::{op}', device_type.upper())
+    except (RuntimeError, ValueError):  # no kernel; no such device
+        return False
+    return True
 
 
 def _fold(batch_size: int, dims: tuple[int | None, ...], tensors: tuple[Tensor, ...]) -> list[Tensor]:

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from ._checks import check_dropout
 from ._load import LIBRARY
-from ._register import beyond_first_order, has_compiled_kernel
+from ._private import beyond_first_order
+from ._register import has_compiled_kernel
 
 _NAME = 'mmdet_ddetr::dropout'
 _OP = torch.ops.mmdet_ddetr.dropout.default

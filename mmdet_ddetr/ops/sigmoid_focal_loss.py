@@ -6,7 +6,8 @@ from torch import Tensor
 from . import reference
 from ._checks import check_focal_grad_output, check_sigmoid_focal_loss
 from ._load import LIBRARY
-from ._register import beyond_first_order, has_compiled_kernel, warn_of_device
+from ._private import below_autograd, beyond_first_order
+from ._register import has_compiled_kernel, warn_of_device
 
 _NAME = 'sigmoid_focal_loss'
 _OP = torch.ops.mmdet_ddetr.sigmoid_focal_loss.default
@@ -70,7 +71,7 @@ def _autograd(logits, labels, alpha, gamma, sum_classes=False):
         if not has_compiled_kernel(_NAME, logits.device.type):
             return _reference(logits, labels, alpha, gamma, sum_classes)  # PyTorch differentiates it
         return _SigmoidFocalLoss.apply(logits, labels, alpha, gamma, sum_classes)
-    with torch._C._AutoDispatchBelowAutograd():
+    with below_autograd():
         return _OP(logits, labels, alpha, gamma, sum_classes)
 
 
@@ -79,7 +80,7 @@ class _SigmoidFocalLoss(torch.autograd.Function):
     def forward(ctx, logits, labels, *settings):
         ctx.settings = settings
         ctx.save_for_backward(logits, labels)
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             return _OP(logits, labels, *settings)
 
     @staticmethod
