@@ -16,6 +16,7 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from training_case import make_config, write_data
 
+from mmdet_ddetr.apis.class_names import names_of
 from mmdet_ddetr.apis.class_table import check_classes
 from mmdet_ddetr.apis.runner import make_runner
 from mmdet_ddetr.datasets import CocoDataset, DataError
@@ -400,3 +401,18 @@ def test_table(data, tmp_path):
     assert 'model.bbox_head.num_classes = 3' in lines
     assert lines[-2].endswith('2 of 3 have a row in the checkpoint (light, dark); anew: blue')
     assert lines[-1] == 'warning: no boxes to learn from in train_dataloader: blue'
+
+
+def test_names_of_a_model():
+    """The checkpoint's, the config's, COCO's; but none of another number of classes."""
+    coco = MMDetCocoDataset.METAINFO['classes']
+    head, checkpoint = Head(num_classes=2), dict(meta=dict(dataset_meta=dict(classes=('a', 'b'))))
+    model = torch.nn.Module()
+    model.bbox_head = head
+    written = dict(dataset=dict(metainfo=dict(classes=('c', 'd'))))  # in a RepeatDataset
+    assert names_of(model, checkpoint, written, coco) == ('a', 'b')
+    assert names_of(model, {}, written, coco) == names_of(model, None, written, coco) == ('c', 'd')
+    assert names_of(model, {}, {}, coco) == ('class 0', 'class 1')
+    head.num_classes = 80
+    assert names_of(model, checkpoint, written, coco) == coco
+    assert names_of(torch.nn.Module(), checkpoint, {}, coco) == ('a', 'b')  # a model with other heads

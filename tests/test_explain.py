@@ -599,9 +599,7 @@ def test_tool_says_what_is_wrong(run_here, files, options, message):
         run_here(*files.split(), *options)
 
 
-@pytest.mark.parametrize(
-    ('name', 'message'), [('config.py', 'not an image'), ('nothing.jpg', 'no such file')]
-)
+@pytest.mark.parametrize(('name', 'message'), [('config.py', 'not an image'), ('nothing.jpg', 'no such file')])
 def test_tool_names_a_bad_image(run_here, name, message):
     with pytest.raises(SystemExit, match=f'{name}: .*{message}'):
         run_here('config.py', 'random.pth', image=name)

@@ -14,6 +14,7 @@ from rich.progress import track
 from ..checkpoints import CheckpointError, adopt, check_fit, convert, describe, load, stored_config, weights_of
 from ..datasets import DataError, LoadImageFromFile
 from ..registry import TRANSFORMS, our_class
+from .class_names import names_of
 from .configs import find_config, get_config, list_configs
 from .inputs import Picture, file_of, is_url, pictures
 from .outputs import WRITTEN, Names
@@ -119,6 +120,8 @@ class DDetrInferencer(DetInferencer):
                     'at all'
                 ) from None
         super()._load_weights_to_model(model, checkpoint, cfg)
+        meta = model.dataset_meta
+        meta['classes'] = names_of(model, checkpoint, cfg.test_dataloader.dataset, meta['classes'])
 
     def _init_pipeline(self, cfg):
         """mmdet's, which reads files by this package's loader: every format and orientation, errors with a name."""
