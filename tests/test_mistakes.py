@@ -72,6 +72,8 @@ def tool(tmp_path, monkeypatch, capfd):
             f'train.py {NAME} --cfg-options load_from=epoch_4.pth',
             "no checkpoint 'epoch_4.pth'; .* there is epoch_3.pth",
         ),
+        (f'train.py {NAME} --work-dir picture.jpg', "'.*picture.jpg.*': "),
+        (f'train.py {NAME} --launcher pytorch', 'no launcher has started this process'),
         (f'train.py {NAME} --resume no/epoch_4.pth', "no checkpoint 'no/epoch_4.pth', nor that folder"),
         (f'test.py {NAME} none.pth', "no checkpoint 'none.pth'"),
         ('test.py picture.jpg epoch_3.pth', 'picture.jpg cannot be read as a config: '),

@@ -57,6 +57,11 @@ def load_config(args):
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
 
     cfg = read_config(args.config, args.cfg_options)
+    if args.launcher == 'pytorch' and 'WORLD_SIZE' not in os.environ:
+        sys.exit(
+            f'{Path(sys.argv[0]).name}: --launcher pytorch: no launcher has started this process; use '
+            'tools/dist_train.sh CONFIG GPUS or tools/dist_test.sh, or leave it out'
+        )
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs', Path(args.config).stem))
     return cfg

@@ -76,6 +76,8 @@ def _explain_config(error: Exception, text: str, frame: FrameType) -> str:
             f'{what or "the config"}: no file {str(error.filename)!r} in {os.getcwd()}. Where the data are is set by '
             'data_root, ann_file and data_prefix of the config'
         )
+    if isinstance(error, OSError) and error.filename is not None:
+        return f'{str(error.filename)!r}: {error.strerror}'
     reason = text.splitlines()[0] if text else 'no reason is given'
     return f'{what or "the run"} cannot be built from the config: {type(error).__name__}: {reason}'
 

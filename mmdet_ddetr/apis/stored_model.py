@@ -19,7 +19,8 @@ from ..registry import TRANSFORMS as OUR_TRANSFORMS
 
 DEFAULT_SCOPES = ('mmdet', 'mmengine')  # where mmengine looks for a name without one
 PACKAGES = ('mmdet_ddetr', 'mmdet', 'mmengine', 'mmcv', 'torch')
-NMS = ('nms', 'soft_nms', 'nms_match')  # not registered: mmcv evaluates the name
+# Not registered, but words of mmdet's own; of those for NMS, mmcv evaluates the name.
+WORDS = ('nms', 'soft_nms', 'nms_match', 'conv', 'last_conv', 'interpolation_conv', 'offset', 'dilation')
 # They evaluate strings, run a config, download from a hub or read other files.
 MORE_THAN_COMPUTE = {
     'ATSSVLFusionHead',
@@ -98,7 +99,7 @@ def _vetted(value, roots: tuple[Registry, ...]):
 def _vetted_type(name, roots: tuple[Registry, ...]) -> str:
     if not isinstance(name, str):
         raise CheckpointError(f'{name!r} is no name of a type')
-    if name in NMS:
+    if name in WORDS:
         return name
     found, name = _find(name, roots)
     if isinstance(found, type) and any(cls.__name__ in MORE_THAN_COMPUTE for cls in found.__mro__):

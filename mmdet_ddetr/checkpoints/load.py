@@ -79,7 +79,10 @@ def convert_checkpoint(
     found = find_layout(state_dict, layout)
     meta = _meta(checkpoint, found.name)
     names = names or meta.get('dataset_meta', {}).get('classes')
-    converted = convert(state_dict, found.name, target, classes, names, report)
+    try:
+        converted = convert(state_dict, found.name, target, classes, names, report)
+    except (IndexError, KeyError, RuntimeError, TypeError) as error:  # the names fit, and the shapes do not
+        raise CheckpointError(f'its tensors are not those of a {found.name} {found.architecture}: {error}') from error
     if 'dataset_meta' not in meta:
         meta.update(_dataset_meta(state_dict, found, classes, names))
     return dict(state_dict=converted, meta=meta)

@@ -15,7 +15,7 @@ from mmengine.runner import CheckpointLoader
 
 from mmdet_ddetr import get_config
 from mmdet_ddetr.apis import DDetrInferencer
-from mmdet_ddetr.checkpoints import TARGETS, CheckpointError, convert, load_checkpoint, stored_config
+from mmdet_ddetr.checkpoints import TARGETS, CheckpointError, check_fit, convert, load_checkpoint, stored_config
 from mmdet_ddetr.checkpoints.files import read_class_names, write
 from mmdet_ddetr.checkpoints.huggingface_folder import make_configs
 from mmdet_ddetr.checkpoints.layouts import NAMES
@@ -74,6 +74,24 @@ def test_no_checkpoint(tmp_path):
         load_checkpoint(tmp_path / 'list.pth')
     with pytest.raises(CheckpointError, match=r'has neither model\.safetensors nor pytorch_model\.bin'):
         load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize('shape', [(), (0,), (3,), (1, 1, 1)])
+@pytest.mark.parametrize(
+    'name', ['class_embed.0.weight', 'transformer.encoder.layers.0.self_attn.sampling_offsets.bias']
+)
+def test_names_that_fit_with_shapes_that_do_not(official, build, tmp_path, name, shape):
+    """Converted for what its names say, or refused; a model takes nothing of a wrong shape."""
+    model = dict(torch.load(official)['model'])
+    assert name in model
+    torch.save({'model': model | {name: torch.zeros(shape)}}, tmp_path / 'a.pth')
+    try:
+        checkpoint = load_checkpoint(tmp_path / 'a.pth')
+        check_fit(checkpoint['state_dict'], build('two-stage'))
+    except CheckpointError as error:
+        assert '\n' not in str(error)
+    else:
+        raise AssertionError('taken')
 
 
 def test_truncated_file(official, tmp_path):
