@@ -1,6 +1,7 @@
 """What the hooks show: progress, tables, curves, pictures, memory, learning rates."""
 
 import csv
+import ctypes
 import json
 import logging
 import math
@@ -16,7 +17,7 @@ from mmengine.model import BaseModel
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from training_case import CLASSES, Do, fork, make_config, train, write_data
 
-from mmdet_ddetr.hooks import ProgressBarHook
+from mmdet_ddetr.hooks import MemoryHook, ProgressBarHook
 from mmdet_ddetr.hooks.optim_report import parameter_table
 from mmdet_ddetr.hooks.progress_bar import _clock, evaluations_left
 
@@ -286,3 +287,22 @@ def test_hooks_can_be_left_out(tmp_path):
         path.name for path in tmp_path.glob('*_*') if path.is_dir()
     }
     assert not list(tmp_path.glob('*/vis_data/vis_image'))
+
+
+@pytest.mark.skipif(not Path('/proc/self/smaps_rollup').exists(), reason='not Linux')
+def test_memory_is_given_back():
+    """Small buffers that stay keep the C library from shrinking its heap by itself."""
+    if not hasattr(ctypes.CDLL(None), 'malloc_trim'):
+        pytest.skip('not glibc')
+
+    def run():
+        hook, kept, large = MemoryHook(), [], []
+        for _ in range(2000):
+            large.append(bytes(100_000))
+            kept.append(bytes(5_000))
+        large.clear()
+        before = hook.process.memory_info().rss
+        hook.trim()
+        assert hook.process.memory_info().rss < before - 100e6
+
+    assert fork(run) == 0
