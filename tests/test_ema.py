@@ -1,12 +1,15 @@
-"""mmengine's EMAHook with this project's models and hooks: averages, evaluation with them, and exact resume."""
+"""EMAHook with this project's models and hooks: averages, evaluation with them, exact resume, momentum."""
 
 import os
 import signal
+from types import SimpleNamespace
 
+import pytest
 import torch
 from mmengine.hooks import Hook
 from training_case import Do, fork, losses, make_config, train, write_data
 
+from mmdet_ddetr.hooks import EMAHook
 from mmdet_ddetr.hooks.signals import EXIT_CODE
 
 MOMENTUM = 0.1
@@ -32,7 +35,7 @@ def weights(model):
 
 
 def config(data, work_dir):
-    return make_config(data, work_dir, {'custom_hooks': [dict(type='EMAHook', momentum=MOMENTUM)]})
+    return make_config(data, work_dir, {'custom_hooks': [dict(type='mmdet_ddetr.EMAHook', momentum=MOMENTUM)]})
 
 
 def test_ema(tmp_path):
@@ -67,3 +70,33 @@ def test_resume(tmp_path):
     for kind in ('state_dict', 'ema_state_dict'):
         assert whole[kind].keys() == parts[kind].keys()
         assert all(torch.equal(tensor, parts[kind][key]) for key, tensor in whole[kind].items())
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'iterations', 'momentum'),
+    [
+        ({}, 184_800, 0.00018),  # 50 epochs of COCO, 32 images a step
+        ({}, 1000, 0.0333),
+        (dict(share=0.1), 1000, 0.01),
+        ({}, 10, 0.5),
+        (dict(momentum=0.2), 1000, 0.2),
+    ],
+)
+def test_the_momentum_follows_from_the_length(arguments, iterations, momentum):
+    """In a training of any length next to nothing is left of the first weights, 0, in the average with the last, 1."""
+    model = torch.nn.Linear(1, 1)
+    model.weight.data.zero_()
+    hook = EMAHook(**arguments)
+    hook.before_run(SimpleNamespace(model=model, max_iters=iterations))
+    assert hook.ema_model.momentum == pytest.approx(momentum, rel=0.01)
+    hook.ema_model.update_parameters(model)  # the first sets the average
+    model.weight.data.fill_(1)
+    for _ in range(min(iterations, 1001)):
+        hook.ema_model.update_parameters(model)
+    if iterations <= 1000:
+        assert hook.ema_model.module.weight.item() == pytest.approx(1, abs=1e-3)
+
+
+def test_share_is_checked():
+    with pytest.raises(ValueError, match='share must be between 0 and 1, got 3'):
+        EMAHook(share=3)

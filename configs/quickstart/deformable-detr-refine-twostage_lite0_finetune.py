@@ -17,8 +17,10 @@ model = dict(
     with_box_refine=True,
     as_two_stage=True,  # learns in far fewer steps than learned queries
     own_maps=True,  # an image of a padded batch gets what it gets alone (docs/performance.md)
+    # Multiples of 32: at odd sizes TensorFlow's "SAME" padding, which the backbone has, moves its maps by a pixel, so
+    # that the same image would give others alone than in a larger batch.
     data_preprocessor=dict(
-        type='DetDataPreprocessor', mean=[127.0] * 3, std=[128.0] * 3, bgr_to_rgb=True, pad_size_divisor=1
+        type='DetDataPreprocessor', mean=[127.0] * 3, std=[128.0] * 3, bgr_to_rgb=True, pad_size_divisor=32
     ),
     backbone=dict(
         type='mmdet_ddetr.EfficientNetLite',

@@ -8,14 +8,6 @@ train_pipeline = [
     dict(type='mmdet_ddetr.LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='RandomFlip', prob=[0.25, 0.25, 0.25], direction=['horizontal', 'vertical', 'diagonal']),
-    # the drawings are of one size: cropped ones among them make padded batches, as images of a user's folder do
-    dict(
-        type='RandomApply',
-        prob=0.5,
-        transforms=[
-            dict(type='RandomCrop', crop_type='relative_range', crop_size=(0.6, 0.6), allow_negative_crop=True)
-        ],
-    ),
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [

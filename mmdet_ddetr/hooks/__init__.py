@@ -1,6 +1,7 @@
 from .accelerate import AccelerateHook
 from .checkpoint import SafeCheckpointHook
 from .classes import ClassesHook
+from .ema import EMAHook
 from .evaluation_table import EvaluationTableHook
 from .fit_checkpoint import FitCheckpointHook
 from .learning_curves import LearningCurvesHook
@@ -17,6 +18,7 @@ from .work_dir_lock import WorkDirInUseError, WorkDirLockHook
 __all__ = [
     'AccelerateHook',
     'ClassesHook',
+    'EMAHook',
     'EvaluationTableHook',
     'FitCheckpointHook',
     'LearningCurvesHook',
