@@ -5,6 +5,7 @@ mmengine then imports this file by itself, and each registry imports the modules
 is registered into mmdet's own registries.
 """
 
+from mmdet import registry as mmdet_registry
 from mmdet.registry import DATASETS as MMDET_DATASETS
 from mmdet.registry import HOOKS as MMDET_HOOKS
 from mmdet.registry import METRICS as MMDET_METRICS
@@ -38,6 +39,21 @@ METRICS = Registry('metric', parent=MMDET_METRICS, scope=SCOPE, locations=['mmde
 HOOKS = Registry('hook', parent=MMDET_HOOKS, scope=SCOPE, locations=['mmdet_ddetr.hooks'])
 VISBACKENDS = Registry('vis_backend', parent=MMDET_VISBACKENDS, scope=SCOPE, locations=['mmdet_ddetr.visualization'])
 STRATEGIES = Registry('strategy', parent=MMENGINE_STRATEGIES, scope=SCOPE, locations=['mmdet_ddetr.strategies'])
+
+# A config that has one of ours as its base (``mmdet_ddetr::...``) gives every type of it our scope, also where this
+# package adds no type; mmengine warns where a scope has no registry.
+for parent in (
+    mmdet_registry.DATA_SAMPLERS,
+    mmdet_registry.EVALUATOR,
+    mmdet_registry.LOG_PROCESSORS,
+    mmdet_registry.LOOPS,
+    mmdet_registry.OPTIMIZERS,
+    mmdet_registry.OPTIM_WRAPPERS,
+    mmdet_registry.OPTIM_WRAPPER_CONSTRUCTORS,
+    mmdet_registry.PARAM_SCHEDULERS,
+    mmdet_registry.VISUALIZERS,
+):
+    Registry(parent.name, parent=parent, scope=SCOPE, locations=['mmdet_ddetr'])
 
 
 def class_of(type_: str | type, registry: Registry) -> type | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from documented import blocks
 
 ROOT = Path(__file__).parents[1]
 NAME = 'deformable-detr-refine-twostage_lite0_shapes'
@@ -193,3 +194,65 @@ def test_mim_runs_mmdet_after_the_hook(environment, mim):
         assert list(mim.folder.glob('browsed/*'))
     finally:
         run(environment, '-m', 'mmdet_ddetr', '--remove-hook', cwd=mim.folder)
+
+
+# --- docs/your_own_config.md -----------------------------------------------------------------------------------------
+
+PAGE = ROOT / 'docs' / 'your_own_config.md'
+IN_A_MOMENT = [*IN_PROCESS, 'train_cfg.max_epochs=1', 'default_hooks.logger.interval=1']
+IN_A_MOMENT += ['train_dataloader.dataset.indices=2', 'val_dataloader.dataset.indices=1']
+SMALLER = ['model.backbone.depth=18', 'model.neck.in_channels=[128,256,512]', 'model.encoder.num_layers=1']
+
+
+@pytest.fixture(scope='module')
+def page(environment, tmp_path_factory):
+    """``page(command)``: run a command of the page in a folder with its configs, outside of any checkout."""
+    folder = tmp_path_factory.mktemp('page')
+    for block in blocks(PAGE, 'python'):
+        if match := re.match(r'# (\S+\.py)\n', block):
+            (folder / match[1]).write_text(block)
+
+    def call(command, *options):
+        program, *arguments = command.split()
+        assert program == 'python' and command in PAGE.read_text()
+        return run(environment, *arguments, *options, cwd=folder)
+
+    call('python -m mmdet_ddetr make_shapes data/shapes --train 40 --val 8 --test 8')
+    call.folder = folder
+    return call
+
+
+def test_the_page_has_no_other_block(page):
+    """Every block is a file that a test below reads, or a command that it runs."""
+    assert sorted(path.name for path in page.folder.glob('*.py')) == ['my_r50.py', 'my_r50_from_coco.py', 'my_small.py']
+    assert len(blocks(PAGE, 'python')) == 4
+    assert [len(block.splitlines()) for block in blocks(PAGE, 'bash')] == [1, 3, 1]
+
+
+def test_a_config_from_one_of_ours(page, environment):
+    text = page('python -m mmdet_ddetr train my_small.py --work-dir work_dirs/my_small', '--cfg-options', *IN_A_MOMENT)
+    assert 'Epoch(train) [1][1/1]' in text and 'Failed to search registry' not in text
+    text = page(
+        'python -m mmdet_ddetr test my_small.py work_dirs/my_small/epoch_1.pth',
+        '--cfg-options',
+        *IN_PROCESS,
+        'test_dataloader.dataset.indices=2',
+    )
+    assert 'coco/bbox_mAP: ' in text
+    text = page('python -m mmdet_ddetr print_config my_small.py')
+    assert "type='mmdet_ddetr.DeformableDETR'" in text and "'data/shapes/annotations/test.json'" in text
+
+    code = next(block for block in blocks(PAGE, 'python') if not block.startswith('#'))
+    run(environment, '-c', code, cwd=page.folder)
+    whole = (page.folder / 'my_small_whole.py').read_text()
+    assert 'num_classes=5' in whole and '_base_' not in whole
+
+
+def test_a_config_from_one_of_mmdets(page, environment):
+    """Its model smaller, as a step of R50 at 800 px takes long."""
+    options = ['--cfg-options', *IN_A_MOMENT, *SMALLER]
+    text = page('python -m mmdet_ddetr train my_r50.py --work-dir work_dirs/my_r50', *options)
+    assert 'Epoch(train) [1][1/1]' in text
+    assert (page.folder / 'work_dirs/my_r50/epoch_1.pth').is_file()
+    code = 'import mmdet_ddetr; print(mmdet_ddetr.get_config("my_r50_from_coco.py").load_from)'
+    assert run(environment, '-c', code, cwd=page.folder).strip().endswith('_r50_coco.pth')

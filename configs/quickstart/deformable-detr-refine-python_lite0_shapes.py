@@ -38,7 +38,7 @@ model = dict(
     with_box_refine=True,
     num_feature_levels=3,
     data_preprocessor=dict(
-        type=DetDataPreprocessor, mean=[127.0] * 3, std=[128.0] * 3, bgr_to_rgb=True, pad_size_divisor=1
+        type=DetDataPreprocessor, mean=[127.0] * 3, std=[128.0] * 3, bgr_to_rgb=True, pad_size_divisor=32
     ),
     backbone=dict(
         type=EfficientNetLite,

@@ -34,15 +34,18 @@ _FINDER = _StandInFinder()
 
 
 def install():
-    """Check the stack, stand in for a missing ``mmcv._ext`` and let torch load mmengine's checkpoints.
+    """Check the stack, make ours configs' bases, stand in for a missing ``mmcv._ext``, let torch load checkpoints.
 
-    Imports torch and the logging part of mmengine, but neither mmcv nor mmdet. A second call changes nothing. With
+    Imports torch and mmengine's logging and config, but neither mmcv nor mmdet. A second call changes nothing. With
     ``MMDET_DDETR_COMPAT=0`` in the environment the stack is checked and left as it is.
 
     Raises:
         ImportError: the stack cannot work; the message says why and which command repairs it.
     """
     check_stack()
+    from mmengine.config.utils import MODULE2PACKAGE  # check_stack has just seen that it imports
+
+    MODULE2PACKAGE['mmdet_ddetr'] = 'mmdet_ddetr'  # whose configs ``_base_ = 'package::...'`` finds
     if os.environ.get('MMDET_DDETR_COMPAT') == '0':
         return
     # mmengine 0.10.7 imports it, whoever uses mmengine cannot help it, and every worker process would say so again
