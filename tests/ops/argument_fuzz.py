@@ -189,7 +189,7 @@ def main(seed: int, calls: int, megabytes: int = 0):
             for _ in range(rng.choice((0, 1, 1, 1, 2, 3))):
                 at = rng.randrange(len(arguments))
                 arguments[at] = changed(arguments[at], rng)
-        except (RuntimeError, TypeError, IndexError, ValueError):
+        except (RuntimeError, TypeError, IndexError, ValueError, OverflowError, MemoryError):
             continue  # PyTorch has no such tensor
         print(f'call {number} of seed {seed}: {name}', *map(described, arguments), sep='\n    ', flush=True)
         try:
