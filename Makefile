@@ -5,6 +5,7 @@ VENV ?= .venv
 DATA ?=
 WORK_DIR ?= work_dirs/demo
 MINUTES ?= 9
+TORCH ?=
 PYTEST_ARGS ?=
 V ?=
 
@@ -16,7 +17,7 @@ QUIET = $(if $(V),,-qq)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint format wheel lock cuda-check clean
+.PHONY: help install demo test test-torch lint format wheel lock cuda-check clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -37,6 +38,13 @@ endif
 # One worker and one thread per core: torch's own threads only get into each other's way on small tensors.
 test: install ## Run the tests (PYTEST_ARGS='-m slow' runs the slow ones)
 	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+# A venv of its own, which pip fills by the user's own configuration: a plain torch wheel brings gigabytes of CUDA.
+test-torch: ## Run the tests of the ops under another torch: make test-torch TORCH=2.10.0
+	@test -n '$(TORCH)' || { echo 'test-torch: name a version, say TORCH=2.10.0'; exit 2; }
+	@$(MAKE) --no-print-directory install VENV=.venv-torch-$(TORCH)
+	@.venv-torch-$(TORCH)/bin/python -m pip --disable-pip-version-check install $(QUIET) torch==$(TORCH)
+	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive .venv-torch-$(TORCH)/bin/python -m pytest tests/ops $(PYTEST_ARGS)
 
 lint: install ## Check style and formatting, Python and C++
 	@$(BIN)/ruff check .
