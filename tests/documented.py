@@ -64,8 +64,13 @@ def _lines(block: str) -> list[str]:
 
 def _words(text: str, variables: dict[str, str]) -> list[str]:
     text = re.sub(r'\$(\w+)', lambda match: variables.get(match[1], match[0]), text)
-    words = shlex.split(text)
+    words = [word for part in shlex.split(text) for word in _braces(part)]
     while words and (match := ASSIGNMENT.fullmatch(words[0])):
         variables[match[1]] = match[2]
         words = words[1:]
     return words
+
+
+def _braces(word: str) -> list[str]:
+    match = re.fullmatch(r'(\S*)\{([\w,]+)\}(\S*)', word)
+    return [f'{match[1]}{part}{match[3]}' for part in match[2].split(',')] if match else [word]
