@@ -18,6 +18,7 @@ from mmengine.registry import METRICS
 from terminaltables import AsciiTable
 from training_case import CLASSES, Do, fork, losses, make_config, train, write_data
 
+from mmdet_ddetr.hooks import StartError
 from mmdet_ddetr.hooks.evaluation_table import _ClassTables, make_table
 from mmdet_ddetr.hooks.figures import check_names, main_figure, numbers, rule_of, split
 
@@ -123,7 +124,7 @@ def test_check_names(tmp_path):
         (['coco/bbox_mAP'], MultiDatasetsEvaluator([coco(), coco()], ['a', 'b']), 'mean ../coco/bbox_mAP'),
         (['auto'], Evaluator([coco(), coco()]), 'two metrics of the evaluator write .coco/bbox_mAP.: give each a pre'),
     ]:
-        with pytest.raises(ValueError, match=complaint):
+        with pytest.raises(StartError, match=complaint):
             check_names(names, evaluator)
 
 
@@ -255,7 +256,7 @@ def test_misspelt_before_the_first_iteration(data, tmp_path):
     cfg = short(data, tmp_path, {'default_hooks.checkpoint.save_best': 'coco/bbox_map'})
 
     def run():
-        with pytest.raises(ValueError, match="save_best is 'coco/bbox_map'.* mean 'coco/bbox_mAP'?"):
+        with pytest.raises(StartError, match="save_best is 'coco/bbox_map'.* mean 'coco/bbox_mAP'?"):
             train(cfg)
 
     assert fork(run) == 0

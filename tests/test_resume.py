@@ -17,9 +17,10 @@ from mmengine.optim import CosineAnnealingLR, LinearLR, MultiStepLR
 from training_case import fork, losses, make_config, ranks, train, write_data
 
 from mmdet_ddetr.checkpoints import CheckpointError
+from mmdet_ddetr.hooks import WorkDirInUseError
 from mmdet_ddetr.hooks.last_checkpoint import newest
 from mmdet_ddetr.hooks.resumed_settings import config_differences, fast_forward
-from mmdet_ddetr.hooks.work_dir_lock import WorkDirInUseError, WorkDirLock
+from mmdet_ddetr.hooks.work_dir_lock import WorkDirLock
 
 
 @pytest.fixture(scope='module')

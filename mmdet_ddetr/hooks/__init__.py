@@ -2,6 +2,7 @@ from .accelerate import AccelerateHook
 from .checkpoint import SafeCheckpointHook
 from .classes import ClassesHook
 from .ema import EMAHook
+from .errors import StartError, WorkDirInUseError
 from .evaluation_table import EvaluationTableHook
 from .fit_checkpoint import FitCheckpointHook
 from .learning_curves import LearningCurvesHook
@@ -13,7 +14,7 @@ from .resume import ResumeHook
 from .sample_pictures import SamplePicturesHook
 from .sampling_points import SamplingPointsHook
 from .signals import SignalHook
-from .work_dir_lock import WorkDirInUseError, WorkDirLockHook
+from .work_dir_lock import WorkDirLockHook
 
 __all__ = [
     'AccelerateHook',
@@ -32,6 +33,7 @@ __all__ = [
     'SamplePicturesHook',
     'SamplingPointsHook',
     'SignalHook',
+    'StartError',
     'WorkDirInUseError',
     'WorkDirLockHook',
 ]

@@ -30,7 +30,7 @@ class SafeCheckpointHook(CheckpointHook):
         *args, **kwargs: as in ``mmengine.hooks.CheckpointHook``.
 
     Raises:
-        ValueError: in ``before_train``, about ``save_best``.
+        StartError: in ``before_train``, about ``save_best``.
     """
 
     def __init__(self, *args, on_failure: str = 'continue', **kwargs):

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from mmdet.evaluation import CocoMetric
 from mmengine.evaluator import Evaluator
 
+from .errors import StartError
+
 # The first that a key matches is followed where none is named: panoptic quality, AP of boxes, of masks, AP, AP at one
 # IoU, recall. Of several that match, the first counts; where none matches, the first figure of all.
 MAIN = (r'(^|/)PQ$', r'(^|/|_)bbox_m?AP$', r'(^|/|_)segm_m?AP$', r'(^|[/_])m?AP$', r'AP_?@?(50|0\.5)$', r'(^|/)AR@')
@@ -57,7 +59,7 @@ def check_names(names: list[str], evaluator: Evaluator) -> tuple[list[str], str]
         could add, or an empty text.
 
     Raises:
-        ValueError: one is misspelt, or two metrics write figures of the same name.
+        StartError: one is misspelt, or two metrics write figures of the same name.
     """
     sets = getattr(evaluator, 'dataset_prefixes', None) or [None] * len(evaluator.metrics)  # MultiDatasetsEvaluator
     known, open_prefixes = [], []
@@ -68,7 +70,7 @@ def check_names(names: list[str], evaluator: Evaluator) -> tuple[list[str], str]
         else:
             open_prefixes.append(prefix)
     if twice := sorted({key for key in known if known.count(key) > 1}):
-        raise ValueError(
+        raise StartError(
             f'two metrics of the evaluator write {twice[0]!r}: give each a prefix of its own, such as '
             f"dict(type='CocoMetric', prefix='second', ...)"
         )
@@ -78,7 +80,7 @@ def check_names(names: list[str], evaluator: Evaluator) -> tuple[list[str], str]
         if name != 'auto' and name not in known and not any(map(name.startswith, open_prefixes))
     ]
     if misspelt := [text for text in unknown if 'Did you mean' in text]:
-        raise ValueError(misspelt[0])
+        raise StartError(misspelt[0])
     return [name for name in names if name in known], '; '.join(unknown)
 
 

@@ -14,13 +14,10 @@ from mmengine.hooks import Hook
 
 from ..files import write_atomically
 from ..registry import HOOKS
+from .errors import WorkDirInUseError
 
 FILE = 'training.lock'  # in the work directory
 _taken = set()  # (process, token) of the locks taken here; a forked process inherits it
-
-
-class WorkDirInUseError(RuntimeError):
-    """Another training writes to the work directory."""
 
 
 @HOOKS.register_module()
