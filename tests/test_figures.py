@@ -18,6 +18,7 @@ from mmengine.registry import METRICS
 from terminaltables import AsciiTable
 from training_case import CLASSES, Do, fork, losses, make_config, train, write_data
 
+from mmdet_ddetr import evaluation
 from mmdet_ddetr.hooks import StartError
 from mmdet_ddetr.hooks.evaluation_table import _ClassTables, make_table
 from mmdet_ddetr.hooks.figures import check_names, main_figure, numbers, rule_of, split
@@ -104,6 +105,8 @@ def test_check_names(tmp_path):
     def coco(**kwargs):
         return CocoMetric(ann_file=str(tmp_path / 'annotations.json'), **kwargs)
 
+    ours = evaluation.CocoMetric(ann_file=str(tmp_path / 'annotations.json'))
+
     class Own(BaseMetric):
         process = compute_metrics = None
 
@@ -119,6 +122,7 @@ def test_check_names(tmp_path):
     warning = "save_best is 'coco/bbox_mAP'; the evaluation has pascal_voc/...; or take 'auto'"
     assert check_names(['coco/bbox_mAP'], Evaluator([VOCMetric()])) == ([], warning)
     for names, evaluator, complaint in [
+        (['coco/bbox_map'], Evaluator([ours]), "Did you mean 'coco/bbox_mAP'?"),
         (['coco/bbox_mAp'], Evaluator([coco()]), "save_best is 'coco/bbox_mAp'.*Did you mean 'coco/bbox_mAP'?"),
         (['coco/bbox_mAP'], Evaluator([coco(prefix='cells')]), 'cells/bbox_mAP, .*Did you mean'),
         (['coco/bbox_mAP'], MultiDatasetsEvaluator([coco(), coco()], ['a', 'b']), 'mean ../coco/bbox_mAP'),

@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 
-from mmdet.evaluation import CocoMetric
+from mmdet.evaluation import CocoMetric, CocoOccludedSeparatedMetric
 from mmengine.evaluator import Evaluator
 
 from .errors import StartError
@@ -65,7 +65,7 @@ def check_names(names: list[str], evaluator: Evaluator) -> tuple[list[str], str]
     known, open_prefixes = [], []
     for metric, name in zip(evaluator.metrics, sets):
         prefix = ''.join(f'{part}/' for part in (name, metric.prefix) if part)
-        if type(metric) is CocoMetric:
+        if isinstance(metric, CocoMetric) and not isinstance(metric, CocoOccludedSeparatedMetric):  # adds its own
             known += [prefix + key for key in _coco_keys(metric)]
         else:
             open_prefixes.append(prefix)
