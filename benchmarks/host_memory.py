@@ -41,11 +41,11 @@ def memory(process: psutil.Process) -> dict[str, float]:
 
 
 class Watch(Hook):
-    """Writes the memory of the main process and of its children to a CSV file every ``interval`` iterations."""
+    """Writes the memory of the main process and of its children to a CSV file, whenever MemoryHook has trimmed."""
 
     priority = 'LOWEST'
 
-    def __init__(self, path: Path, interval: int = 10):
+    def __init__(self, path: Path, interval: int = 50):
         self.path = path
         self.interval = interval
         self.process = psutil.Process()
@@ -144,7 +144,7 @@ def main():
     for who in WHO:
         for kind in KINDS:
             sizes = np.array([row[f'{who} {kind}'] for row in rows])
-            first, warm, last = sizes[:5].mean(), sizes[late][:10].mean(), sizes[-10:].mean()
+            first, warm, last = sizes[0], sizes[late][:2].mean(), sizes[-2:].mean()
             rate, error = slope(iterations[late], sizes[late])
             print(f'{who:>8} {kind:>9} {first:8.1f} {warm:8.1f} {last:8.1f}   {rate:+.2f} +- {error:.2f}')
 
