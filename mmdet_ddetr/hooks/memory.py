@@ -35,6 +35,9 @@ class MemoryHook(Hook):
         self.process = psutil.Process()
         self.trim = _malloc_trim()
 
+    def before_val_epoch(self, runner) -> None:
+        self.trim()  # workers that start now would keep a copy of what is free
+
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         if not self.every_n_train_iters(runner, self.interval):
             return
