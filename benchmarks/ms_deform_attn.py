@@ -4,8 +4,9 @@
     python benchmarks/ms_deform_attn.py --device cuda
 
 Peers: mmcv's path without a GPU (grid_sample; detrex and Hugging Face have the same one), mmcv's CUDA kernel where mmcv
-is compiled, torch-ms-deform-attn where it is installed. The shapes are those of an 800 x 1333 image: the encoder asks
-at each of 22223 cells, the decoder 300 times. Peers take turns; a figure is the minimum and (median) of several runs.
+is compiled or gpu/peers.py has built that kernel alone, torch-ms-deform-attn and deformops where they are installed.
+The shapes are those of an 800 x 1333 image: the encoder asks at each of 22223 cells, the decoder 300 times. Peers take
+turns; a figure is the minimum and (median) of several runs.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import json
 import warnings
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -21,6 +23,7 @@ from _measure import machine, milliseconds, peak_memory, table, times
 MAPS = ((100, 167), (50, 84), (25, 42), (13, 21))
 S, M, D, L, K = sum(H * W for H, W in MAPS), 8, 32, len(MAPS), 4
 GRID_SAMPLE, TORCH_MSDA, MMCV_CUDA = 'mmcv, grid_sample', 'torch-ms-deform-attn', 'mmcv, CUDA'
+DEFORMOPS = {'deformops, Triton': 'TRITON', 'deformops, CUDA': 'CUDA'}  # name of its backend
 PASSES = {'forward': False, 'forward + backward': True}  # with backward?
 OURS, FUSED, UNFUSED = 'ms_deform_attn', 'ms_deform_attn_fused', 'softmax + locations + ms_deform_attn'
 
@@ -31,10 +34,11 @@ class Case:
     B: int
     dtype: str  # of value; positions and weights are fp32 where the peer allows it
     device: str
+    spread: str = 'clustered'  # locations: a few cells around the reference points, or 'uniform' over the maps
 
     @property
     def name(self) -> str:
-        return f'{self.part}, B={self.B}, {self.dtype}'
+        return f'{self.part}, B={self.B}, {self.dtype}' + (', uniform' if self.spread == 'uniform' else '')
 
 
 def inputs(case: Case) -> dict[str, torch.Tensor]:
@@ -49,10 +53,14 @@ def inputs(case: Case) -> dict[str, torch.Tensor]:
     else:
         reference = torch.rand(case.B, 300, 2, generator=generator)
     Q = reference.shape[1]
+    offsets = torch.randn(case.B, Q, M, L, K, 2, generator=generator) * 2  # in cells
+    if case.spread == 'uniform':
+        anywhere = torch.rand(offsets.shape, generator=generator) - reference[:, :, None, None, None]
+        offsets = anywhere * torch.tensor([(W, H) for H, W in MAPS])[:, None]
     tensors = dict(
         value=torch.randn(case.B, S, M, D, generator=generator).to(getattr(torch, case.dtype)),
         reference=reference[:, :, None].expand(-1, -1, L, -1).contiguous(),
-        offsets=torch.randn(case.B, Q, M, L, K, 2, generator=generator) * 2,
+        offsets=offsets,
         logits=torch.randn(case.B, Q, M, L * K, generator=generator),
         grad_output=torch.randn(case.B, Q, M * D, generator=generator).to(getattr(torch, case.dtype)),
     )
@@ -66,34 +74,44 @@ def points(reference, offsets, logits):
     return locations, logits.softmax(-1).unflatten(-1, (L, K))
 
 
+@cache
+def levels(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Shapes and start of each level as tensors, which peers want."""
+    shapes = torch.tensor(MAPS, device=device)
+    return shapes, torch.cat([shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]])
+
+
 def function(peer: str):
-    """The peer as a function of (value, locations, weights), or of (value, reference, offsets, logits) for FUSED."""
+    """The peer as a function of (value, locations, weights), or of (value, reference, offsets, logits) for FUSED.
+
+    Raises:
+        ImportError: the peer is not here.
+    """
     if peer == GRID_SAMPLE:
         from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 
         return lambda value, locations, weights: multi_scale_deformable_attn_pytorch(
-            value, torch.tensor(MAPS, device=value.device), locations.to(value.dtype), weights.to(value.dtype)
+            value, levels(value.device)[0], locations.to(value.dtype), weights.to(value.dtype)
         )
     if peer == MMCV_CUDA:
-        from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
+        from mmcv.ops import multi_scale_deform_attn as module
 
-        def mmcv_kernel(value, locations, weights):
-            shapes = torch.tensor(MAPS, device=value.device)
-            starts = torch.cat([shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]])
-            locations, weights = locations.to(value.dtype), weights.to(value.dtype)
-            return MultiScaleDeformableAttnFunction.apply(value, shapes, starts, locations, weights, 64)
-
-        return mmcv_kernel
+        module.ext_module = mmcv_kernels()
+        call = module.MultiScaleDeformableAttnFunction.apply  # narrows locations and weights itself
+        return lambda value, locations, weights: call(value, *levels(value.device), locations, weights, 64)
     if peer == TORCH_MSDA:
-        import torch_ms_deform_attn
+        from torch_ms_deform_attn import ms_deform_attn as torch_msda
 
-        def torch_msda(value, locations, weights):
-            shapes = torch.tensor(MAPS, device=value.device)
-            starts = torch.cat([shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]])
-            locations, weights = locations.to(value.dtype), weights.to(value.dtype)
-            return torch_ms_deform_attn.ms_deform_attn(value, shapes, starts, locations, weights)
+        return lambda value, locations, weights: torch_msda(
+            value, *levels(value.device), locations.to(value.dtype), weights.to(value.dtype)
+        )
+    if peer in DEFORMOPS:
+        from deformops.registry import Backend, msda
 
-        return torch_msda
+        backend = getattr(Backend, DEFORMOPS[peer])
+        return lambda value, locations, weights: msda(
+            value, *levels(value.device), locations, weights.to(value.dtype), backend=backend
+        )
     from mmdet_ddetr import ops
 
     if peer == OURS:
@@ -101,6 +119,17 @@ def function(peer: str):
     if peer == FUSED:
         return lambda value, *rest: ops.ms_deform_attn_fused(value, MAPS, *rest)
     return lambda value, *rest: ops.ms_deform_attn(value, MAPS, *points(*rest))
+
+
+def mmcv_kernels():
+    """The compiled module of mmcv, or what gpu/peers.py has built of it."""
+    import mmcv._ext
+
+    if Path(mmcv._ext.__file__).suffix != '.py':  # else it is what mmdet_ddetr puts in its place
+        return mmcv._ext
+    import mmdet_ddetr_peer_mmcv
+
+    return mmdet_ddetr_peer_mmcv
 
 
 def step(peer: str, case: Case, backward: bool):
@@ -125,20 +154,12 @@ def step(peer: str, case: Case, backward: bool):
 
 def available(device: str) -> list[str]:
     peers = [GRID_SAMPLE]
-    if device == 'cuda':
+    for peer in [TORCH_MSDA, *([MMCV_CUDA, *DEFORMOPS] if device == 'cuda' else [])]:
         try:
-            function(MMCV_CUDA)
-            import mmcv._ext as ext
-
-            if hasattr(ext, '__file__'):  # compiled, not what mmdet_ddetr puts in its place
-                peers.append(MMCV_CUDA)
-        except ImportError:
-            pass
-    try:
-        function(TORCH_MSDA)
-        peers.append(TORCH_MSDA)
-    except ImportError:
-        print('torch-ms-deform-attn is not installed: left out')
+            function(peer)
+            peers.append(peer)
+        except ImportError as error:
+            print(f'{peer} is left out: {error}')
     return [*peers, OURS, UNFUSED, FUSED]
 
 

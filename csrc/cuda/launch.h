@@ -30,6 +30,9 @@ inline torch::stable::Tensor dense(const torch::stable::Tensor& tensor) {
 // f(T()): the element type as a type.
 template <typename F>
 void dispatch_dtype(const torch::stable::Tensor& tensor, F f) {
+#ifdef MMDET_DDETR_DTYPE  // a build for one type alone takes a quarter of the time: benchmarks/gpu/variants.py
+  return f(MMDET_DDETR_DTYPE());
+#else
   switch (tensor.scalar_type()) {
     case ScalarType::Double:
       return f(double());
@@ -40,6 +43,7 @@ void dispatch_dtype(const torch::stable::Tensor& tensor, F f) {
     default:
       return f(c10::BFloat16());
   }
+#endif
 }
 
 // Makes the tensor's device current and finds its current stream, for the lifetime of the object.

@@ -133,10 +133,6 @@ struct Gathered {
   }
 };
 
-// Samples whose loads a lane has under way at the same time in the forward pass. A decoder's few heads do not fill the
-// machine with warps, so that the loads of a warp have to overlap.
-constexpr int kTogether = 2;  // divides the lanes of every group
-
 template <typename T, typename Index, typename Points>
 struct Forward {
   Problem<Index> n;
@@ -197,9 +193,9 @@ template <typename T, typename Index, typename Points>
 struct Backward {
   Problem<Index> n;
   Points points;
-  const T* value;          // [B, S, M, D]
-  const T* grad_output;    // [B, Q, M D]
-  Compute<T>* grad_value;  // [B, S, M, D], zero before; null: left to fixed_point_sums_kernel
+  const T* value;        // [B, S, M, D]
+  const T* grad_output;  // [B, Q, M D]
+  Sum<T>* grad_value;    // [B, S, M, D], zero before; null: left to fixed_point_sums_kernel
 };
 
 template <typename T, int N, typename Index, typename Points>
@@ -215,7 +211,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, Index>)
   const Index channel = group.rank * N, stride = group.lanes * N;
   const int64_t first_cell = first_row(n, head) * n.D;
   const T* head_value = settled(args.value + first_cell + channel);
-  A* head_grad_value = settled(args.grad_value + first_cell + channel);
+  Sum<T>* head_grad_value = settled(args.grad_value + first_cell + channel);
   const T* head_grad = settled(args.grad_output + static_cast<int64_t>(head) * n.D + channel);
 
   A grad[N] = {};
@@ -235,7 +231,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, Index>)
       const Quad<A> weights = stage.weights[group.slot(j)];
       Quad<A> parts = {};
       const T* value = head_value;
-      A* grad_value = head_grad_value;
+      Sum<T>* grad_value = head_grad_value;
       for (Index c = channel; c < n.D; c += stride, value += stride, grad_value += stride) {
         if (several) load_grad(c);
         const Gathered<T, N, 1> gathered(value, cells);
@@ -527,7 +523,7 @@ Tensor forward(Call& call, const Tensor& value, const Points& points) {
   return output;
 }
 
-// The gradients of points, and into grad_value (compute type, zero before) that of value unless it is null.
+// The gradients of points, and into grad_value (Sum, zero before) that of value unless it is null.
 template <typename Points>
 void backward_by_atomics(Call& call, const Tensor& grad_output, const Tensor& value, const Points& points,
                          void* grad_value) {
@@ -537,7 +533,7 @@ void backward_by_atomics(Call& call, const Tensor& grad_output, const Tensor& va
     using Index = decltype(index);
     const Backward<T, Index, Points> args = {
         call.problem<Index>(width), points, static_cast<const T*>(value.data_ptr()),
-        static_cast<const T*>(grad_output.data_ptr()), static_cast<Compute<T>*>(grad_value)};
+        static_cast<const T*>(grad_output.data_ptr()), static_cast<Sum<T>*>(grad_value)};
     call.launch(backward_kernel<T, width(), Index, Points>, (n.B * n.Q * n.M) << args.n.log2_lanes, args);
   });
 }
@@ -580,7 +576,8 @@ Tensor backward(Call& call, const Tensor& grad_output, const Tensor& value, cons
   }
   // In the compute type also for 16-bit values: a row of a coarse level sums up thousands of terms, and a 16-bit sum
   // stands still as soon as it is a few hundred times larger than what is added.
-  const Tensor sums = call.zeros({n.B, n.S, n.M, n.D}, compute_type(value.scalar_type()));
+  const ScalarType sum_type = MMDET_DDETR_NARROW_SUMS ? value.scalar_type() : compute_type(value.scalar_type());
+  const Tensor sums = call.zeros({n.B, n.S, n.M, n.D}, sum_type);
   backward_by_atomics(call, grad_output, value, points, sums.data_ptr());
   return sums.scalar_type() == value.scalar_type() ? sums : torch::stable::to(sums, value.scalar_type());
 }

@@ -13,9 +13,15 @@
 #include <cstring>
 #include <type_traits>
 
+#include "tuning.h"
+
+#if MMDET_DDETR_NARROW_SUMS
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#endif
+
 namespace mmdet_ddetr::cuda {
 
-constexpr int kThreads = 128;  // of a block; small, so that a decoder's few heads still spread over all multiprocessors
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
@@ -25,10 +31,9 @@ using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 constexpr int kBytesPerLoad = 16;
 
-// Blocks of kThreads that a multiprocessor must be able to hold: bounds the registers of a kernel. Without it ptxas
-// picks a bound by itself, and spills registers to keep to it.
-template <typename T, typename Index>
-constexpr int kBlocks = std::is_same_v<T, double> || sizeof(Index) == 8 ? 4 : 5;
+// What the gradient of value is summed in.
+template <typename T>
+using Sum = std::conditional_t<MMDET_DDETR_NARROW_SUMS, T, Compute<T>>;
 
 template <int Bytes>
 struct WordOf;
@@ -101,10 +106,50 @@ __device__ __forceinline__ T settled(T x) {
   return x;
 }
 
+#if MMDET_DDETR_NARROW_SUMS
+template <typename T>
+using Native = std::conditional_t<std::is_same_v<T, c10::Half>, __half, __nv_bfloat16>;
+
+// Two channels of 16 bits as one register.
+template <typename T>
+__device__ __forceinline__ unsigned int pack(float low, float high) {
+  const T pair[2] = {static_cast<T>(low), static_cast<T>(high)};
+  unsigned int bits;
+  memcpy(&bits, pair, sizeof(bits));
+  return bits;
+}
+
+template <int N, typename T, typename = std::enable_if_t<sizeof(T) == 2>>
+__device__ __forceinline__ void atomic_axpy(T* target, float factor, const float (&grad)[N]) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  constexpr bool kAtOnce = N == 8;
+#else
+  constexpr bool kAtOnce = false;
+#endif
+  if constexpr (kAtOnce) {
+    unsigned int pairs[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) pairs[i] = pack<T>(factor * grad[2 * i], factor * grad[2 * i + 1]);
+    if constexpr (std::is_same_v<T, c10::Half>) {
+      asm volatile("red.relaxed.gpu.global.add.noftz.v4.f16x2 [%0], {%1, %2, %3, %4};" ::"l"(target), "r"(pairs[0]),
+                   "r"(pairs[1]), "r"(pairs[2]), "r"(pairs[3]));
+    } else {
+      asm volatile("red.relaxed.gpu.global.add.noftz.v4.bf16x2 [%0], {%1, %2, %3, %4};" ::"l"(target), "r"(pairs[0]),
+                   "r"(pairs[1]), "r"(pairs[2]), "r"(pairs[3]));
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      atomicAdd(reinterpret_cast<Native<T>*>(target) + i, static_cast<Native<T>>(factor * grad[i]));
+    }
+  }
+}
+#endif
+
 // target[i] += factor * grad[i], atomically. From sm_90 on, four fp32 channels are one instruction.
 template <int N, typename A>
 __device__ __forceinline__ void atomic_axpy(A* target, A factor, const A (&grad)[N]) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900 && MMDET_DDETR_VECTOR_ATOMICS
   constexpr int kStep = std::is_same_v<A, float> && N % 4 == 0 ? 4 : 1;
 #else
   constexpr int kStep = 1;

@@ -1,0 +1,154 @@
+"""Times of all ops on the GPU beside their peers, into a JSON file that grows case by case.
+
+    python benchmarks/gpu/ops.py --out ops.json
+
+Times are of the device, by CUDA events: the encoder's with a flushed L2 cache, since in a training other layers have
+run between two calls; the decoder's with a warm one, since its value has just been written. The bytes are those that
+must move once; the copy bandwidth of the device is beside them. Without a GPU, one small case shows that it runs.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import ms_deform_attn as attention
+from _measure import machine
+from timing import copy_bandwidth, device, device_times, host_times, on_gpu, summary
+
+import mmdet_ddetr  # noqa: F401  mmcv's path needs it where mmcv is not compiled
+from mmdet_ddetr import ops
+from mmdet_ddetr.ops import reference
+
+DETERMINISTIC = 'ms_deform_attn, deterministic'
+SINGLE_PRECISION = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def cases() -> list[attention.Case]:
+    """The most telling first: time may run out."""
+    if not on_gpu():
+        return [attention.Case('decoder', 1, 'float32', 'cpu')]
+    order = [('encoder', 1), ('decoder', 4), ('encoder', 2), ('decoder', 1), ('encoder', 4), ('decoder', 2)]
+    dtypes = ['float32', 'bfloat16', 'float16']
+    clustered = [attention.Case(part, B, dtype, 'cuda') for part, B in order for dtype in dtypes]
+    uniform = [attention.Case(part, 1, dtype, 'cuda', 'uniform') for part, _ in order[:2] for dtype in dtypes[:2]]
+    return [*clustered[:6], *uniform, *clustered[6:]]
+
+
+def attention_passes(peer: str, case: attention.Case) -> tuple[Callable, Callable]:
+    """Forward without a graph, and backward alone, of one peer."""
+    tensors = attention.inputs(case)
+    rest = [tensors[name] for name in ('reference', 'offsets', 'logits')]
+    fused = peer in (attention.FUSED, attention.UNFUSED)
+    if not fused:
+        rest = attention.points(*rest)
+    leaves = [tensors['value'], *rest]
+    trained = [leaves[0], *leaves[2:]] if fused else leaves  # an encoder's reference points are constants
+    call = attention.function(attention.OURS if peer == DETERMINISTIC else peer)
+    forward = torch.no_grad()(lambda: call(*leaves))
+    for leaf in trained:
+        leaf.requires_grad_()
+    output = call(*leaves)
+
+    def backward():
+        return torch.autograd.grad(output, trained, tensors['grad_output'], retain_graph=True)
+
+    return forward, backward
+
+
+def bytes_moved(case: attention.Case) -> dict[str, int]:
+    """What must be read and written once: rows of value that are hit, output, locations and weights in fp32."""
+    size = torch.empty((), dtype=getattr(torch, case.dtype)).element_size()
+    heads = case.B * (attention.S if case.part == 'encoder' else 300) * attention.M
+    samples = heads * attention.L * attention.K
+    rows = case.B * attention.S * attention.M  # of D channels
+    hit, row = min(rows, 4 * samples), size * attention.D
+    points = 4 * 3 * samples
+    return dict(
+        forward=hit * row + heads * row + points,
+        backward=hit * row + rows * row + heads * row + 2 * points,  # the gradient of value is written as a whole
+    )
+
+
+def measure_attention(case: attention.Case, peers: list[str], bandwidth: float) -> dict[str, dict]:
+    """By peer and pass: times, achieved bytes a second and their share of the copy's, host time; or the error."""
+    result = {}
+    for peer in [*peers, DETERMINISTIC]:
+        torch.use_deterministic_algorithms(peer == DETERMINISTIC, warn_only=True)
+        try:
+            passes = dict(zip(('forward', 'backward'), attention_passes(peer, case)))
+            result[peer] = {}
+            for what, step in passes.items():
+                figures = summary(device_times(step, 50 if on_gpu() else 3, cold=case.part == 'encoder'))
+                rate = bytes_moved(case)[what] / (figures['us'] * 1e-6)
+                result[peer][what] = dict(figures, gb_per_s=rate / 1e9, of_copy=rate / bandwidth)
+                if case.part == 'decoder':
+                    result[peer][what]['host_us'] = summary(host_times(step, 100 if on_gpu() else 3))['us']
+        except (RuntimeError, ImportError, ValueError, NotImplementedError) as error:  # a peer's limits are its own
+            result[peer] = dict(error=f'{type(error).__name__}: {error}'[:300])
+        finally:
+            torch.use_deterministic_algorithms(False)
+    return result
+
+
+def measure_losses() -> dict[str, dict]:
+    """Focal loss of a two-stage encoder and matching cost of six layers, beside plain PyTorch."""
+    N, C, Q, L, B, T = (44446, 80, 300, 6, 2, 14) if on_gpu() else (300, 80, 20, 2, 2, 4)
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape):
+        return torch.rand(*shape, generator=generator)
+
+    result = {}
+    for dtype in SINGLE_PRECISION:
+        logits = (random(N, C) * 8 - 8).to(device(), dtype).requires_grad_()
+        labels = torch.randint(C + 1, (N,), generator=generator).to(device())
+
+        def loss(function, logits=logits, labels=labels):
+            return torch.autograd.grad(function(logits, labels).sum(), logits)
+
+        name = f'sigmoid_focal_loss [{N}, {C}], {str(dtype)[6:]}, forward + backward'
+        result[name] = {
+            'sigmoid_focal_loss': summary(device_times(lambda: loss(ops.sigmoid_focal_loss))),  # noqa: B023
+            'plain PyTorch': summary(
+                device_times(lambda: loss(lambda x, y: reference.sigmoid_focal_loss(x, y, 0.25, 2.0)))  # noqa: B023
+            ),
+        }
+    scores, boxes = random(L, B, Q, C) * 4 - 4, random(L, B, Q, 4) * 0.5 + 0.1
+    image, labels = torch.arange(T) % B, torch.randint(C, (T,), generator=generator)
+    arguments = [x.to(device()) for x in (scores, boxes, image.sort().values, labels, random(T, 4) * 0.5 + 0.1)]
+    step = torch.no_grad()(lambda: torch.ops.mmdet_ddetr.matching_cost(*arguments, 2.0, 5.0, 2.0, 0.25, 2.0, True))
+    result[f'matching_cost [{L}, {T}, {Q}]'] = {
+        'matching_cost': dict(summary(device_times(step)), host_us=summary(host_times(step, 100))['us'])
+    }
+    return result
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--out', type=Path, required=True, help='JSON file')
+    args = parser.parse_args()
+    result = dict(machine=machine(device()), copy_gb_per_s=copy_bandwidth() / 1e9, attention={})
+
+    def save():
+        args.out.write_text(json.dumps(result, indent=1))
+
+    peers = attention.available(device())
+    for i, case in enumerate(cases()):
+        result['attention'][case.name] = measure_attention(case, peers, result['copy_gb_per_s'] * 1e9)
+        print(
+            case.name,
+            {peer: figures.get('forward', figures) for peer, figures in result['attention'][case.name].items()},
+        )
+        save()
+        if i == 5 or not on_gpu():
+            result['losses'] = measure_losses()
+            save()
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,81 @@
+"""How the GPU benchmarks measure. Without a GPU the same functions time the CPU, so that the scripts can be tried."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+Step = Callable[[], object]
+WARM_UP = 5
+SLEEP = 20_000_000  # cycles, about 10 ms: the host gets ahead of the device, so that no launch is waited for
+
+
+def on_gpu() -> bool:
+    return torch.cuda.is_available()
+
+
+def device() -> str:
+    return 'cuda' if on_gpu() else 'cpu'
+
+
+def l2_bytes() -> int:
+    return torch.cuda.get_device_properties(0).L2_cache_size
+
+
+def device_times(step: Step, repeats: int = 50, cold: bool = False) -> list[float]:
+    """Seconds of each repeat on the device, by CUDA events.
+
+    Args:
+        cold: write more than the L2 cache holds before each repeat, outside of what is timed. Without it, the inputs
+            lie in the cache as far as they fit.
+    """
+    for _ in range(WARM_UP):
+        step()
+    if not on_gpu():
+        return [_wall(step) for _ in range(repeats)]
+    flush = torch.empty(4 * l2_bytes(), dtype=torch.int8, device='cuda') if cold else None
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
+    torch.cuda.synchronize()
+    torch.cuda._sleep(SLEEP)
+    for start, end in events:
+        if cold:
+            flush.zero_()
+        start.record()
+        step()
+        end.record()
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) / 1e3 for start, end in events]
+
+
+def host_times(step: Step, repeats: int = 200) -> list[float]:
+    """Seconds until each call returns, with the device busy: what Python and PyTorch take for a call."""
+    for _ in range(WARM_UP):
+        step()
+    times = []
+    for start in range(0, repeats, 20):  # few enough not to fill the device's queue, where a call would wait
+        if on_gpu():
+            torch.cuda.synchronize()
+            torch.cuda._sleep(SLEEP)
+        times += [_wall(step) for _ in range(min(20, repeats - start))]
+    if on_gpu():
+        torch.cuda.synchronize()
+    return times
+
+
+def _wall(step: Step) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def copy_bandwidth() -> float:
+    """Bytes a second of a large copy on the device, read and written ones counted."""
+    source = torch.empty(2**30 if on_gpu() else 2**26, dtype=torch.int8, device=device()).fill_(1)
+    target = torch.empty_like(source)
+    return 2 * source.numel() / statistics.median(device_times(lambda: target.copy_(source), 20))
+
+
+def summary(samples: list[float]) -> dict[str, float]:
+    """Median, minimum and number of the repeats; microseconds."""
+    return dict(us=statistics.median(samples) * 1e6, min_us=min(samples) * 1e6, repeats=len(samples))
