@@ -17,7 +17,7 @@ QUIET = $(if $(V),,-qq)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-torch lint format wheel lock cuda-check clean
+.PHONY: help install demo test test-torch lint format wheel lock cuda-check gpu-check clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -58,6 +58,10 @@ format: install ## Apply the formatters
 
 cuda-check: install ## Compile the CUDA kernels, without a GPU, and show what they use; fails if one spills registers
 	@$(BIN)/python csrc/cuda/check.py
+
+STAGES ?=
+gpu-check: install ## Build, prove and measure the CUDA side on this machine's GPU: at most 8 minutes [STAGES=build,tests]
+	@$(BIN)/python benchmarks/gpu/check.py $(if $(STAGES),--stages $(STAGES))
 
 wheel: install ## Build the wheel into dist/
 	@$(PIP) wheel $(QUIET) --no-deps --no-build-isolation --wheel-dir dist .

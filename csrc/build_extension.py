@@ -28,7 +28,7 @@ from setuptools.errors import CompileError
 
 CSRC = Path('csrc')  # relative to setup.py, as setuptools wants it
 TORCH_TARGET_VERSION = (2, 10)
-ARCHITECTURES = ('8.0', '8.6', '8.9', '9.0', '10.0', '12.0+PTX')
+ARCHITECTURES = ('7.5', '8.0', '8.6', '8.9', '9.0', '10.0', '12.0+PTX')
 
 
 def extensions() -> list[Extension]:

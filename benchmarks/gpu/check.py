@@ -270,7 +270,12 @@ def main() -> int:
     parser.add_argument('--stages', help='comma-separated names of those to run (default: all)')
     parser.add_argument('--wheels', type=Path, help='folder of wheels and sources to use, made by wheels.py')
     parser.add_argument('--out', type=Path, default=ROOT / 'work_dirs/gpu_check', help='default: %(default)s')
-    parser.add_argument('--minutes', type=float, default=8, help='limit of the whole (default: %(default)s)')
+    parser.add_argument(
+        '--minutes',
+        type=float,
+        default=8,
+        help='limit of the whole (default: %(default)s); with more, stages have more in proportion: for a slow machine',
+    )
     args = parser.parse_args()
     end = time.monotonic() + args.minutes * 60
     out = args.out.resolve()
@@ -308,7 +313,7 @@ def main() -> int:
             write_report(out, report)
             continue
         (out / stage.result).unlink(missing_ok=True) if stage.result else None
-        running = Running(stage, out, min(stage.seconds, left))
+        running = Running(stage, out, min(stage.seconds * max(args.minutes / 8, 1), left))
         if stage.beside:
             background = running
             continue

@@ -1,0 +1,162 @@
+"""benchmarks/gpu/check.py: stages fail alone and keep to their limits, and the report tells. Figures need a GPU."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+GPU = ROOT / 'benchmarks/gpu'
+sys.path[:0] = [str(GPU), str(ROOT / 'benchmarks')]
+import check  # noqa: E402
+import variants  # noqa: E402
+import wheels  # noqa: E402
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, '-c', code]
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Run the check with some stages in the place of its own: exit code and report."""
+
+    def run(stages, *options):
+        monkeypatch.setattr(check, 'stages', lambda *_: stages)
+        monkeypatch.setattr(check, 'find_gpus', lambda: [])
+        monkeypatch.setattr(sys, 'argv', ['check.py', '--out', str(tmp_path), *options])
+        code = check.main()
+        return code, json.loads((tmp_path / 'gpu-report.json').read_text()), (tmp_path / 'gpu-report.md').read_text()
+
+    return run
+
+
+def test_a_stage_that_fails_or_hangs_does_not_stop_the_next(run, tmp_path):
+    child = tmp_path / 'child'
+    hang = f'import subprocess; subprocess.run(["sh", "-c", "echo $$ > {child}; sleep 60"])'
+    stages = [
+        check.Stage('breaks', 20, python('print("the last words"); raise SystemExit(3)')),
+        check.Stage('hangs', 3, python(hang)),
+        check.Stage('dies', 20, python('import os; os.abort()')),
+        check.Stage('works', 20, python('print("12 passed")')),
+        check.Stage('cannot', 20, ['no such program'], needs='no GPU'),
+    ]
+    start = time.monotonic()
+    code, report, text = run(stages)
+    assert code == 1 and time.monotonic() - start < 20
+    status = {name: stage['status'] for name, stage in report['stages'].items()}
+    assert status == {
+        'breaks': 'exit code 3',
+        'hangs': 'over 3 s',
+        'dies': 'exit code -6',
+        'works': 'passed',
+        'cannot': 'left out: no GPU',
+    }
+    assert 'the last words' in text and '| works | passed |' in text
+    process = Path('/proc', child.read_text().strip(), 'stat')
+    while process.exists() and process.read_text().split()[2] != 'Z':  # Z: dead, not yet collected
+        assert time.monotonic() - start < 40, 'a process of the stage lives on'
+        time.sleep(0.1)
+
+
+def test_figures_of_a_stage_that_ran_out_of_time_are_kept(run, tmp_path):
+    figures = dict(machine='a GPU', size=[800, 1333], images=2, mmcv_kernel=True, steps={'train, fp32': dict(ms=12.34)})
+    code = f'import time; open({str(tmp_path / "model.json")!r}, "w").write({json.dumps(figures)!r}); time.sleep(60)'
+    _, report, text = run([check.Stage('model', 3, python(code), result='model.json')])
+    assert report['stages']['model']['figures'] == figures
+    assert '| train, fp32 | 12.3 |' in text
+
+
+def test_nothing_starts_when_the_time_is_over(run):
+    _, report, _ = run([check.Stage('late', 20, python('print(1)'))], '--minutes', '0.01')
+    assert report['stages']['late']['status'] == 'left out: no time left'
+
+
+def test_stages_by_name(run, capsys):
+    stages = [check.Stage(name, 20, python('print(1)')) for name in ('one', 'two')]
+    assert list(run(stages, '--stages', 'two')[1]['stages']) == ['two']
+    with pytest.raises(SystemExit):
+        run(stages, '--stages', 'three')
+    assert 'the stages are one,two' in capsys.readouterr().err
+
+
+def test_a_stage_beside_another(run):
+    """Compilers of peers run while the tests do; what measures waits for them."""
+    stages = [
+        check.Stage('peers', 20, python('import time; time.sleep(2); print(time.time())'), beside=True),
+        check.Stage('tests', 20, python('import time; print(time.time())')),
+        check.Stage('ops', 20, python('import time; print(time.time())')),
+    ]
+    _, report, _ = run(stages)
+    peers, tests, ops = (float(report['stages'][name]['last_lines'][-1]) for name in ('peers', 'tests', 'ops'))
+    assert tests < peers < ops
+
+
+def test_the_plan_with_and_without_a_gpu(tmp_path):
+    gpu = dict(name='H100', capability='9.0', driver='580')
+    for gpus in ([], [gpu], [gpu, gpu]):
+        plan = {stage.name: stage for stage in check.stages(tmp_path, tmp_path, gpus)}
+        assert list(plan)[:4] == ['build', 'peers', 'tests', 'ops']
+        for stage in plan.values():
+            scripts = [Path(part) for part in map(str, stage.command) if part.endswith('.py')]
+            assert all((ROOT / script).exists() for script in scripts), stage.name
+        assert bool(plan['variants'].needs) == (not gpus)
+        assert plan['build'].environment.get('TORCH_CUDA_ARCH_LIST') == ('9.0' if gpus else None)
+        assert bool(plan['two processes'].needs) == (len(gpus) == 1)
+
+
+def test_the_report_of_all_figures():
+    times = dict(us=10.0, of_copy=0.5, host_us=20.0)
+    ops = dict(
+        machine='H100',
+        copy_gb_per_s=3000.0,
+        attention={'decoder, B=4': {'ours': dict(forward=times, backward=times), 'theirs': dict(error='no D=30')}},
+        losses={'matching_cost': {'ours': times}},
+    )
+    lines = check.ops_section(ops)
+    assert '| ours | 10.0 | 50% | 10.0 | 50% | 20.0 |' in lines
+    assert any('theirs' in line and 'no D=30' in line for line in lines)
+    passes = dict(forward=dict(us=8.0), backward=dict(us=16.0))
+    faster = dict(forward=dict(us=4.0), backward=dict(us=32.0))
+    measured = {'default': {'encoder': passes}, 'blocks 6': {'encoder': faster}, variants.NARROW: {'encoder': faster}}
+    best = variants.best(measured)
+    assert best == {
+        'encoder, backward': 'default: 1.00 times the default',
+        'encoder, forward': 'blocks 6: 2.00 times the default',
+    }
+    assert '| blocks 6 | 4.0, 32.0 |' in check.variants_section(dict(times=measured, best=best))
+
+
+def test_wheels_are_those_of_the_lock_file():
+    lines = wheels.locked(wheels.NEEDED, '3.12')
+    locked = (ROOT / 'requirements/lock.txt').read_text().splitlines()
+    assert len(lines) == len(wheels.NEEDED) and all(any(line in row for row in locked) for line in lines)
+    assert wheels.locked(['shapely'], '3.10') != wheels.locked(['shapely'], '3.12')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('script', ['sanitize', 'ops', 'model'])
+def test_scripts_run_without_a_gpu(script, tmp_path):
+    out = [] if script == 'sanitize' else ['--out', str(tmp_path / 'out.json')]
+    done = subprocess.run([sys.executable, GPU / f'{script}.py', *out], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    if out:
+        figures = json.loads((tmp_path / 'out.json').read_text())
+        text = '\n'.join(check.ops_section(figures) if script == 'ops' else check.model_section(figures))
+        assert 'ms_deform_attn' in text or 'train, fp32' in text
+
+
+@pytest.mark.slow
+def test_every_variant_compiles(tmp_path):
+    import shutil
+
+    if shutil.which('nvcc') is None:
+        pytest.skip('needs nvcc')
+    command = [sys.executable, GPU / 'variants.py', '--out', tmp_path / 'variants.json', '--arch', '90']
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    built = json.loads((tmp_path / 'variants.json').read_text())['built']
+    assert built == [f'{name}, {dtype}' for name, dtype in variants.jobs()]
