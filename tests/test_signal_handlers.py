@@ -167,3 +167,15 @@ def test_one_signal_by_two_ways(data, tmp_path):
 
     assert fork(train, make_config(data, tmp_path), [Do('before_train_iter', 1, twice)]) == EXIT_CODE
     assert list(losses(tmp_path)) == [0, 1]
+
+
+def test_a_checkpoint_that_is_being_written_is_finished(data, tmp_path):
+    """Schedulers that ask again do not cost what they asked for."""
+
+    def ask(runner):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    hooks = [Do('before_train_iter', 1, ask), Do('before_save_checkpoint', 1, ask)]
+    assert fork(train, make_config(data, tmp_path), hooks) == EXIT_CODE
+    assert (tmp_path / 'last_checkpoint').read_text().endswith('interrupted.pth')
+    assert (tmp_path / 'interrupted.pth').is_file() and list(losses(tmp_path)) == [0, 1]

@@ -267,8 +267,8 @@ def parse_args(argv=None):
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--force', action='store_true', help='write into a folder that this tool did not make')
     args = parser.parse_args(argv)
-    if args.size < 64:
-        parser.error(f'--size is {args.size}, expected at least 64: nothing fits into less')
+    if not 64 <= args.size <= 4096:
+        parser.error(f'--size is {args.size}, expected 64 (nothing fits into less) to 4096')
     if args.seed < 0:
         parser.error(f'--seed is {args.seed}, expected 0 or more')
     for split in SPLITS:
@@ -291,7 +291,10 @@ def main(argv=None):
         sys.exit(f'{out_dir} is a file, expected a folder')
     if out_dir.is_dir() and any(out_dir.iterdir()) and not manifest.is_file() and not args.force:
         sys.exit(f'{out_dir} holds files that this tool did not write; choose another folder or add --force')
-    out_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        sys.exit(f'{out_dir} cannot be made: {error.strerror}')
     # an interrupted run leaves finished=False, so that the next one knows the folder as its own and starts again
     manifest.write_text(json.dumps(dict(request, finished=False)))
     cocos = {split: write_split(out_dir, split, request[split], args.size, args.seed) for split in SPLITS}

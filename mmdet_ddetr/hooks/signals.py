@@ -25,8 +25,9 @@ class SignalHook(Hook):
 
     Training ends after the iteration (with gradient accumulation: after the optimizer's step) in which the signal came;
     ``--resume`` goes on with the next one. The checkpoint is ``interrupted.pth`` in the work directory, and
-    ``last_checkpoint`` points to it. A second signal ends the program at once, without a checkpoint; within a second
-    after the first it counts as the same, because launchers pass on what the scheduler sends to every process anyway.
+    ``last_checkpoint`` points to it. A second signal ends the program at once, without a checkpoint, unless that is being
+    written: then it is finished first. Within a second after the first it counts as the same, because launchers pass on
+    what the scheduler sends to every process anyway.
     Processes that are started meanwhile, by a metric or a data set, have the handlers that were there before.
 
     Args:
@@ -79,6 +80,8 @@ class SignalHook(Hook):
 
     def _leave(self, runner, iteration: int) -> None:
         self._done = iteration
+        for number in SIGNALS:  # a scheduler that asks again must not cost the checkpoint that it asked for
+            signal_handlers.install(number, signal_handlers.ignore)
         backend_args = dict(backend='mmdet_ddetr.atomic')
         path = Path(runner.work_dir, INTERRUPTED)
         reason = f'{self.received or "a signal to another process"}: stopped after iteration {iteration}'
