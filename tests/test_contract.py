@@ -14,7 +14,9 @@ from mmdet.structures import DetDataSample
 from mmengine.registry import init_default_scope
 
 from mmdet_ddetr.apis import get_config, list_configs
-from mmdet_ddetr.registry import is_a
+from mmdet_ddetr.datasets.coco import LabelsByName
+from mmdet_ddetr.evaluation.coco_metric import MetricByName
+from mmdet_ddetr.registry import DATASETS, METRICS, is_a
 from mmdet_ddetr.testing import make_batch, shrink, without_download
 
 CONFIGS = list_configs()
@@ -80,7 +82,9 @@ def test_runner_sections(config):
         last = config[f'{section}_dataloader']['dataset']['pipeline'][-1]['type']
         assert getattr(last, '__name__', last).endswith('PackDetInputs')
         assert config[f'{section}_cfg']
-    assert config.val_evaluator.type in ('mmdet_ddetr.CocoMetric', 'mmdet_ddetr.CocoPanopticMetric')
+    assert is_a(config.val_evaluator.type, METRICS, MetricByName)
+    assert is_a(config.train_dataloader.dataset.type, DATASETS, LabelsByName)
+    assert config.train_dataloader.dataset.filter_cfg.get('min_size') == 0
     assert config.default_scope == 'mmdet'
     hooks = config.default_hooks
     assert {'logger', 'checkpoint', 'visualization', 'param_scheduler', 'timer', 'sampler_seed'} <= set(hooks)

@@ -64,6 +64,10 @@ def models():
     )
 
 
+def hooks_of(model):
+    return [[*module._forward_hooks, *module._forward_pre_hooks] for module in model.modules()]
+
+
 def predict(model):
     inputs, samples = make_batch(SHAPES, [1, 1], 3)
     with torch.no_grad():
@@ -151,6 +155,7 @@ def test_recorded_maps_are_those_of_multihead_attention(models):
 def test_results_are_unchanged(models, name):
     """Bit for bit, while recording and afterwards; no hook stays, not even after an error."""
     model = models[name]
+    hooks = hooks_of(model)
 
     def same(results):
         for a, b in zip(before, results, strict=True):
@@ -163,7 +168,7 @@ def test_results_are_unchanged(models, name):
     same(predict(model))
     with pytest.raises(ZeroDivisionError), record(model):
         raise ZeroDivisionError
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert hooks_of(model) == hooks
 
 
 def test_other_models_are_refused():
@@ -625,11 +630,12 @@ def test_hook(checkpoint, workspace, monkeypatch):
     )
     cfg.default_hooks = dict(checkpoint=None)  # nothing but the figures
     runner = Runner.from_cfg(cfg)
+    hooks = hooks_of(runner.model)
     runner.train()
     assert runner.iter == 2
     pictures = sorted(path.name for path in (workspace / 'hooked').rglob('vis_image/*.png'))
     assert pictures == [f'sampling_points_{image}_{iteration}.png' for image in range(3) for iteration in (1, 2)]
-    assert not any(module._forward_pre_hooks for module in runner.model.modules())
+    assert hooks_of(runner.model) == hooks
 
 
 def test_explain_reads_the_image_once(checkpoint, workspace):

@@ -16,7 +16,7 @@ from mmdet_ddetr.datasets import LoadImageFromFile, find_coco_folder
 from mmdet_ddetr.detectors import DeformableDETR
 from mmdet_ddetr.heads import SetHead
 from mmdet_ddetr.layers import OwnLevelDeformAttn
-from mmdet_ddetr.registry import HOOKS, METRICS, MODELS, TASK_UTILS, TRANSFORMS, class_of, is_a, our_class
+from mmdet_ddetr.registry import DATASETS, HOOKS, METRICS, MODELS, TASK_UTILS, TRANSFORMS, class_of, is_a, our_class
 
 NAME = 'deformable-detr-refine-python_lite0_shapes'  # tests/test_contract.py builds, trains a step and predicts with it
 
@@ -65,10 +65,27 @@ def test_levels_of_attentions_follow(attention, levels):
 def test_finetuning_with_it(workspace):
     """Classes and metric of the data, the data set whose errors name the file."""
     config = get_config(NAME)
+    config.train_dataloader.dataset.type = CocoDataset  # mmdet's
     configured = configure(config, find_coco_folder(workspace / 'data/shapes'), ['a', 'b'], length=2, batch_size=2)
-    assert config.train_dataloader.dataset.type is CocoDataset
     assert configured.train_dataloader.dataset.type == 'mmdet_ddetr.CocoDataset'
     assert configured.val_evaluator.classwise and configured.model.bbox_head.num_classes == 2
+
+
+def test_it_runs_what_the_other_configs_run():
+    """Its runtime is written once more, in the other syntax."""
+    ours, text = get_config(NAME), get_config('deformable-detr-refine-twostage_lite0_shapes')
+
+    def flat(hooks, registry):
+        described = {name: {**hook, 'type': class_of(hook['type'], registry)} for name, hook in hooks.items()}
+        return {name: {k: v for k, v in hook.items() if k != '_scope_'} for name, hook in described.items()}
+
+    assert flat(ours.default_hooks, HOOKS) == flat(text.default_hooks, HOOKS)
+    assert ours.env_cfg.to_dict() == text.env_cfg.to_dict()
+    for section in ('train', 'val', 'test'):
+        dataset = [config[f'{section}_dataloader'].dataset for config in (ours, text)]
+        assert class_of(dataset[0].type, DATASETS) is class_of(dataset[1].type, DATASETS)
+        assert dataset[0].get('filter_cfg') == dataset[1].get('filter_cfg')
+    assert class_of(ours.val_evaluator.type, METRICS) is class_of(text.val_evaluator.type, METRICS)
 
 
 @pytest.mark.slow

@@ -5,13 +5,11 @@ from mmengine.config import read_base
 
 with read_base():
     from .._base_.datasets.drawn_shapes import *
+    from .._base_.python_runtime import *
 
-from mmdet.engine.hooks import DetVisualizationHook
 from mmdet.models import ChannelMapper, DetDataPreprocessor
 from mmdet.models.losses import GIoULoss, L1Loss, QualityFocalLoss
 from mmdet.models.task_modules import BBoxL1Cost, FocalLossCost, HungarianAssigner, IoUCost
-from mmdet.visualization import DetLocalVisualizer
-from mmengine.hooks import DistSamplerSeedHook, IterTimerHook, LoggerHook, ParamSchedulerHook
 from mmengine.optim import CosineAnnealingLR, LinearLR, OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, TestLoop, ValLoop
 from torch.optim import AdamW
@@ -19,14 +17,12 @@ from torch.optim import AdamW
 from mmdet_ddetr.backbones import EfficientNetLite
 from mmdet_ddetr.detectors import DeformableDETR
 from mmdet_ddetr.heads import SetHead
-from mmdet_ddetr.hooks import EvaluationTableHook, NonFiniteHook, ResumeHook, SafeCheckpointHook
 from mmdet_ddetr.layers import (
     DeformableDecoderLayer,
     DeformableEncoderLayer,
     MSDeformAttn,
     MultiheadAttention,
 )
-from mmdet_ddetr.visualization import SafeLocalVisBackend
 
 embed_dims = 64
 self_attn = dict(type=MultiheadAttention, embed_dims=embed_dims, num_heads=4, batch_first=True)
@@ -89,6 +85,7 @@ optim_wrapper = dict(
     optimizer=dict(type=AdamW, lr=1e-3, weight_decay=1e-4),
     clip_grad=dict(max_norm=0.1, norm_type=2),
 )
+auto_scale_lr = dict(base_batch_size=8)
 max_epochs = 12
 train_cfg = dict(type=EpochBasedTrainLoop, max_epochs=max_epochs, val_interval=3)
 val_cfg = dict(type=ValLoop)
@@ -99,23 +96,3 @@ param_scheduler = [
         type=CosineAnnealingLR, eta_min_ratio=0.01, by_epoch=True, begin=0, end=max_epochs, convert_to_iter_based=True
     ),
 ]
-
-default_scope = 'mmdet'
-default_hooks = dict(
-    timer=dict(type=IterTimerHook),
-    logger=dict(type=LoggerHook, interval=50),
-    param_scheduler=dict(type=ParamSchedulerHook),
-    sampler_seed=dict(type=DistSamplerSeedHook),
-    checkpoint=dict(type=SafeCheckpointHook, interval=1, max_keep_ckpts=2, save_best='auto'),
-    visualization=dict(type=DetVisualizationHook, draw=False),
-    resume=dict(type=ResumeHook),
-    non_finite=dict(type=NonFiniteHook),
-    evaluation_table=dict(type=EvaluationTableHook),
-)
-vis_backends = [dict(type=SafeLocalVisBackend)]
-visualizer = dict(type=DetLocalVisualizer, vis_backends=vis_backends)
-env_cfg = dict(mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0), dist_cfg=dict(backend='gloo'))
-log_processor = dict(by_epoch=True, window_size=50)
-log_level = 'INFO'
-load_from = None
-resume = False

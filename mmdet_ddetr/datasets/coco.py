@@ -11,7 +11,7 @@ from .careful import CarefulLoading
 from .class_names import Comparison, check, compare, order_categories
 
 
-class ClassesByName:
+class LabelsByName:
     """Label i is the class ``metainfo['classes'][i]``, wherever the file has it.
 
     mmdet numbers labels in the order of the file, while pictures and results take their names from the config: with
@@ -43,10 +43,10 @@ class ClassesByName:
 
 
 @DATASETS.register_module()
-class CocoDataset(ClassesByName, CarefulLoading, MMDetCocoDataset):
+class CocoDataset(LabelsByName, CarefulLoading, MMDetCocoDataset):
     """mmdet's ``CocoDataset``, with labels in the order of the config's classes and the limits of CarefulLoading."""
 
 
 @DATASETS.register_module()
-class CocoPanopticDataset(ClassesByName, CarefulLoading, MMDetCocoPanopticDataset):
+class CocoPanopticDataset(LabelsByName, CarefulLoading, MMDetCocoPanopticDataset):
     """mmdet's ``CocoPanopticDataset``, in the same way."""

@@ -8,7 +8,7 @@ from ..datasets.class_names import order_categories
 from ..registry import METRICS
 
 
-class ClassesByName:
+class MetricByName:
     """Label i is the class ``dataset_meta['classes'][i]``, wherever the annotation file has it.
 
     The partner of :class:`mmdet_ddetr.datasets.CocoDataset`.
@@ -33,7 +33,7 @@ class ClassesByName:
 
 
 @METRICS.register_module()
-class CocoMetric(ClassesByName, MMDetCocoMetric):
+class CocoMetric(MetricByName, MMDetCocoMetric):
     """mmdet's ``CocoMetric``, with labels in the order of the config's classes.
 
     A class that the annotation file lacks counts in no mean. The figures of single classes are right where ids are not
@@ -50,10 +50,10 @@ class CocoMetric(ClassesByName, MMDetCocoMetric):
 
 
 @METRICS.register_module()
-class CocoPanopticMetric(ClassesByName, MMDetCocoPanopticMetric):
+class CocoPanopticMetric(MetricByName, MMDetCocoPanopticMetric):
     """mmdet's ``CocoPanopticMetric``, with labels in the order of the config's classes."""
 
-    @ClassesByName.dataset_meta.setter
+    @MetricByName.dataset_meta.setter
     def dataset_meta(self, meta: dict) -> None:
-        ClassesByName.dataset_meta.fset(self, meta)
+        MetricByName.dataset_meta.fset(self, meta)
         self.categories = self._coco_api and self._coco_api.cats  # in their new order

@@ -11,9 +11,9 @@ from mmengine.runner import BaseLoop
 from torch import nn
 
 from ..datasets.class_names import Comparison, as_tuple, compare, faults_of, listed, read_categories
-from ..datasets.coco import ClassesByName
+from ..datasets.coco import LabelsByName
 from ..datasets.errors import DataError
-from ..evaluation.coco_metric import ClassesByName as MetricByName
+from ..evaluation.coco_metric import MetricByName
 from ..registry import HOOKS
 from ..unwrap import unwrap
 
@@ -99,7 +99,7 @@ def compare_dataset(dataset) -> Comparison:
     classes = _metainfo(dataset).get('classes')
     if classes is None or getattr(dataset, 'return_classes', False):  # classes are texts that the model reads
         return Comparison()
-    if isinstance(dataset, ClassesByName):  # has said the rest when it was loaded
+    if isinstance(dataset, LabelsByName):  # has said the rest when it was loaded
         return Comparison(doubts=dataset.class_names.doubts if dataset.class_names else [])
     if faults := faults_of(classes):
         return Comparison(errors=faults)

@@ -1,10 +1,10 @@
 # The drawings of tools/make_shapes.py, in mmengine's pure-Python syntax.
-from mmdet.datasets import AspectRatioBatchSampler, CocoDataset
+from mmdet.datasets import AspectRatioBatchSampler
 from mmdet.datasets.transforms import LoadAnnotations, PackDetInputs, RandomFlip, Resize
-from mmdet.evaluation import CocoMetric
 from mmengine.dataset import DefaultSampler
 
-from mmdet_ddetr.datasets import LoadImageFromFile
+from mmdet_ddetr.datasets import CocoDataset, LoadImageFromFile
+from mmdet_ddetr.evaluation import CocoMetric
 
 classes = ('circle', 'square', 'triangle', 'star', 'ring')
 data_root = 'data/shapes/'
@@ -32,7 +32,7 @@ train_dataloader = dict(
         ann_file='annotations/train.json',
         data_prefix=dict(img='images/train/'),
         metainfo=dict(classes=classes),
-        filter_cfg=dict(filter_empty_gt=False),
+        filter_cfg=dict(filter_empty_gt=False, min_size=0),
         pipeline=train_pipeline,
     ),
 )
