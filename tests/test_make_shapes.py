@@ -132,7 +132,9 @@ def test_goes_on_after_an_interruption(make_shapes, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ('option', 'value'), [('--size', '32'), ('--size', '100000'), ('--train', '0'), ('--seed', '-1')], ids=lambda text: text.strip('-')
+    ('option', 'value'),
+    [('--size', '32'), ('--size', '100000'), ('--train', '0'), ('--seed', '-1')],
+    ids=lambda text: text.strip('-'),
 )
 def test_bad_arguments(make_shapes, tmp_path, capsys, option, value):
     with pytest.raises(SystemExit):

@@ -25,9 +25,9 @@ class SignalHook(Hook):
 
     Training ends after the iteration (with gradient accumulation: after the optimizer's step) in which the signal came;
     ``--resume`` goes on with the next one. The checkpoint is ``interrupted.pth`` in the work directory, and
-    ``last_checkpoint`` points to it. A second signal ends the program at once, without a checkpoint, unless that is being
-    written: then it is finished first. Within a second after the first it counts as the same, because launchers pass on
-    what the scheduler sends to every process anyway.
+    ``last_checkpoint`` points to it. A second signal ends the program at once, without a checkpoint; one that is being
+    written is finished. Within a second after the first it counts as the same, because launchers pass on what the
+    scheduler sends to every process anyway.
     Processes that are started meanwhile, by a metric or a data set, have the handlers that were there before.
 
     Args:
