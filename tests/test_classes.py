@@ -11,13 +11,14 @@ import torch
 from mmdet.datasets import CocoDataset as MMDetCocoDataset
 from mmdet.datasets import VOCDataset
 from mmdet.evaluation import CocoMetric as MMDetCocoMetric
+from mmengine.config import ConfigDict
 from mmengine.dataset import ConcatDataset, RepeatDataset
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from training_case import make_config, write_data
 
-from mmdet_ddetr.apis.class_names import names_of
 from mmdet_ddetr.apis.class_table import check_classes
+from mmdet_ddetr.apis.inferencer import names_of
 from mmdet_ddetr.apis.runner import make_runner
 from mmdet_ddetr.datasets import CocoDataset, DataError
 from mmdet_ddetr.datasets.class_names import compare, read_categories
@@ -409,10 +410,11 @@ def test_names_of_a_model():
     head, checkpoint = Head(num_classes=2), dict(meta=dict(dataset_meta=dict(classes=('a', 'b'))))
     model = torch.nn.Module()
     model.bbox_head = head
-    written = dict(dataset=dict(metainfo=dict(classes=('c', 'd'))))  # in a RepeatDataset
+    empty = ConfigDict(dataset=dict())
+    written = ConfigDict(dataset=dict(dataset=dict(metainfo=dict(classes=('c', 'd')))))  # in a RepeatDataset
     assert names_of(model, checkpoint, written, coco) == ('a', 'b')
     assert names_of(model, {}, written, coco) == names_of(model, None, written, coco) == ('c', 'd')
-    assert names_of(model, {}, {}, coco) == ('class 0', 'class 1')
+    assert names_of(model, {}, empty, coco) == ('class 0', 'class 1')
     head.num_classes = 80
     assert names_of(model, checkpoint, written, coco) == coco
-    assert names_of(torch.nn.Module(), checkpoint, {}, coco) == ('a', 'b')  # a model with other heads
+    assert names_of(torch.nn.Module(), checkpoint, empty, coco) == ('a', 'b')  # a model with other heads

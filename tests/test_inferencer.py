@@ -1,6 +1,8 @@
 """What DDetrInferencer takes, what it refuses, what it writes, and in which order."""
 
+import io
 import json
+import logging
 from itertools import count
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.logging import MMLogger
 from PIL import Image
 
 from mmdet_ddetr import get_config
@@ -153,6 +156,24 @@ def test_collections(inferencer, image, make):
 def test_refusals(inferencer, image, inputs, message):
     with pytest.raises((ValueError, TypeError, FileNotFoundError), match=message):
         inferencer(inputs(image), batch_size=2)
+
+
+def test_a_good_run_is_quiet(image, tmp_path):
+    """mmengine warns of a registry that mmdet does not have, in every run."""
+    config = get_config('deformable-detr_lite0_shapes')
+    shrink(config.model)
+    console = io.StringIO()
+    handler = logging.StreamHandler(console)
+    handler.setLevel(logging.INFO)
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(handler)
+    try:
+        DDetrInferencer(config, device='cpu', show_progress=False)(image, out_dir=tmp_path)
+        assert console.getvalue() == ''
+        logger.warning('Failed to search registry with scope "mmdet"')  # only while it is built
+        assert 'Failed' in console.getvalue()
+    finally:
+        logger.removeHandler(handler)
 
 
 def test_batch_size_is_checked(inferencer, image):

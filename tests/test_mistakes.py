@@ -12,10 +12,12 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import Registry, build_from_cfg
+from training_case import make_config, write_data
 
 from mmdet_ddetr.apis import mistakes
 from mmdet_ddetr.apis.configs import ConfigError, merge_options, parse_options
 from mmdet_ddetr.apis.console import DEBUG, _is_news
+from mmdet_ddetr.apis.runner import make_runner
 from mmdet_ddetr.checkpoints import CheckpointError
 from mmdet_ddetr.datasets import DataError
 
@@ -62,6 +64,7 @@ def tool(tmp_path, monkeypatch, capfd):
             f'train.py {NAME} --cfg-options {NO_WEIGHTS} train_cfg.max_epoch=1',
             r"takes no argument 'max_epoch'.* max_epo",
         ),
+        (f'train.py {NAME} --cfg-options runner_type=Runer', "runner_type: no runner 'Runer' .* did you mean Runner"),
         (f'train.py {NAME} --cfg-options {NO_WEIGHTS} custom_hooks=X', 'hook should be an instance of Hook or dict'),
         (
             f'train.py {NAME} --cfg-options train_dataloader.dataset.pipeline.9.type=X',
@@ -100,11 +103,20 @@ def test_a_broken_config_names_the_line(tool):
     assert re.search('mine.py cannot be read as a config: .*none.py', tool('train.py', 'mine.py'))
 
 
-def test_debug_shows_the_traceback(tool, monkeypatch):
+@pytest.mark.parametrize(
+    ('arguments', 'error'),
+    [
+        ('convert_checkpoint.py none.pth a.pth', CheckpointError),
+        ('train.py none', ConfigError),
+        (f'train.py {NAME} --cfg-options model.num_queries.a=3', ConfigError),
+        (f'train.py {NAME} --check --cfg-options {NO_WEIGHTS} load_from=none.pth', CheckpointError),
+    ],
+)
+def test_debug_shows_the_traceback(tool, monkeypatch, arguments, error):
     monkeypatch.setenv(DEBUG, '1')
-    monkeypatch.setattr(sys, 'argv', ['convert_checkpoint.py', 'none.pth', 'a.pth'])
-    with pytest.raises(CheckpointError):
-        runpy.run_path(str(TOOLS / 'convert_checkpoint.py'), run_name='__main__')
+    monkeypatch.setattr(sys, 'argv', arguments.split())
+    with pytest.raises(error):
+        runpy.run_path(str(TOOLS / arguments.split()[0]), run_name='__main__')
 
 
 # --- what is told ----------------------------------------------------------------------------------------------------
@@ -200,3 +212,16 @@ def test_details_stay_in_the_log_file():
         'Epoch(train)',
     ):
         assert is_news(text)
+
+
+def test_console_of_a_good_training(tmp_path, capsys):
+    """No detail that mmengine logs in every run, while the log file has them."""
+    write_data(tmp_path / 'data')
+    cfg = make_config(tmp_path / 'data', tmp_path / 'work', {'train_cfg.max_epochs': 1, 'log_level': 'INFO'})
+    runner = make_runner(cfg)
+    runner.train()
+    shown, log = ''.join(capsys.readouterr()), Path(runner.logger.log_file).read_text()
+    assert 'details are in' in shown and 'Epoch(train)' in log
+    for detail in ('System environment:', 'Hooks will be executed', 'Config:'):
+        assert detail in log and detail not in shown
+    assert 'Failed to search registry' not in shown and 'Loads checkpoint by' not in shown + log

@@ -20,14 +20,18 @@ def add_common_arguments(parser):
 
 
 def read_config(name, options=None):
-    """Return the config of that name or path with ``--cfg-options`` merged in; a mistake in it ends the program."""
+    """Return the config of that name or path with ``--cfg-options`` merged in.
+
+    Raises:
+        ConfigError: A mistake in either; :func:`run` shows it.
+    """
     from mmdet_ddetr.apis.configs import ConfigError, get_config, merge_options
 
     try:
         cfg = get_config(name)
-        merge_options(cfg, options or [])
-    except (ConfigError, FileNotFoundError) as error:
-        sys.exit(f'{Path(sys.argv[0]).name}: {error}')
+    except FileNotFoundError as error:
+        raise ConfigError(str(error)) from None
+    merge_options(cfg, options or [])
     return cfg
 
 

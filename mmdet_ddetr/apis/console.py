@@ -4,11 +4,15 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mmengine.logging import MMLogger
 
 DEBUG = 'MMDET_DDETR_DEBUG'  # environment variable: all on the console, and tracebacks instead of sentences
 DETAILS = re.compile(  # the beginnings of what mmengine logs in every run, hundreds of lines
     r'\n-+\nSystem environment:|Config:\n|Hooks will be executed|Distributed training is not used|'
-    r'paramwise_options -- |\S+ is skipped since its requires_grad=False|Loads checkpoint by |'
+    r'paramwise_options -- |\S+ is skipped since its requires_grad=False|'
     r'"(FileClient|HardDiskBackend)" |Failed to search registry with scope "(mmdet|mmdet_ddetr|mmengine)"'
 )
 
@@ -28,6 +32,23 @@ class ReadableLog:
             elif not wants_everything():
                 handler.addFilter(_is_news)
         return logger
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps details off the console where there is no Runner."""
+    handlers = [
+        handler
+        for handler in MMLogger.get_current_instance().handlers
+        if not (wants_everything() or isinstance(handler, logging.FileHandler) or _is_news in handler.filters)
+    ]
+    for handler in handlers:
+        handler.addFilter(_is_news)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(_is_news)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

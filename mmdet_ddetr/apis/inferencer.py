@@ -2,6 +2,8 @@
 
 import json
 import os
+import warnings
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,14 +13,26 @@ from mmdet.datasets.transforms import InferencerLoader
 from mmengine.registry import MODELS
 from rich.progress import track
 
-from ..checkpoints import CheckpointError, adopt, check_fit, convert, describe, load, stored_config, weights_of
+from ..checkpoints import (
+    CheckpointError,
+    adopt,
+    check_exists,
+    check_fit,
+    convert,
+    describe,
+    load,
+    names_in,
+    stored_config,
+    weights_of,
+)
 from ..datasets import DataError, LoadImageFromFile
 from ..registry import TRANSFORMS, our_class
-from .class_names import names_of
 from .configs import find_config, get_config, list_configs
+from .console import quiet
+from .finetune import innermost_dataset
 from .inputs import Picture, file_of, is_url, pictures
 from .outputs import WRITTEN, Names
-from .stored_model import stored_model
+from .stored_model import registered_only, stored_model
 
 READ_AHEAD = 64  # images, to sort them by shape
 READ_AHEAD_BYTES = 2**28  # of them, at most
@@ -55,12 +69,17 @@ class DDetrInferencer(DetInferencer):
     def __init__(self, model=None, weights=None, **kwargs):
         if isinstance(model, str | Path) and not Path(model).is_file():
             model = self._resolve(str(model), weights)
-        if weights is not None and '://' not in str(weights) and not Path(weights).expanduser().exists():
-            raise FileNotFoundError(f'weights: no checkpoint {str(weights)!r}')
+        try:
+            check_exists(weights)
+        except CheckpointError as error:
+            raise FileNotFoundError(f'weights: {error}') from None
         self.names = Names()
-        super().__init__(
-            str(model) if isinstance(model, Path) else model, str(weights) if weights is not None else None, **kwargs
-        )
+        with quiet(), ExitStack() as self._while_built:
+            super().__init__(
+                str(model) if isinstance(model, Path) else model,
+                str(weights) if weights is not None else None,
+                **kwargs,
+            )
 
     @staticmethod
     def _resolve(name, weights):
@@ -90,6 +109,7 @@ class DDetrInferencer(DetInferencer):
             if source is None:
                 raise ValueError(f'model: {weights} holds no config, so give one that fits{self._hint(checkpoint)}')
             cfg.update(stored_model(stored_config.parse(source), weights))
+            self._while_built.enter_context(registered_only(weights))
         if cfg.model.get('pretrained') is not None:
             del cfg.model.pretrained  # the checkpoint has them all
         model = MODELS.build(cfg.model)
@@ -119,9 +139,11 @@ class DDetrInferencer(DetInferencer):
                     f'weights: {self._weights}: {error}. Pass the config the checkpoint was trained with, or no model '
                     'at all'
                 ) from None
-        super()._load_weights_to_model(model, checkpoint, cfg)
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', 'palette does not exist')  # random colours are no news
+            super()._load_weights_to_model(model, checkpoint, cfg)
         meta = model.dataset_meta
-        meta['classes'] = names_of(model, checkpoint, cfg.test_dataloader.dataset, meta['classes'])
+        meta['classes'] = names_of(model, checkpoint, cfg.test_dataloader, meta['classes'])
 
     def _init_pipeline(self, cfg):
         """mmdet's, which reads files by this package's loader: every format and orientation, errors with a name."""
@@ -320,3 +342,20 @@ class DDetrInferencer(DetInferencer):
         if print_result:
             print(results)
         return dict(results, visualization=visualization)
+
+
+def names_of(model, checkpoint, loader, default):
+    """The names of a model's classes: the checkpoint's, else the config's, and never those of other classes.
+
+    Args:
+        checkpoint (dict | None): That the model was loaded from.
+        loader (dict): Config of a data loader, whose ``dataset.metainfo`` may name the classes.
+        default (Sequence[str]): COCO's, where nobody names any and their number fits; else each class is called by its
+            label.
+    """
+    number = getattr(getattr(model, 'bbox_head', None), 'num_classes', None)
+    written = (innermost_dataset(loader).get('metainfo') or {}).get('classes')
+    for names in (names_in(checkpoint or {}), written, default):
+        if names and not isinstance(names, str) and number in (None, len(names)):
+            return names
+    return tuple(f'class {label}' for label in range(number))

@@ -23,8 +23,10 @@ from mmengine.registry import Registry, build_from_cfg
 from ..checkpoints import CheckpointError
 from ..datasets import DataError
 from ..hooks.errors import StartError
+from .configs import ConfigError
 from .console import DEBUG, wants_everything
 
+SENTENCES = (CheckpointError, ConfigError, DataError, StartError)  # their message says what to mend
 NOT_REGISTERED = re.compile(r"'?(\S+) is not in the (\S+)::(.+?) registry")
 UNEXPECTED = re.compile(r"got an unexpected keyword argument '(\w+)'")
 MISSING = re.compile(r'missing \d+ required (?:positional|keyword-only) arguments?: (.+)')
@@ -40,14 +42,14 @@ def end(error: Exception, *known: type[Exception]) -> NoReturn:
     sentence = None if wants_everything() else explain(error)
     if sentence is None and (wants_everything() or not isinstance(error, known)):
         raise error
-    where = '' if isinstance(error, (CheckpointError, DataError, StartError, *known)) else _keep_traceback(error)
+    where = '' if isinstance(error, (*SENTENCES, *known)) else _keep_traceback(error)
     sys.exit(f'{Path(sys.argv[0]).name}: {sentence or error}{where}')
 
 
 def explain(error: Exception) -> str | None:
     """What to mend, or None where that is not known."""
     text = str(error).strip()
-    if isinstance(error, CheckpointError | DataError | StartError):
+    if isinstance(error, SENTENCES):
         if FROM_WORKER.match(text):  # wrapped in the traceback of a worker of the data loader
             text = text.rpartition(f'{type(error).__name__}: ')[2]
         return text

@@ -13,7 +13,7 @@ class Names:
     """A name in each folder for each image: always the same for the same file, never that of another."""
 
     def __init__(self):
-        self._names = {}  # folder: {file: name}
+        self._names = {}  # folder: ({file: name}, {every name, case folded})
 
     def of(self, path: str | None, folder: str) -> str:
         """The name of what is written about an image, without suffix.

@@ -2,10 +2,13 @@
 
 Plain values are not harmless yet: mmengine's registries take ``os.system`` for a type and call it, and some of mmdet's
 and mmcv's own types evaluate a string, run another config or download files. So the config is cut down to what
-prediction needs, every type in it has to be registered, and the few that do more than compute are refused.
+prediction needs, every type in it has to be registered, the few that do more than compute are refused, and while it is
+built, mmengine looks nowhere but in its registries.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
 
 import mmcv.ops
 from mmengine.config import ConfigDict
@@ -19,8 +22,11 @@ from ..registry import TRANSFORMS as OUR_TRANSFORMS
 
 DEFAULT_SCOPES = ('mmdet', 'mmengine')  # where mmengine looks for a name without one
 PACKAGES = ('mmdet_ddetr', 'mmdet', 'mmengine', 'mmcv', 'torch')
-# Not registered, but words of mmdet's own; of those for NMS, mmcv evaluates the name.
-WORDS = ('nms', 'soft_nms', 'nms_match', 'conv', 'last_conv', 'interpolation_conv', 'offset', 'dilation')
+# Not registered, but words of mmdet's own, and only where it expects them; of those for NMS, mmcv evaluates the name.
+NMS, CONV = ('nms', 'soft_nms', 'nms_match'), ('conv', 'last_conv', 'interpolation_conv')
+WORDS = {'nms': NMS, 'dqs_cfg': NMS, 'adapt_cfg': ('offset', 'dilation')}
+WORDS |= {f'{way}_trans': CONV for way in ('same_up', 'same_down', 'output')}
+WORDS |= {f'across_{way}_trans': CONV for way in ('lateral', 'down', 'up', 'skip')}
 # They evaluate strings, run a config, download from a hub or read other files.
 MORE_THAN_COMPUTE = {
     'ATSSVLFusionHead',
@@ -57,6 +63,7 @@ def stored_model(config: dict, source: str) -> ConfigDict:
         raise CheckpointError(f'{source} holds a config without model or test pipeline: pass the config as `model`')
     _import_registered()
     try:
+        _vetted_type(model.get('type'), (MODELS,))
         return ConfigDict(
             default_scope='mmdet',
             model=_vetted(model, (MODELS, TASK_UTILS)),
@@ -66,10 +73,36 @@ def stored_model(config: dict, source: str) -> ConfigDict:
             visualizer=dict(type='mmdet.DetLocalVisualizer'),
         )
     except (CheckpointError, RecursionError) as error:
-        raise CheckpointError(
-            f'the config in {source} is refused: {error}. If you trust it, import what registers its types, or write '
-            'it to a file and pass that as `model`'
-        ) from None
+        raise _refusal(error, source) from None
+
+
+@contextmanager
+def registered_only(source: str) -> Iterator[None]:
+    """While something is built in this context, no registry of mmengine imports a module to find a type in.
+
+    A registry imports ``./HungarianAssigner.py`` for that name, where another registry than its own has it.
+
+    Args:
+        source: the checkpoint whose config is built, for messages.
+
+    Raises:
+        CheckpointError: something was not built, as a type was in none of the registries that it was looked for in.
+    """
+    missing = []
+    with mock.patch('mmengine.registry.registry.get_object_from_string', missing.append):
+        try:
+            yield
+        except Exception as error:
+            if missing:
+                raise _refusal(f'type {missing[-1]!r} is not registered for where it stands', source) from error
+            raise
+
+
+def _refusal(reason: object, source: str) -> CheckpointError:
+    return CheckpointError(
+        f'the config in {source} is refused: {reason}. If you trust it, import what registers its types, or write '
+        'it to a file and pass that as `model`'
+    )
 
 
 def _import_registered() -> None:
@@ -81,14 +114,18 @@ def _import_registered() -> None:
         getattr(mmdet.registry, name).import_from_location()
 
 
-def _vetted(value, roots: tuple[Registry, ...]):
-    """A copy without what is left out, in which every type is the name of something registered."""
+def _vetted(value, roots: tuple[Registry, ...], key: str | None = None):
+    """A copy without what is left out, in which every type is the name of something registered.
+
+    Args:
+        key: that the value has in the dict around it.
+    """
     if isinstance(value, dict):
         scope = value.get('_scope_')
         if scope is not None and scope not in {registry.scope for root in roots for registry in _tree(root)}:
             raise CheckpointError(f'no registry has the scope {scope!r}')
-        kept = {key: _vetted(item, roots) for key, item in value.items() if key not in LEFT_OUT}
-        if 'type' in value:
+        kept = {name: _vetted(item, roots, name) for name, item in value.items() if name not in LEFT_OUT}
+        if 'type' in value and value['type'] not in WORDS.get(key, ()):
             kept['type'] = _vetted_type(value['type'], roots)
         return kept
     if isinstance(value, list | tuple):
@@ -99,8 +136,6 @@ def _vetted(value, roots: tuple[Registry, ...]):
 def _vetted_type(name, roots: tuple[Registry, ...]) -> str:
     if not isinstance(name, str):
         raise CheckpointError(f'{name!r} is no name of a type')
-    if name in WORDS:
-        return name
     found, name = _find(name, roots)
     if isinstance(found, type) and any(cls.__name__ in MORE_THAN_COMPUTE for cls in found.__mro__):
         raise CheckpointError(f'type {name!r} reads other files or evaluates its arguments')

@@ -23,7 +23,8 @@ KINDS = {  # by the first bytes
     b'version https://git-lfs': 'only a pointer of Git LFS: get the file itself with `git lfs pull`',
 }
 WEB_PAGE = re.compile(rb'\s*<(!doctype html|html)', re.IGNORECASE)
-PICKLE_BYTES = 2**26  # of a pickle that are looked at
+PICKLE_BYTES = 2**22  # of a file that are looked at
+PICKLES = 10  # likewise; files from before torch 1.6 have five
 
 
 def kind_of(path: Path) -> str | None:
@@ -78,11 +79,11 @@ def _not_allowed(names: set[tuple[str, str]]) -> list[str]:
 
 
 def _globals(data: bytes) -> Iterator[tuple[str, str]]:
-    position = 0
-    while position < len(data):
-        strings, memo, end = [], {}, None
+    stream = io.BytesIO(data)
+    for _ in range(PICKLES):
+        strings, memo = [], {}
         try:
-            for opcode, argument, at in pickletools.genops(data[position:]):
+            for opcode, argument, _ in pickletools.genops(stream):  # leaves the stream behind the pickle
                 match opcode.name:
                     case 'GLOBAL' | 'INST':
                         yield tuple(argument.split(' ', 1))
@@ -94,10 +95,7 @@ def _globals(data: bytes) -> Iterator[tuple[str, str]]:
                         memo[int(argument)] = strings[-1] if strings else ''
                     case 'BINGET' | 'LONG_BINGET' | 'GET':
                         strings.append(memo.get(int(argument), ''))
-                    case 'STOP':
-                        end = at + 1
                 if isinstance(argument, str):
                     strings.append(argument)
         except Exception:  # noqa: BLE001  not a pickle from here on
             return
-        position += end

@@ -38,16 +38,14 @@ class FitCheckpointHook(Hook):
                 with its classes in another order.
         """
         names, classes = names_in(checkpoint), classes_of(runner)
-        if runner._resume:
-            check_resumed_classes(names, classes)
-            return
-        if isinstance(runner.model, FullyShardedDataParallel):
-            return
         is_training = isinstance(runner._train_loop, BaseLoop)  # a test leaves it a config
         try:
-            self._fit(checkpoint, unwrap(runner.model), classes, is_training)
+            if runner._resume:
+                check_resumed_classes(names, classes)
+            elif not isinstance(runner.model, FullyShardedDataParallel):
+                self._fit(checkpoint, unwrap(runner.model), classes, is_training)
         except CheckpointError as error:
-            raise CheckpointError(f'{runner._load_from}: {error}') from None
+            raise CheckpointError(f'{runner._load_from or "the checkpoint"}: {error}') from None
 
     def _fit(self, checkpoint: dict, model: nn.Module, classes: list[str] | None, is_training: bool) -> None:
         checkpoint.update(adopt(checkpoint, model))

@@ -9,6 +9,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 from torch.utils.data import BatchSampler, DataLoader
 
+from ..checkpoints import CheckpointError
 from ..datasets.seeded import MODEL, seed_generators, seed_loader
 from ..files import write_if_possible
 from ..registry import HOOKS
@@ -56,8 +57,12 @@ class ResumeHook(Hook):
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         if runner._resume:
-            check_resumable(checkpoint, runner._load_from or 'the checkpoint')
-            reconcile(runner, checkpoint, self.schedule)
+            source = runner._load_from or 'the checkpoint'
+            check_resumable(checkpoint, source)
+            try:
+                reconcile(runner, checkpoint, self.schedule)
+            except CheckpointError as error:
+                raise CheckpointError(f'{source}: {error}') from None
 
     def before_train(self, runner) -> None:
         self.training = True

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import pickle
+import pickletools
 import re
 import sys
 import threading
@@ -36,6 +37,7 @@ from mmdet_ddetr.apis.stored_model import (
 )
 from mmdet_ddetr.checkpoints import CheckpointError, load, load_checkpoint, stored_config
 from mmdet_ddetr.checkpoints.files import read_class_names
+from mmdet_ddetr.registry import MODELS as OUR_MODELS
 
 PACKAGE = Path(mmdet_ddetr.__file__).parent
 NAME = 'deformable-detr_lite0_shapes'
@@ -148,6 +150,23 @@ def test_a_page_instead_of_a_checkpoint_is_not_kept(served):
         load(f'{address}/b.pth')
 
 
+def test_torchvisions_weights_without_torchvision(tmp_path, monkeypatch):
+    """mmengine ships their addresses; where it does not know a name, the remedy is said."""
+    asked = []
+
+    def download(url, path, progress):
+        asked.append(url)
+        torch.save({'a': torch.ones(1)}, path)
+
+    monkeypatch.setitem(sys.modules, 'torchvision', None)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
+    assert CheckpointLoader.load_checkpoint('torchvision://resnet50')['a'] == 1
+    assert asked == ['https://download.pytorch.org/models/resnet50-0676ba61.pth']
+    with pytest.raises(CheckpointError, match='torchvision://resnet5 needs torchvision .*pip install torchvision'):
+        CheckpointLoader.load_checkpoint('torchvision://resnet5')
+
+
 # --- what is not a checkpoint -----------------------------------------------------------------------------------------
 
 
@@ -194,6 +213,16 @@ def test_one_sentence_that_names_the_file(tmp_path, name, content, reason):
     with pytest.raises(CheckpointError, match=f'{path}.*{reason}') as info:
         load_checkpoint(path)
     assert '\n' not in str(info.value)
+
+
+def test_a_file_of_a_million_pickles(tmp_path, monkeypatch):
+    """Each costs a single byte; only the first few are looked at."""
+    looked_at, genops = [], pickletools.genops
+    monkeypatch.setattr(pickletools, 'genops', lambda stream: looked_at.append(1) or genops(stream))
+    (tmp_path / 'a.pth').write_bytes(b'.' * 2_000_000)
+    with pytest.raises(CheckpointError, match='a.pth'):
+        load(tmp_path / 'a.pth')
+    assert 1 < len(looked_at) <= 10
 
 
 def test_folders_and_devices(tmp_path):
@@ -285,6 +314,13 @@ def put(config, path, value):
     config[int(last) if last.isdigit() else last] = value
 
 
+@pytest.fixture(scope='module')
+def weights(shapes):
+    return OUR_MODELS.build(
+        copy.deepcopy(shapes['model'] | {'backbone': shapes['model']['backbone'] | {'init_cfg': None}})
+    ).state_dict()
+
+
 PROGRAM = '__import__("os").system("touch {}")'
 
 
@@ -318,6 +354,42 @@ def test_a_stored_config_runs_nothing(tmp_path, config, path, value):
     with pytest.raises(CheckpointError, match=f'{weights}'):
         DDetrInferencer(weights=weights, device='cpu')
     assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ('path', 'value'),
+    [
+        ('model', dict(type='dilation')),  # a word of mmdet's in another place
+        ('model.backbone', dict(type='nms')),
+        ('model', dict(type='HungarianAssigner')),  # of another registry than the one that it is looked for in
+        ('model.backbone', dict(type='HungarianAssigner')),
+        ('model.bbox_head.loss_cls', dict(type='AnchorGenerator')),
+        ('test_dataloader.dataset.pipeline.1', dict(type='PackDetInputs', _scope_='mmengine')),
+    ],
+)
+def test_a_stored_config_imports_nothing(tmp_path, monkeypatch, config, weights, path, value):
+    """Neither of the current folder nor of the path, though mmengine tries every name that a registry does not have."""
+    trace, module = tmp_path / 'trace', tmp_path / f'{value["type"]}.py'
+    module.write_text(f'open({str(trace)!r}, "w")')
+    monkeypatch.syspath_prepend(tmp_path)
+    put(config, path, value)
+    source = ''.join(f'{name} = {part!r}\n' for name, part in config.items())
+    torch.save(dict(state_dict=weights, meta=dict(cfg=source)), tmp_path / 'epoch_1.pth')
+    with pytest.raises(CheckpointError, match='epoch_1.pth is refused: .*registered'):
+        DDetrInferencer(weights=tmp_path / 'epoch_1.pth', device='cpu')
+    assert not trace.exists()
+
+
+def test_words_of_mmdet(config):
+    """They stay where mmdet expects them."""
+    words = dict(
+        test_cfg=dict(rpn=dict(nms=dict(type='nms')), rcnn=dict(nms=dict(type='soft_nms'))),
+        neck=dict(type='mmdet.FPG', output_trans=dict(type='last_conv'), across_up_trans=dict(type='conv')),
+        rpn_head=dict(type='mmdet.StageCascadeRPNHead', adapt_cfg=dict(type='dilation', dilation=3)),
+    )
+    config['model'].update(words)
+    kept = stored_model(config, 'a.pth').model
+    assert {name: kept[name] for name in words} == words
 
 
 def test_a_stored_config_keeps_what_prediction_needs(config):
