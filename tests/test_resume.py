@@ -5,8 +5,6 @@ import json
 import os
 import shutil
 import socket
-import threading
-import time
 from pathlib import Path
 
 import psutil
@@ -290,8 +288,12 @@ def test_differences_of_the_config():
 # ---------------------------------------------------------------------------- the lock
 
 
-def lock(folder, **changes):
-    made = WorkDirLock(folder, beat=0.05, patience=4)
+def not_needed(seconds):
+    raise AssertionError('waits for a sign of life')
+
+
+def lock(folder, sleep=not_needed, **changes):
+    made = WorkDirLock(folder, beat=0.05, patience=4, sleep=sleep)
     made.owner.update(changes)
     return made
 
@@ -336,10 +338,23 @@ def leave(folder, **changes):
 
 
 def test_lock_of_a_killed_training(tmp_path):
-    old = leave(tmp_path)
-    start = time.monotonic()
+    old = leave(tmp_path)  # nobody waits on the same machine
     assert f'was left by a training that is gone (process {old["pid"]}' in lock(tmp_path).acquire()
-    assert time.monotonic() - start < 0.1  # nobody waits on the same machine
+
+
+@pytest.mark.parametrize('stale', [False, True])
+def test_lock_taken_between_look_and_write(stale, tmp_path, monkeypatch):
+    """B reads, A acquires, B writes: B is refused, and the folder stays A's."""
+    if stale:
+        leave(tmp_path)
+    a, b = lock(tmp_path), lock(tmp_path)
+    seen = b._read()
+    a.acquire()
+    monkeypatch.setattr(b, '_read', lambda: seen)
+    with pytest.raises(WorkDirInUseError):
+        b.acquire()
+    assert json.loads(a.path.read_text()) == a.owner
+    assert list(tmp_path.iterdir()) == [a.path]
 
 
 def test_lock_of_a_number_that_another_process_has_now(tmp_path):
@@ -365,19 +380,20 @@ def take(folder):
 def test_lock_of_another_machine(alive, tmp_path):
     """Process numbers mean nothing; the file is touched as long as the training lives."""
     leave(tmp_path, host='node7')
-    stop = threading.Event()
+    waits = []
 
-    def live():
-        while not stop.wait(0.05):
-            os.utime(tmp_path / 'training.lock')
+    def sleep(seconds):
+        waits.append(seconds)
+        if alive and len(waits) == 3:
+            os.utime(tmp_path / 'training.lock', (0, 0))
 
+    mine = lock(tmp_path, sleep)
     if alive:
-        threading.Thread(target=live, daemon=True).start()
         with pytest.raises(WorkDirInUseError, match='on node7'):
-            lock(tmp_path).acquire()
-        stop.set()
+            mine.acquire()
     else:
-        assert 'was left' in lock(tmp_path).acquire()
+        assert 'was left' in mine.acquire()
+    assert waits == [0.05] * (3 if alive else 4)
 
 
 @pytest.mark.parametrize('content', ['', 'garbage', '[]', '{}', '{"pid": "x"}'])

@@ -4,15 +4,15 @@ import multiprocessing
 import os
 import signal
 import subprocess
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 from torch.utils.data import DataLoader, Dataset
 from training_case import Do, fork, losses, make_config, train, write_data
 
-from mmdet_ddetr.hooks import signal_handlers
+from mmdet_ddetr.hooks import signal_handlers, signals
 from mmdet_ddetr.hooks.signals import EXIT_CODE, _LeaveSignalsToParent
 
 
@@ -162,7 +162,7 @@ def test_one_signal_by_two_ways(data, tmp_path):
 
     def twice(runner):
         me, number = os.getpid(), signal.SIGTERM
-        threading.Timer(0.3, os.kill, (me, number)).start()
+        signals.time = SimpleNamespace(sleep=lambda seconds: os.kill(me, number))  # while it waits for the other ways
         os.kill(me, number)
 
     assert fork(train, make_config(data, tmp_path), [Do('before_train_iter', 1, twice)]) == EXIT_CODE

@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,7 +13,6 @@ import psutil
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 
-from ..files import write_atomically
 from ..registry import HOOKS
 from .errors import WorkDirInUseError
 
@@ -67,12 +67,17 @@ class WorkDirLockHook(Hook):
 
 
 class WorkDirLock:
-    """A file that says who works in a folder; see :class:`WorkDirLockHook`."""
+    """A file that says who works in a folder; see :class:`WorkDirLockHook`.
 
-    def __init__(self, folder: Path, beat: float, patience: int):
+    Args:
+        sleep: waits for so many seconds, for a sign of life from another machine.
+    """
+
+    def __init__(self, folder: Path, beat: float, patience: int, sleep: Callable[[float], None] = time.sleep):
         self.path = folder / FILE
-        self.beat, self.patience = beat, patience
+        self.beat, self.patience, self.sleep = beat, patience, sleep
         self.owner = {**_this_process(), 'folder': folder.stat().st_ino, 'token': uuid.uuid4().hex}
+        self._own = folder / f'{FILE}.{self.owner["token"]}'  # a name that nobody else uses
         self._released = threading.Event()
 
     def acquire(self) -> str:
@@ -83,16 +88,11 @@ class WorkDirLock:
             OSError: the file cannot be written.
         """
         other = self._read()
-        if other is not None and self._lives(other):
-            raise WorkDirInUseError(
-                f'{self.path.parent} is in use by another training (process {other.get("pid")} on {other.get("host")}, '
-                f'since {other.get("since")}): end that one, or take another --work-dir'
-            )
-        write_atomically(self.path, json.dumps(self.owner, indent=1).encode())
-        if (self._read() or {}).get('token') != self.owner['token']:  # both found a stale one at the same moment
-            raise WorkDirInUseError(
-                f'{self.path.parent} was taken by another training just now: take another --work-dir'
-            )
+        if other is not None:
+            if self._lives(other):
+                raise self._in_use(other)
+            self._remove(other)
+        self._create()
         _taken.add((self.owner['pid'], self.owner['token']))
         atexit.register(self.release)
         threading.Thread(target=self._keep_alive, daemon=True).start()
@@ -107,15 +107,39 @@ class WorkDirLock:
         if os.getpid() == self.owner['pid'] and (self._read() or {}).get('token') == self.owner['token']:
             self.path.unlink(missing_ok=True)
 
-    def _read(self) -> dict | None:
-        """What is in the file; an empty dict if that is no lock, None without a file."""
+    def _create(self) -> None:
+        """Write the file as a whole, unless there is one: of several who try at once, one succeeds."""
         try:
-            content = json.loads(self.path.read_text())
+            self._own.write_text(json.dumps(self.owner, indent=1))
+            os.link(self._own, self.path)
+        except FileExistsError:
+            raise self._in_use(self._read() or {}) from None
+        finally:
+            self._own.unlink(missing_ok=True)
+
+    def _remove(self, stale: dict) -> None:
+        """Remove the file of a training that is gone, and no other: another may have taken the folder meanwhile."""
+        try:
+            os.rename(self.path, self._own)  # of several who try at once, one succeeds
         except FileNotFoundError:
-            return None
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return content if isinstance(content, dict) else {}
+            return
+        try:
+            found = _content(self._own)
+            if found != stale:
+                with suppress(FileExistsError):
+                    os.link(self._own, self.path)
+                raise self._in_use(found or {})
+        finally:
+            self._own.unlink(missing_ok=True)
+
+    def _in_use(self, other: dict) -> WorkDirInUseError:
+        return WorkDirInUseError(
+            f'{self.path.parent} is in use by another training (process {other.get("pid")} on {other.get("host")}, '
+            f'since {other.get("since")}): end that one, or take another --work-dir'
+        )
+
+    def _read(self) -> dict | None:
+        return _content(self.path)
 
     def _lives(self, other: dict) -> bool:
         if not other or other.get('folder') != self.owner['folder']:  # of the folder that this one is a copy of
@@ -131,7 +155,7 @@ class WorkDirLock:
                 return True
         before = self._touched()
         for _ in range(self.patience):
-            time.sleep(self.beat)
+            self.sleep(self.beat)
             if self._touched() != before:
                 return True
         return False
@@ -148,6 +172,17 @@ class WorkDirLock:
         while not self._released.wait(self.beat):
             with suppress(OSError):
                 os.utime(self.path)
+
+
+def _content(path: Path) -> dict | None:
+    """What is in the file; an empty dict if that is no lock, None without a file."""
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _this_process() -> dict:
