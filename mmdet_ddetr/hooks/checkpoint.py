@@ -8,7 +8,7 @@ from mmengine.hooks import CheckpointHook
 
 from ..files import remove_unfinished, write_atomically
 from ..registry import HOOKS
-from .figures import advice, check_names, main_figure, numbers, rule_of
+from .metric_names import advice, check_names, main_figure, numbers, rule_of
 
 
 @HOOKS.register_module()

@@ -12,7 +12,7 @@ from mmengine.hooks import Hook
 
 from ..files import write_if_possible
 from ..registry import HOOKS
-from .figures import COLUMNS, numbers, split
+from .metric_names import COLUMNS, numbers, split
 
 FOLDER = 'evaluation'  # in the work directory
 

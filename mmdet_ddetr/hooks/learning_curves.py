@@ -8,7 +8,7 @@ from mmengine.hooks import Hook
 
 from ..files import write_if_possible
 from ..registry import HOOKS
-from .figures import numbers
+from .metric_names import numbers
 
 LOSSES = 'curve/losses'
 METRICS = 'curve/metrics'

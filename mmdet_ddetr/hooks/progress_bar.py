@@ -10,7 +10,7 @@ from mmengine.runner import EpochBasedTrainLoop
 from tqdm import tqdm
 
 from ..registry import HOOKS
-from .figures import main_figure, numbers, split
+from .metric_names import main_figure, numbers, split
 
 
 @HOOKS.register_module()

@@ -21,7 +21,7 @@ from training_case import CLASSES, Do, fork, losses, make_config, train, write_d
 from mmdet_ddetr import evaluation
 from mmdet_ddetr.hooks import StartError
 from mmdet_ddetr.hooks.evaluation_table import _ClassTables, make_table
-from mmdet_ddetr.hooks.figures import check_names, main_figure, numbers, rule_of, split
+from mmdet_ddetr.hooks.metric_names import check_names, main_figure, numbers, rule_of, split
 
 COCO = [f'bbox_{item}' for item in ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')]
 
@@ -110,11 +110,22 @@ def test_check_names(tmp_path):
     class Own(BaseMetric):
         process = compute_metrics = None
 
+    class More(CocoMetric):
+        def compute_metrics(self, results):
+            return {**super().compute_metrics(results), 'bbox_mAP_90': 0.5}
+
+    class AsEver(CocoMetric):
+        pass
+
+    more, as_ever = (kind(ann_file=str(tmp_path / 'annotations.json')) for kind in (More, AsEver))
+
     for names, evaluator, certain in [
         (['auto'], Evaluator([coco()]), []),
         (['coco/segm_mAP_50'], Evaluator([coco(metric=['bbox', 'segm'])]), ['coco/segm_mAP_50']),
         (['cells/AR@100'], Evaluator([coco(metric='proposal', prefix='cells')]), ['cells/AR@100']),
         (['whatever'], Evaluator([coco(), Own()]), []),
+        (['coco/bbox_mAP_90'], Evaluator([more]), []),
+        (['coco/bbox_mAP'], Evaluator([as_ever]), ['coco/bbox_mAP']),
         (['pascal_voc/AP50', 'coco/bbox_mAP'], Evaluator([VOCMetric(), coco()]), ['coco/bbox_mAP']),
         (['b/coco/bbox_mAP'], MultiDatasetsEvaluator([coco(), coco()], ['a', 'b']), ['b/coco/bbox_mAP']),
     ]:
@@ -122,6 +133,7 @@ def test_check_names(tmp_path):
     warning = "save_best is 'coco/bbox_mAP'; the evaluation has pascal_voc/...; or take 'auto'"
     assert check_names(['coco/bbox_mAP'], Evaluator([VOCMetric()])) == ([], warning)
     for names, evaluator, complaint in [
+        (['coco/bbox_map'], Evaluator([as_ever]), "Did you mean 'coco/bbox_mAP'?"),
         (['coco/bbox_map'], Evaluator([ours]), "Did you mean 'coco/bbox_mAP'?"),
         (['coco/bbox_mAp'], Evaluator([coco()]), "save_best is 'coco/bbox_mAp'.*Did you mean 'coco/bbox_mAP'?"),
         (['coco/bbox_mAP'], Evaluator([coco(prefix='cells')]), 'cells/bbox_mAP, .*Did you mean'),

@@ -1,18 +1,22 @@
-"""Figures of an evaluation, by any metric: their names, which of them counts most and which way is better."""
+"""Names of an evaluation's figures, by any metric: which of them counts most and which way is better."""
 
 import difflib
 import re
 from collections.abc import Iterable, Mapping
 
-from mmdet.evaluation import CocoMetric, CocoOccludedSeparatedMetric
+from mmdet.evaluation import CocoMetric
 from mmengine.evaluator import Evaluator
 
+from .. import evaluation
 from .errors import StartError
 
 # The first that a key matches is followed where none is named: panoptic quality, AP of boxes, of masks, AP, AP at one
 # IoU, recall. Of several that match, the first counts; where none matches, the first figure of all.
 MAIN = (r'(^|/)PQ$', r'(^|/|_)bbox_m?AP$', r'(^|/|_)segm_m?AP$', r'(^|[/_])m?AP$', r'AP_?@?(50|0\.5)$', r'(^|/)AR@')
 LESS = re.compile(r'(^|[_@ -])(loss|err|error|mae|mse|rmse|nll|ece|fid|m?mr)([_@ -]|$)', re.IGNORECASE)
+
+# What gives the figures of _coco_keys and no others; a subclass with its own may add some.
+COCO = (CocoMetric.compute_metrics, evaluation.CocoMetric.compute_metrics)
 
 COLUMNS = {'mAP': 'AP', 'mAP_50': 'AP50', 'mAP_75': 'AP75', 'mAP_s': 'APs', 'mAP_m': 'APm', 'mAP_l': 'APl'}
 
@@ -65,7 +69,7 @@ def check_names(names: list[str], evaluator: Evaluator) -> tuple[list[str], str]
     known, open_prefixes = [], []
     for metric, name in zip(evaluator.metrics, sets):
         prefix = ''.join(f'{part}/' for part in (name, metric.prefix) if part)
-        if isinstance(metric, CocoMetric) and not isinstance(metric, CocoOccludedSeparatedMetric):  # adds its own
+        if type(metric).compute_metrics in COCO:
             known += [prefix + key for key in _coco_keys(metric)]
         else:
             open_prefixes.append(prefix)
