@@ -481,3 +481,20 @@ def test_runtime_config_is_the_one_tested():
     hooks = Config.fromfile(Path(__file__).parents[1] / 'configs/_base_/detr_runtime.py').default_hooks
     ours = {hook.type.split('.')[1] for hook in hooks.values() if hook.type.startswith('mmdet_ddetr.')}
     assert {'SafeCheckpointHook', 'ResumeHook', 'SignalHook', 'NonFiniteHook', 'MemoryHook'} <= ours
+
+
+def test_a_stored_best_checkpoint_is_taken_for_its_name_alone(tmp_path):
+    """What a checkpoint calls its best is removed for a better one: never what is no checkpoint of the folder."""
+    from types import SimpleNamespace
+
+    from mmengine.logging import MessageHub
+
+    from mmdet_ddetr.hooks import SafeCheckpointHook
+
+    hook, hub = SafeCheckpointHook(), MessageHub('stored')
+    best = dict(best_ckpt='..', best_ckpt_a='/', best_ckpt_b='', best_ckpt_c='/etc/passwd', best_ckpt_d=3)
+    hub.update_info_dict(best | dict(last_ckpt='/else/epoch_2.pth', best_ckpt_e='/else/best_AP_epoch_1.pth'))
+    hook._relocate(SimpleNamespace(work_dir=str(tmp_path), message_hub=hub))
+    assert dict(hub.runtime_info) == dict(
+        last_ckpt=str(tmp_path / 'epoch_2.pth'), best_ckpt_e=str(tmp_path / 'best_AP_epoch_1.pth')
+    )

@@ -3,8 +3,9 @@
 import json
 import os
 import warnings
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import mmcv
@@ -74,6 +75,7 @@ class DDetrInferencer(DetInferencer):
         except CheckpointError as error:
             raise FileNotFoundError(f'weights: {error}') from None
         self.names = Names()
+        self._guard = nullcontext  # around what is built of a stored config, and what that does: it may build, too
         with quiet(), ExitStack() as self._while_built:
             super().__init__(
                 str(model) if isinstance(model, Path) else model,
@@ -109,7 +111,8 @@ class DDetrInferencer(DetInferencer):
             if source is None:
                 raise ValueError(f'model: {weights} holds no config, so give one that fits{self._hint(checkpoint)}')
             cfg.update(stored_model(stored_config.parse(source), weights))
-            self._while_built.enter_context(registered_only(weights))
+            self._guard = partial(registered_only, weights)
+            self._while_built.enter_context(self._guard())
         if cfg.model.get('pretrained') is not None:
             del cfg.model.pretrained  # the checkpoint has them all
         model = MODELS.build(cfg.model)
@@ -212,7 +215,8 @@ class DDetrInferencer(DetInferencer):
         batches = self.preprocess(inputs, batch_size, out_dir=out_dir, **prompts)
         predictions, drawn = {}, {}
         for jobs, data in track(batches, description='Inference') if self.show_progress else batches:
-            preds = self.forward(data)
+            with self._guard():
+                preds = self.forward(data)
             visualization = self.visualize(
                 jobs,
                 preds,
@@ -274,7 +278,8 @@ class DDetrInferencer(DetInferencer):
         if stuff_texts is not None:
             data['stuff_text'] = stuff_texts if isinstance(stuff_texts, str) else stuff_texts[index]
         try:
-            return self.pipeline(data)
+            with self._guard():
+                return self.pipeline(data)
         except DataError as error:  # names the file
             missing = picture.path and not is_url(picture.path) and not Path(picture.path).exists()
             raise (FileNotFoundError if missing else ValueError)(f'{picture.where}: {error}') from None

@@ -78,18 +78,31 @@ def stored_model(config: dict, source: str) -> ConfigDict:
 
 @contextmanager
 def registered_only(source: str) -> Iterator[None]:
-    """While something is built in this context, no registry of mmengine imports a module to find a type in.
+    """While something is built or run in this context, no registry of mmengine gives more than what is registered.
 
-    A registry imports ``./HungarianAssigner.py`` for that name, where another registry than its own has it.
+    Types also come from values that are no ``type`` in the config, as mmcv's ``padding_mode`` and ``resize_type``; and
+    a registry imports ``./HungarianAssigner.py`` for that name, where another registry than its own has it.
 
     Args:
         source: the checkpoint whose config is built, for messages.
 
     Raises:
-        CheckpointError: something was not built, as a type was in none of the registries that it was looked for in.
+        CheckpointError: something was not built, as a type was in none of the registries that it was looked for in, or
+            does more than compute.
     """
-    missing = []
-    with mock.patch('mmengine.registry.registry.get_object_from_string', missing.append):
+    missing, get = [], Registry.get
+
+    def get_harmless(registry: Registry, name: str):
+        found = get(registry, name)
+        if _does_more(found):
+            missing.append(name)
+            return None
+        return found
+
+    with (
+        mock.patch('mmengine.registry.registry.get_object_from_string', missing.append),
+        mock.patch.object(Registry, 'get', get_harmless),
+    ):
         try:
             yield
         except Exception as error:
@@ -122,7 +135,7 @@ def _vetted(value, roots: tuple[Registry, ...], key: str | None = None):
     """
     if isinstance(value, dict):
         scope = value.get('_scope_')
-        if scope is not None and scope not in {registry.scope for root in roots for registry in _tree(root)}:
+        if scope is not None and scope not in [registry.scope for root in roots for registry in _tree(root)]:
             raise CheckpointError(f'no registry has the scope {scope!r}')
         kept = {name: _vetted(item, roots, name) for name, item in value.items() if name not in LEFT_OUT}
         if 'type' in value and value['type'] not in WORDS.get(key, ()):
@@ -133,11 +146,15 @@ def _vetted(value, roots: tuple[Registry, ...], key: str | None = None):
     return value
 
 
+def _does_more(found: object) -> bool:
+    return isinstance(found, type) and any(cls.__name__ in MORE_THAN_COMPUTE for cls in found.__mro__)
+
+
 def _vetted_type(name, roots: tuple[Registry, ...]) -> str:
     if not isinstance(name, str):
         raise CheckpointError(f'{name!r} is no name of a type')
     found, name = _find(name, roots)
-    if isinstance(found, type) and any(cls.__name__ in MORE_THAN_COMPUTE for cls in found.__mro__):
+    if _does_more(found):
         raise CheckpointError(f'type {name!r} reads other files or evaluates its arguments')
     return name
 

@@ -58,13 +58,26 @@ class SafeCheckpointHook(CheckpointHook):
                 runner.logger.warning(f'{warning}, unless a hook adds it')
 
     def _relocate(self, runner) -> None:
-        """After a resume in a folder that was moved or copied: the previous best lies here, not in the original."""
+        """After a resume in a folder that was moved or copied: the previous best lies here, not in the original.
+
+        What the checkpoint says is going to be removed one day, so that only a checkpoint's name is taken from it.
+        """
         folder = Path(runner.work_dir)
         if self.out_dir is not None and Path(self.out_dir) != folder:
             folder = Path(self.out_dir, folder.name)  # as mmengine has it
-        for key, value in runner.message_hub.runtime_info.items():
-            if key.startswith(('best_ckpt', 'last_ckpt')) and isinstance(value, str):
-                runner.message_hub.update_info(key, str(folder / Path(value).name))
+        for key, value in list(runner.message_hub.runtime_info.items()):
+            if key.startswith(('best_ckpt', 'last_ckpt')):
+                name = Path(value).name if isinstance(value, str) else ''
+                if self._is_ours(name, 'best_' if key.startswith('best') else ''):
+                    runner.message_hub.update_info(key, str(folder / name))
+                else:
+                    del runner.message_hub.runtime_info[key]
+
+    def _is_ours(self, name: str, prefix: str) -> bool:
+        """Whether this hook gives such names to checkpoints: files, or folders of sharded ones."""
+        return (
+            name not in ('', '.', '..') and name.startswith(prefix) and name.endswith(Path(self.filename_tmpl).suffix)
+        )
 
     def _init_rule(self, rules: list[str | None], key_indicators: list[str]) -> None:
         """As in mmengine, but with a rule for every name, unless the user gave lists of names."""
@@ -77,7 +90,8 @@ class SafeCheckpointHook(CheckpointHook):
         """Save, point ``last_checkpoint`` to it, and only then remove what is too old."""
         hub, filename = runner.message_hub, self.filename_tmpl.format(step)
         before = {key: hub.get_info(key) for key in ('last_ckpt', 'keep_ckpt_ids')}
-        kept = [*(other for other in getattr(self, 'keep_ckpt_ids', ()) if other != step), step]
+        others = (other for other in getattr(self, 'keep_ckpt_ids', ()) if isinstance(other, int) and other != step)
+        kept = [*others, step]
         path = self.file_backend.join_path(self.out_dir, filename)
         hub.update_info('last_ckpt', path)
         if self.max_keep_ckpts > 0:

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.registry import init_default_scope
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as theirs
 
@@ -316,6 +317,7 @@ def put(config, path, value):
 
 @pytest.fixture(scope='module')
 def weights(shapes):
+    init_default_scope('mmdet')
     return OUR_MODELS.build(
         copy.deepcopy(shapes['model'] | {'backbone': shapes['model']['backbone'] | {'init_cfg': None}})
     ).state_dict()
@@ -336,6 +338,7 @@ PROGRAM = '__import__("os").system("touch {}")'
         ('model.type', 7),
         ('model.type', 'this'),  # a module
         ('model._scope_', 'antigravity'),
+        ('model._scope_', ['mmdet']),
         ('model.test_cfg', dict(nms=dict(type=PROGRAM))),  # mmcv evaluates it
         ('model', dict(type='CameraMotionCompensation', warp_mode=PROGRAM)),  # mmdet evaluates it
         ('model.type', 'KnowledgeDistillationSingleStageDetector'),
@@ -374,6 +377,32 @@ def test_a_stored_config_imports_nothing(tmp_path, monkeypatch, config, weights,
     monkeypatch.syspath_prepend(tmp_path)
     put(config, path, value)
     source = ''.join(f'{name} = {part!r}\n' for name, part in config.items())
+    torch.save(dict(state_dict=weights, meta=dict(cfg=source)), tmp_path / 'epoch_1.pth')
+    with pytest.raises(CheckpointError, match='epoch_1.pth is refused: .*registered'):
+        DDetrInferencer(weights=tmp_path / 'epoch_1.pth', device='cpu')
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ('path', 'value'),
+    [
+        ('model.neck', dict(type='ConvModule', in_channels=1, out_channels=1, kernel_size=1, padding_mode='os.system')),
+        (
+            'test_dataloader.dataset.pipeline.1',
+            dict(type='RandomChoiceResize', scales=[8], resize_type='os.system', command='touch {}'),
+        ),
+        (
+            'test_dataloader.dataset.pipeline.1',
+            dict(type='RandomChoiceResize', scales=[8], resize_type='RandomSamplingNegPos', tokenizer_name='{}'),
+        ),
+    ],
+    ids=['padding_mode', 'resize_type', 'resize_type that reads files'],
+)
+def test_types_under_other_keys_run_nothing(tmp_path, config, weights, path, value):
+    """mmcv takes types from values that are no ``type``, and builds them itself."""
+    trace = tmp_path / 'trace'
+    put(config, path, json.loads(json.dumps(value | dict(padding=f'touch {trace}') if 'neck' in path else value)))
+    source = ''.join(f'{name} = {part!r}\n' for name, part in config.items()).replace('{}', str(trace))
     torch.save(dict(state_dict=weights, meta=dict(cfg=source)), tmp_path / 'epoch_1.pth')
     with pytest.raises(CheckpointError, match='epoch_1.pth is refused: .*registered'):
         DDetrInferencer(weights=tmp_path / 'epoch_1.pth', device='cpu')
