@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.registry import Registry, build_from_cfg
 from training_case import make_config, write_data
 
@@ -36,6 +37,7 @@ def tool(tmp_path, monkeypatch, capfd):
 
     def run(name, *args):
         monkeypatch.setattr(sys, 'argv', [name, *args])
+        MMLogger._instance_dict.clear()  # as in a new process; a logger of the same second has a console that is closed
         with pytest.raises(SystemExit) as info:
             runpy.run_path(str(TOOLS / name), run_name='__main__')
         out, err = capfd.readouterr()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.optim import CosineAnnealingLR, LinearLR, MultiStepLR
-from training_case import fork, losses, make_config, ranks, train, write_data
+from training_case import CLASSES, fork, losses, make_config, ranks, train, write_data
 
 from mmdet_ddetr.checkpoints import CheckpointError
 from mmdet_ddetr.hooks import WorkDirInUseError
@@ -208,7 +208,7 @@ def test_unchanged_settings_need_no_word(data, work_dir):
 def test_another_kind_of_schedule(data, work_dir):
     """Its state fits no other: a choice is asked for, and can be made."""
     cosine = {'param_scheduler': [dict(type='CosineAnnealingLR', by_epoch=True, T_max=4, eta_min=0.0)]}
-    refused(short(data, work_dir, cosine), '2 schedulers .*, the config 1, of another kind. Choose')
+    refused(short(data, work_dir, cosine), 'epoch_2.pth: .* 2 schedulers .*, the config 1, of another kind. Choose')
     _, settings = resumed(data, work_dir, {**cosine, 'default_hooks.resume.schedule': 'config'})
     assert settings[0] == pytest.approx([0.5e-4, 0.5e-3])  # of the third epoch: (1 + cos(2 pi / 4)) / 2
 
@@ -218,15 +218,24 @@ def test_another_kind_of_schedule(data, work_dir):
     [
         (
             {'optim_wrapper.optimizer': dict(_delete_=True, type='SGD', lr=1e-3)},
-            'of another type: it has amsgrad, betas',
+            'epoch_2.pth: .*of another type: it has amsgrad, betas',
         ),
-        ({'optim_wrapper.paramwise_cfg': dict(_delete_=True, norm_decay_mult=0.0, bypass_duplicate=True)}, 'groups'),
+        (
+            {'optim_wrapper.paramwise_cfg': dict(_delete_=True, norm_decay_mult=0.0, bypass_duplicate=True)},
+            'epoch_2.pth: .* groups',
+        ),
     ],
 )
 def test_another_optimizer(changes, error, data, work_dir):
     if 'groups' in error:
         changes = {**changes, 'model.backbone.frozen_stages': 1}
     refused(short(data, work_dir, changes), error)
+
+
+def test_classes_in_another_order(data, work_dir):
+    swapped = dict(type='mmdet_ddetr.CocoDataset', metainfo=dict(classes=CLASSES[::-1]))
+    changes = {f'train_dataloader.dataset.{name}': value for name, value in swapped.items()}
+    refused(short(data, work_dir, changes), 'epoch_2.pth: the training to resume has the classes .dark., .light.')
 
 
 def test_weights_alone_are_no_training(data, work_dir):

@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
-from mmengine.registry import init_default_scope
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as theirs
 
@@ -38,7 +37,6 @@ from mmdet_ddetr.apis.stored_model import (
 )
 from mmdet_ddetr.checkpoints import CheckpointError, load, load_checkpoint, stored_config
 from mmdet_ddetr.checkpoints.files import read_class_names
-from mmdet_ddetr.registry import MODELS as OUR_MODELS
 
 PACKAGE = Path(mmdet_ddetr.__file__).parent
 NAME = 'deformable-detr_lite0_shapes'
@@ -316,11 +314,11 @@ def put(config, path, value):
 
 
 @pytest.fixture(scope='module')
-def weights(shapes):
-    init_default_scope('mmdet')
-    return OUR_MODELS.build(
-        copy.deepcopy(shapes['model'] | {'backbone': shapes['model']['backbone'] | {'init_cfg': None}})
-    ).state_dict()
+def weights():
+    """Of the model that the config is of."""
+    config = get_config(NAME)
+    config.model.backbone.init_cfg = None
+    return DDetrInferencer(config, device='cpu').model.state_dict()
 
 
 PROGRAM = '__import__("os").system("touch {}")'
