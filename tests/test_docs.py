@@ -262,11 +262,12 @@ HERE = [command for command in COMMANDS if not any(re.search(reason, command.tex
 
 
 @pytest.fixture(scope='module')
-def sandbox(workspace):
+def sandbox(workspace, tmp_path_factory):
     """A checkout's tools beside data, a config of one short epoch, its checkpoint and a picture."""
+    data, workspace = workspace / 'data', tmp_path_factory.mktemp('sandbox')  # its own: links lead into the checkout
+    shutil.copytree(data, workspace / 'data')
     for name in ('tools', 'benchmarks', 'configs'):
-        if not (workspace / name).exists():
-            (workspace / name).symlink_to(ROOT / name)
+        (workspace / name).symlink_to(ROOT / name)
     loaders = ''.join(
         f'{split}_dataloader = dict(batch_size=8, num_workers=0, persistent_workers=False)\n'
         for split in ('train', 'val', 'test')

@@ -58,9 +58,9 @@ def own_state():
 @pytest.fixture
 def checkpoint(folder, run):
     """One epoch by mmdet's train.py; once for the file."""
-    path = folder / 'tools/epoch_1.pth'
+    path = folder / 'by_mmdet/epoch_1.pth'
     if not path.exists():
-        run('mmdet::train', NAME, '--work-dir=tools', *OPTIONS)
+        run('mmdet::train', NAME, '--work-dir=by_mmdet', *OPTIONS)
     return path
 
 
@@ -70,7 +70,7 @@ def predictions(folder, run, checkpoint):
     path = folder / 'predictions.pkl'
     if not path.exists():
         assert 'coco/bbox_mAP' in run(
-            'mmdet::test', NAME, checkpoint, '--work-dir=tested', f'--out={path}', '--show-dir=pictures', *OPTIONS
+            'mmdet::test', NAME, checkpoint, '--work-dir=tested_by_mmdet', f'--out={path}', '--show-dir=pictures', *OPTIONS
         )
     return path
 
@@ -81,7 +81,7 @@ def predictions(folder, run, checkpoint):
 def test_train_and_test(folder, checkpoint, predictions):
     assert torch.load(checkpoint, weights_only=True)['meta']['epoch'] == 1
     assert len(pickle.loads(predictions.read_bytes())) == 4
-    assert len(list(folder.glob('tested/*/pictures/**/*.*g'))) == 4
+    assert len(list(folder.glob('tested_by_mmdet/*/pictures/**/*.*g'))) == 4
 
 
 def test_print_config(run):
@@ -95,6 +95,7 @@ def test_browse_dataset(folder, run):
     assert cv2.imread(str(pictures[0])) is not None
 
 
+@pytest.mark.slow
 def test_analyze_results(folder, run, predictions):
     """It keeps of the train pipeline what loads, and looks for mmcv's loader, which ours is a subclass of."""
     run('analyze_results', NAME, predictions, 'analysed', '--topk=2', *OPTIONS)

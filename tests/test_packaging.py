@@ -229,6 +229,7 @@ def test_the_page_has_no_other_block(page):
     assert [len(block.splitlines()) for block in blocks(PAGE, 'bash')] == [1, 3, 1]
 
 
+@pytest.mark.slow
 def test_a_config_from_one_of_ours(page, environment):
     text = page('python -m mmdet_ddetr train my_small.py --work-dir work_dirs/my_small', '--cfg-options', *IN_A_MOMENT)
     assert 'Epoch(train) [1][1/1]' in text and 'Failed to search registry' not in text
@@ -248,6 +249,7 @@ def test_a_config_from_one_of_ours(page, environment):
     assert 'num_classes=5' in whole and '_base_' not in whole
 
 
+@pytest.mark.slow
 def test_a_config_from_one_of_mmdets(page, environment):
     """Its model smaller, as a step of R50 at 800 px takes long."""
     options = ['--cfg-options', *IN_A_MOMENT, *SMALLER]

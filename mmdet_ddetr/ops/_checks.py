@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 MOST_CELLS = 2**31 - 1  # of all levels together: the kernels number the cells with 32 bits
@@ -204,12 +203,21 @@ def _check_size(name: str, sizes: Sequence[int]):
 
 def _check(ok: bool | torch.SymBool, message: str):
     """Raise RuntimeError if ``ok`` is false whatever its symbols stand for."""
-    if statically_known_true(torch.sym_not(ok)):
+    if _certain(torch.sym_not(ok)):
         raise RuntimeError(message)
 
 
 def _fits(shape: Sequence[int], expected: Sequence[int | None]) -> bool:
     """Whether ``shape`` can be ``expected``, where None stands for any size."""
     return len(shape) == len(expected) and not any(
-        want is not None and statically_known_true(size != want) for size, want in zip(shape, expected)
+        want is not None and _certain(size != want) for size, want in zip(shape, expected)
     )
+
+
+def _certain(condition: bool | torch.SymBool) -> bool:
+    """Whether a condition holds whatever its symbols stand for."""
+    if isinstance(condition, bool):
+        return condition
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # here: it imports sympy
+
+    return statically_known_true(condition)

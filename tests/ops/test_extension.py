@@ -244,7 +244,17 @@ def test_windows_has_none(checkout, monkeypatch):
     assert 'Windows Subsystem for Linux' in _load.how_to_build(checkout, [])
 
 
-def test_the_package_works_without_the_extension(tmp_path):
+@pytest.mark.parametrize(
+    'wanted',
+    [
+        'by_hand or known_bits or empty or inference or autocast or vmap',
+        pytest.param(
+            'against_reference or against_fp64 or huge or coordinates or compile or export', marks=pytest.mark.slow
+        ),
+    ],
+    ids=['some', 'more'],
+)
+def test_the_package_works_without_the_extension(wanted, tmp_path):
     """Values, gradients, compile, export, autocast and vmap are the same; one notice says what is missing."""
     (tmp_path / 'mmdet_ddetr').mkdir()
     for path in PACKAGE.iterdir():
@@ -266,8 +276,5 @@ def test_the_package_works_without_the_extension(tmp_path):
         '-p',
         'no:xdist',
     ]
-    wanted = (
-        'against_reference or against_fp64 or huge or coordinates or inference or compile or export or autocast or vmap'
-    )
     code, output = run('-m', 'pytest', *tests, '-k', f'not cuda and ({wanted})', **environment)
     assert code == 0, output
