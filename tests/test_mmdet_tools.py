@@ -70,7 +70,13 @@ def predictions(folder, run, checkpoint):
     path = folder / 'predictions.pkl'
     if not path.exists():
         assert 'coco/bbox_mAP' in run(
-            'mmdet::test', NAME, checkpoint, '--work-dir=tested_by_mmdet', f'--out={path}', '--show-dir=pictures', *OPTIONS
+            'mmdet::test',
+            NAME,
+            checkpoint,
+            '--work-dir=tested_by_mmdet',
+            f'--out={path}',
+            '--show-dir=pictures',
+            *OPTIONS,
         )
     return path
 
