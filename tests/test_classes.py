@@ -11,6 +11,8 @@ import torch
 from mmdet.datasets import CocoDataset as MMDetCocoDataset
 from mmdet.datasets import VOCDataset
 from mmdet.evaluation import CocoMetric as MMDetCocoMetric
+from mmdet.models import DetDataPreprocessor
+from mmdet.structures import DetDataSample
 from mmengine.config import ConfigDict
 from mmengine.dataset import ConcatDataset, RepeatDataset
 from mmengine.registry import init_default_scope
@@ -18,14 +20,16 @@ from mmengine.structures import InstanceData
 from training_case import make_config, write_data
 
 from mmdet_ddetr.apis.class_table import check_classes
+from mmdet_ddetr.apis.finetune import unfit_weights
 from mmdet_ddetr.apis.inferencer import names_of
 from mmdet_ddetr.apis.runner import make_runner
 from mmdet_ddetr.datasets import CocoDataset, DataError
 from mmdet_ddetr.datasets.class_names import compare, read_categories
 from mmdet_ddetr.evaluation import CocoMetric
-from mmdet_ddetr.heads import check_labels
+from mmdet_ddetr.heads import LabelGuard, check_labels
 from mmdet_ddetr.hooks import ClassesHook
 from mmdet_ddetr.hooks.classes import check_heads, class_counts, compare_dataset, compare_metric
+from mmdet_ddetr.hooks.fit_checkpoint import hook_of
 
 FILE = 'a.json'
 BOX = {'red': (10, 10, 30, 30), 'green': (20, 30, 30, 30), 'blue': (5, 40, 50, 20)}  # x, y, w, h of each name
@@ -282,6 +286,17 @@ def test_label_without_a_class():
     check_labels([InstanceData(labels=torch.zeros(2, device='meta'))], metas[:1], 2)  # nothing waits for a device
 
 
+def test_labels_are_guarded_however_the_preprocessor_is_called():
+    preprocessor = DetDataPreprocessor()
+    preprocessor.register_forward_pre_hook(LabelGuard(2), with_kwargs=True)
+    sample = DetDataSample(gt_instances=InstanceData(labels=torch.tensor([5])), metainfo=dict(img_path='b.png'))
+    data = dict(inputs=[torch.zeros(3, 4, 4)], data_samples=[sample])
+    for args, kwargs in (((data, True), {}), ((data,), dict(training=True)), ((), dict(data=data, training=True))):
+        with pytest.raises(ValueError, match=r'label 5 of b\.png'):
+            preprocessor(*args, **kwargs)
+    preprocessor(data=data)  # a prediction has no use for them
+
+
 # --- in the runner ----------------------------------------------------------------------------------------------------
 
 
@@ -402,6 +417,27 @@ def test_table(data, tmp_path):
     assert 'model.bbox_head.num_classes = 3' in lines
     assert lines[-2].endswith('2 of 3 have a row in the checkpoint (light, dark); anew: blue')
     assert lines[-1] == 'warning: no boxes to learn from in train_dataloader: blue'
+
+
+def test_names_in_the_checkpoint(data, tmp_path):
+    """`--check`, `tools/finetune.py` and the training go by the same names."""
+    cfg = config_of(data, tmp_path, ('dark', 'light'))
+    cfg.default_hooks = dict(fit_checkpoint=dict(type='mmdet_ddetr.FitCheckpointHook', class_names={'dark': 'person'}))
+    runner = make_runner(cfg)
+    weights = {key: torch.randn(value.shape) for key, value in runner.model.state_dict().items()}
+    torch.save(
+        dict(state_dict=weights, meta=dict(dataset_meta=dict(classes=('light', 'person')))), tmp_path / 'weights.pth'
+    )
+    runner._load_from = str(tmp_path / 'weights.pth')
+    assert '2 of 2 have a row in the checkpoint (light, person)' in check_classes(runner).replace(
+        '(person, light)', '(light, person)'
+    )
+    *_, notes = unfit_weights(runner.model, runner._load_from, ('dark', 'light'), hook_of(runner))
+    assert '2 of 2' in notes[0]
+    checkpoint = torch.load(runner._load_from)
+    hook_of(runner).after_load_checkpoint(runner, checkpoint)
+    key = next(key for key in weights if 'cls_branches.0' in key and key.endswith('bias'))
+    assert checkpoint['state_dict'][key].tolist() == weights[key].tolist()[::-1]
 
 
 def test_names_of_a_model():

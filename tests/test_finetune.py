@@ -22,6 +22,7 @@ from mmdet_ddetr import get_config
 from mmdet_ddetr.apis import finetune
 from mmdet_ddetr.apis.pictures import draw_boxes, write_comparisons
 from mmdet_ddetr.datasets import DataError, find_coco_folder
+from mmdet_ddetr.hooks import FitCheckpointHook
 
 REPO = Path(__file__).parents[1]
 CLASSES = ('circle', 'square', 'triangle', 'star', 'ring')
@@ -220,7 +221,7 @@ def test_unfit_weights(tmp_path):
     source, model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 80)), torch.nn.Sequential()
     model.append(torch.nn.Linear(2, 3)).append(torch.nn.Linear(3, 5)).append(torch.nn.Linear(5, 1, bias=False))
     torch.save(dict(state_dict=source.state_dict()), tmp_path / 'weights.pth')
-    assert finetune.unfit_weights(model, tmp_path / 'weights.pth', ('a',)) == (
+    assert finetune.unfit_weights(model, tmp_path / 'weights.pth', ('a',), FitCheckpointHook()) == (
         2,
         ['1.weight', '1.bias', '2.weight'],
         [],

@@ -109,6 +109,7 @@ def finetune(args, start):
     from mmdet_ddetr.checkpoints import check_exists
     from mmdet_ddetr.datasets import find_coco_folder, read_coco, split_off_val
     from mmdet_ddetr.hooks import ProgressBarHook
+    from mmdet_ddetr.hooks.fit_checkpoint import hook_of
     from mmdet_ddetr.registry import HOOKS, is_a
 
     if args.device == 'cuda' and not torch.cuda.is_available():
@@ -154,7 +155,7 @@ def finetune(args, start):
     runner = build_runner(cfg)
     if args.load_from:
         with silence():
-            n_loaded, unfit, notes = unfit_weights(runner.model, args.load_from, classes)
+            n_loaded, unfit, notes = unfit_weights(runner.model, args.load_from, classes, hook_of(runner))
         if not n_loaded:
             sys.exit(f'--load-from {args.load_from}: no tensor in it fits the model')
         print(f'{n_loaded} tensors from {args.load_from}; new, or in part: {", ".join(unfit) or "none"}')

@@ -1,10 +1,11 @@
 """Classes as a training would see them, without a training: for `tools/train.py --check`."""
 
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import Runner
 
-from ..checkpoints import Report, adopt, fit, load, names_in, weights_of
+from ..checkpoints import load
 from ..hooks import ClassesHook
-from ..hooks.classes import LOOPS, class_counts, count_boxes, innermost
+from ..hooks.classes import LOOPS, built_loops, class_counts, count_boxes, innermost
+from ..hooks.fit_checkpoint import hook_of
 from ..unwrap import unwrap
 
 
@@ -22,8 +23,9 @@ def check_classes(runner: Runner) -> str:
         DataError: something does not fit. The sentence says what to write where.
         CheckpointError: the checkpoint cannot be read, or is of another model.
     """
-    loops = {name: getattr(runner, f'{name}_loop') for name in LOOPS}
-    loops = {name: loop for name, loop in loops.items() if isinstance(loop, BaseLoop)}
+    for name in LOOPS:
+        getattr(runner, f'{name}_loop')  # builds it
+    loops = built_loops(runner)
     model = unwrap(runner.model)
     warnings = ClassesHook(strict=_strict(runner)).check(model, loops)
     datasets = {name: loop.dataloader.dataset for name, loop in loops.items()}
@@ -38,7 +40,7 @@ def check_classes(runner: Runner) -> str:
         lines.append(f'{name}_dataloader: {len(dataset)} images, {kinds}')
     lines += [f'{key} = {number}' for key, (number, _) in class_counts(model).items()]
     if runner._load_from:
-        lines += _of_checkpoint(runner._load_from, model, list(classes))
+        lines += _of_checkpoint(runner, model, list(classes))
     without = [name for label, name in enumerate(classes) if 'train' in boxes and not boxes['train'][label]]
     if without:
         warnings.append(f'no boxes to learn from in train_dataloader: {", ".join(without)}')
@@ -49,11 +51,10 @@ def _strict(runner: Runner) -> bool:
     return all(hook.strict for hook in runner.hooks if isinstance(hook, ClassesHook))
 
 
-def _of_checkpoint(source: str, model, classes: list[str]) -> list[str]:
+def _of_checkpoint(runner: Runner, model, classes: list[str]) -> list[str]:
     """What a training would take from a checkpoint."""
-    checkpoint, report = adopt(load(source), model), Report()
-    fit(weights_of(checkpoint), model, report, names_in(checkpoint), classes)
-    return [f'{source}: {line}' for line in report.notes or ['its class rows are taken as they are']]
+    _, report = hook_of(runner).start_from(load(runner._load_from), model, classes)
+    return [f'{runner._load_from}: {line}' for line in report.notes or ['its class rows are taken as they are']]
 
 
 def _table(header: list[str], rows: list[list]) -> list[str]:

@@ -18,8 +18,7 @@ from mmdet.evaluation import CocoMetric
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from ..checkpoints import CheckpointError, adopt, fit, load, names_in, weights_of
-from ..checkpoints import Report as FitReport
+from ..checkpoints import CheckpointError, load
 from ..datasets import (
     CocoDataset,
     CocoFolder,
@@ -32,6 +31,7 @@ from ..datasets import (
     drop_unused_groups,
     read_coco,
 )
+from ..hooks import FitCheckpointHook
 from ..registry import DATASETS, METRICS, is_a, our_class
 from .pictures import palette
 from .runner import make_runner
@@ -276,9 +276,15 @@ def build_runner(cfg: Config) -> Runner:
 
 
 def unfit_weights(
-    model: torch.nn.Module, checkpoint: str | Path, classes: Sequence[str]
+    model: torch.nn.Module, checkpoint: str | Path, classes: Sequence[str], hook: FitCheckpointHook
 ) -> tuple[int, list[str], list[str]]:
     """What a training of ``classes`` that starts from a checkpoint takes from it.
+
+    Args:
+        model: initialised; not changed.
+        checkpoint: what is given to ``load_from``.
+        classes: of the data.
+        hook: of the training, which knows which classes have other names in the checkpoint.
 
     Returns:
         How many tensors of the model are the checkpoint's; the names of those that are not, or in a part of their rows
@@ -287,13 +293,11 @@ def unfit_weights(
     Raises:
         CheckpointError: none of it fits, and its layout is not known.
     """
-    content = load(checkpoint)
     try:
-        content = adopt(content, model)
+        fitted, report = hook.start_from(load(checkpoint), model, classes)
     except CheckpointError as error:
         raise CheckpointError(f'{checkpoint}: {error}') from None
-    own, report, state_dict = model.state_dict(), FitReport(), weights_of(content)
-    fitted = fit(state_dict, model, report, names_in(content), classes)
+    own = model.state_dict()
     unfit = [k for k, v in own.items() if k in report.resized or k not in fitted or fitted[k].shape != v.shape]
     return len(own) - len(unfit), unfit, report.notes
 

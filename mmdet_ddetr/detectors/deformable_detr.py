@@ -116,7 +116,7 @@ class DeformableDETR(DetectionTransformer):
                     )
 
     def _init_layers(self) -> None:
-        self.data_preprocessor.register_forward_pre_hook(LabelGuard(self.bbox_head.num_classes))
+        self.data_preprocessor.register_forward_pre_hook(LabelGuard(self.bbox_head.num_classes), with_kwargs=True)
         self.positional_encoding = MODELS.build({'type': 'mmdet.SinePositionalEncoding', **self.positional_encoding})
         self.encoder = build(self.encoder, DeformableEncoder)
         self.decoder = build(self.decoder, DeformableDecoder)

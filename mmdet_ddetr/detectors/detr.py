@@ -36,7 +36,7 @@ class DETR(DetectionTransformer):
         super().__init__(*args, encoder=encoder, decoder=decoder, bbox_head=bbox_head, **kwargs)
 
     def _init_layers(self) -> None:
-        self.data_preprocessor.register_forward_pre_hook(LabelGuard(self.bbox_head.num_classes))
+        self.data_preprocessor.register_forward_pre_hook(LabelGuard(self.bbox_head.num_classes), with_kwargs=True)
         self.positional_encoding = MODELS.build({'type': 'mmdet.SinePositionalEncoding', **self.positional_encoding})
         self.encoder = build(self.encoder, DetrEncoder)
         self.decoder = build(self.decoder, DetrDecoder)

@@ -27,16 +27,21 @@ def check_labels(batch_gt_instances: InstanceList, batch_img_metas: list[dict], 
 class LabelGuard:
     """Checks the ground truth before the data preprocessor moves it to the accelerator.
 
-    >>> model.data_preprocessor.register_forward_pre_hook(LabelGuard(num_classes))
+    >>> model.data_preprocessor.register_forward_pre_hook(LabelGuard(num_classes), with_kwargs=True)
     """
 
     def __init__(self, num_classes: int):
         self.num_classes = num_classes
 
-    def __call__(self, preprocessor: nn.Module, args: tuple) -> None:
-        data, training = args[0], len(args) > 1 and args[1]
+    def __call__(self, preprocessor: nn.Module, args: tuple, kwargs: dict) -> None:
+        data, training = _arguments(*args, **kwargs)
         samples = data.get('data_samples') if training and isinstance(data, dict) else None
         labelled = [sample for sample in samples or [] if 'gt_instances' in sample]
         check_labels(
             [sample.gt_instances for sample in labelled], [sample.metainfo for sample in labelled], self.num_classes
         )
+
+
+def _arguments(data=None, training: bool = False, **others) -> tuple:
+    """Those of ``BaseDataPreprocessor.forward`` that matter here."""
+    return data, training

@@ -50,9 +50,7 @@ class ClassesHook(Hook):
         Raises:
             DataError: something does not fit. The sentence says what to write where.
         """
-        loops = {name: getattr(runner, loop, None) for name, loop in LOOPS.items()}
-        loops = {name: loop for name, loop in loops.items() if isinstance(loop, BaseLoop)}
-        for sentence in dict.fromkeys(self.check(unwrap(runner.model), loops)):
+        for sentence in dict.fromkeys(self.check(unwrap(runner.model), built_loops(runner))):
             runner.logger.warning(sentence)
 
     def check(self, model: nn.Module, loops: dict[str, BaseLoop]) -> list[str]:
@@ -65,7 +63,7 @@ class ClassesHook(Hook):
                 warnings += self._judge(compare_dataset(dataset), loader)
             for metric in getattr(getattr(loop, 'evaluator', None), 'metrics', []):
                 warnings += self._judge(compare_metric(metric, outer), f'{name}_evaluator')
-            if names := _metainfo(outer).get('classes'):
+            if names := metainfo_of(outer).get('classes'):
                 classes[loader] = names
         first = next(iter(classes.items()), None)
         for loader, names in classes.items():
@@ -76,13 +74,19 @@ class ClassesHook(Hook):
                     'into both'
                 )
         for name, loop in loops.items():
-            check_heads(model, _metainfo(loop.dataloader.dataset), f'{name}_dataloader')
+            check_heads(model, metainfo_of(loop.dataloader.dataset), f'{name}_dataloader')
         return warnings
 
     def _judge(self, found: Comparison, where: str) -> list[str]:
         if found.errors or (found.doubts and self.strict):
             raise DataError(f'{where}: {" ".join([*found.errors, *found.doubts])}')
         return found.doubts + found.notes
+
+
+def built_loops(runner) -> dict[str, BaseLoop]:
+    """{'train', 'val', 'test': loop}, of those that are built: the others are still configs, or None."""
+    loops = {name: getattr(runner, loop, None) for name, loop in LOOPS.items()}
+    return {name: loop for name, loop in loops.items() if isinstance(loop, BaseLoop)}
 
 
 def innermost(dataset) -> list:
@@ -96,11 +100,11 @@ def innermost(dataset) -> list:
 
 def compare_dataset(dataset) -> Comparison:
     """What does not fit between a data set's classes and its file."""
-    classes = _metainfo(dataset).get('classes')
+    classes = metainfo_of(dataset).get('classes')
     if classes is None or getattr(dataset, 'return_classes', False):  # classes are texts that the model reads
         return Comparison()
     if isinstance(dataset, LabelsByName):  # has said the rest when it was loaded
-        return Comparison(doubts=dataset.class_names.doubts if dataset.class_names else [])
+        return Comparison(doubts=dataset.class_names.doubts)
     if faults := faults_of(classes):
         return Comparison(errors=faults)
     if hasattr(dataset, 'cat_ids') and hasattr(dataset, 'cat2label'):
@@ -118,7 +122,7 @@ def compare_dataset(dataset) -> Comparison:
 def compare_metric(metric, dataset) -> Comparison:
     """What does not fit between a metric's annotation file and the classes of its data set."""
     api = getattr(metric, '_coco_api', None) or getattr(metric, '_lvis_api', None)
-    classes = _metainfo(dataset).get('classes')
+    classes = metainfo_of(dataset).get('classes')
     if api is None or classes is None or faults_of(classes):
         return Comparison()
     if isinstance(metric, MetricByName):
@@ -144,7 +148,7 @@ def compare_metric(metric, dataset) -> Comparison:
 
 def _compare_order(dataset, ids: list, categories: list[dict], file, cure: str) -> Comparison:
     """As ``compare``, and whether label i, of the category ``ids[i]``, is the i-th class."""
-    meta = _metainfo(dataset)
+    meta = metainfo_of(dataset)
     classes, names = list(meta['classes']), {category['id']: category['name'] for category in categories}
     by_label = [names.get(i) for i in ids]
     is_default = classes == list(getattr(dataset, 'METAINFO', {}).get('classes', ()))
@@ -235,5 +239,6 @@ def check_heads(model: nn.Module, metainfo: dict, loader: str) -> None:
         )
 
 
-def _metainfo(dataset) -> dict:
+def metainfo_of(dataset) -> dict:
+    """A data set's; {} where it has none."""
     return getattr(dataset, 'metainfo', None) or {}

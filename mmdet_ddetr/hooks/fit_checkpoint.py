@@ -14,6 +14,8 @@ from mmdet_ddetr.datasets.class_names import listed
 from mmdet_ddetr.registry import HOOKS
 from mmdet_ddetr.unwrap import unwrap
 
+from .classes import metainfo_of
+
 
 @HOOKS.register_module()
 class FitCheckpointHook(Hook):
@@ -48,19 +50,37 @@ class FitCheckpointHook(Hook):
             raise CheckpointError(f'{runner._load_from or "the checkpoint"}: {error}') from None
 
     def _fit(self, checkpoint: dict, model: nn.Module, classes: list[str] | None, is_training: bool) -> None:
-        checkpoint.update(adopt(checkpoint, model))
-        state_dict, names, report = weights_of(checkpoint), names_in(checkpoint), Report()
-        if classes is not None:
-            classes = [self.class_names.get(name, name) for name in classes]
         if is_training:
-            state_dict = fit(state_dict, model, report, names, classes)
+            state_dict, report = self.start_from(checkpoint, model, classes)
         else:
+            checkpoint.update(adopt(checkpoint, model))
+            state_dict, names, report = weights_of(checkpoint), names_in(checkpoint), Report()
+            classes = self._names_of(classes)
             if names is not None and classes is not None:
                 state_dict = self._classes_to_test(state_dict, model, names, classes, report)
             state_dict = check_fit(state_dict, model)
         if report != Report():
             print_log(f'Fitted the checkpoint to the model:\n{report}', logger='current')
         checkpoint['state_dict'] = state_dict
+
+    def start_from(
+        self, checkpoint: dict, model: nn.Module, classes: Sequence[str] | None
+    ) -> tuple[dict[str, Tensor], Report]:
+        """What a training of ``classes`` takes from a checkpoint, and how that was made.
+
+        Args:
+            checkpoint: as read; becomes one in our layout.
+            model: initialised; not changed.
+            classes: of the data; None: not known.
+        """
+        checkpoint.update(adopt(checkpoint, model))
+        report = Report()
+        names = self._names_of(classes)
+        return fit(weights_of(checkpoint), model, report, names_in(checkpoint), names), report
+
+    def _names_of(self, classes: Sequence[str] | None) -> list[str] | None:
+        """The checkpoint's names of classes."""
+        return None if classes is None else [self.class_names.get(name, name) for name in classes]
 
     @staticmethod
     def _classes_to_test(
@@ -79,12 +99,17 @@ class FitCheckpointHook(Hook):
         return state_dict  # their number differs, which check_fit says
 
 
+def hook_of(runner) -> FitCheckpointHook:
+    """The runner's, or one without arguments."""
+    return next((hook for hook in runner.hooks if isinstance(hook, FitCheckpointHook)), FitCheckpointHook())
+
+
 def classes_of(runner) -> list[str] | None:
     """The classes of the data that the runner trains on or tests; None if not known."""
     for name in ('_train_loop', '_test_loop', '_val_loop'):
         loop = getattr(runner, name, None)
         if isinstance(loop, BaseLoop) and hasattr(loop, 'dataloader'):
-            classes = (getattr(loop.dataloader.dataset, 'metainfo', None) or {}).get('classes')
+            classes = metainfo_of(loop.dataloader.dataset).get('classes')
             return list(classes) if isinstance(classes, list | tuple) else None
     return None
 
