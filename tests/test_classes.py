@@ -3,6 +3,7 @@
 import copy
 import json
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -23,8 +24,9 @@ from mmdet_ddetr.apis.class_table import check_classes
 from mmdet_ddetr.apis.finetune import unfit_weights
 from mmdet_ddetr.apis.inferencer import names_of
 from mmdet_ddetr.apis.runner import make_runner
-from mmdet_ddetr.datasets import CocoDataset, DataError
+from mmdet_ddetr.datasets import CocoDataset, DataError, LoadImageFromFile
 from mmdet_ddetr.datasets.class_names import compare, read_categories
+from mmdet_ddetr.datasets.image_folders import check_images
 from mmdet_ddetr.evaluation import CocoMetric
 from mmdet_ddetr.heads import LabelGuard, check_labels
 from mmdet_ddetr.hooks import ClassesHook
@@ -216,6 +218,7 @@ def test_mmdets_types_are_refused_where_they_would_swap_names(tmp_path):
         (['cat', 'dog', 'cat'], ('dog', 'cat'), None),
         (['cat', 'dog'], ('cat', 'dgo', 'dog'), 'no category for the class'),
         (['cat', 'dog'], ('cat', 'dogs'), "'dogs' (did you mean 'dog'"),
+        (['cat', 'dog'], ('cat', 'dgo'), "'dgo' (did you mean 'dog'"),
         (['cat', 'kiwi'], None, 'no metainfo'),
         (['pear', 'kiwi'], None, 'none of the 20 classes'),
     ],
@@ -351,6 +354,35 @@ def test_said_before_the_first_iteration(data, tmp_path, case, mode):
     runner.model.forward = None  # nothing may call it
     with pytest.raises(DataError, match=message):
         getattr(runner, mode)()
+
+
+@pytest.mark.parametrize('name', ['train', 'val'])
+def test_images_are_looked_for_before_the_first_iteration(data, tmp_path, name):
+    cfg = config_of(data, tmp_path, ('dark', 'light'))
+    cfg.val_dataloader = copy.deepcopy(cfg.val_dataloader)
+    cfg[f'{name}_dataloader'].dataset.data_prefix = dict(img='images/trian/')
+    runner = make_runner(cfg)
+    runner.model.forward = None  # nothing may call it
+    with pytest.raises(DataError, match=rf'{name}_dataloader: 6 of the 6 images .*no folder .*images/trian.*data_pref'):
+        runner.train()
+    with pytest.raises(DataError, match=f'{name}_dataloader: 6 of the 6'):
+        check_classes(runner)
+
+
+def test_images_of_a_remote_backend_are_not_looked_for(data):
+    reader = LoadImageFromFile(backend_args=dict(backend='http'))
+    info = dict(img_path='http://host/0.png')
+    dataset = MagicMock(pipeline=SimpleNamespace(transforms=[reader]), ann_file=FILE, data_prefix={})
+    dataset.__len__.return_value, dataset.get_data_info.return_value = 1, info
+    check_images(dataset, 'val_dataloader')
+    reader.backend_args = None
+    info['img_path'] = str(data / '0.png')
+    check_images(dataset, 'val_dataloader')
+    info['img_path'] = str(data / 'other.png')
+    with pytest.raises(
+        DataError, match=r'val_dataloader: 1 of the 1 images of a\.json are missing, first .*other\.png'
+    ):
+        check_images(dataset, 'val_dataloader')
 
 
 def test_loaders_of_other_classes(data, tmp_path):

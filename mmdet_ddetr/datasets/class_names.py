@@ -167,7 +167,8 @@ def _nearest(name: str, names: Sequence[str]) -> str | None:
     """The one of ``names`` that ``name`` may mean: without regard to capitals, spaces and the like first."""
     plain = {_plain(other): other for other in names}
     near = get_close_matches(_plain(name), plain, n=1, cutoff=LIKENESS)
-    return plain[near[0]] if near else None
+    swapped = [other for other in plain if sorted(other) == sorted(_plain(name))]  # 'dgo': too short for the ratio
+    return plain[(near + swapped)[0]] if near or swapped else None
 
 
 def _plain(name: str) -> str:

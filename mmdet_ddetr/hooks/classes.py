@@ -13,6 +13,7 @@ from torch import nn
 from ..datasets.class_names import Comparison, as_tuple, compare, faults_of, listed, read_categories
 from ..datasets.coco import LabelsByName
 from ..datasets.errors import DataError
+from ..datasets.image_folders import check_images
 from ..evaluation.coco_metric import MetricByName
 from ..registry import HOOKS
 from ..unwrap import unwrap
@@ -32,6 +33,7 @@ class ClassesHook(Hook):
       which are the config's.
     - The number of classes of every head against the data's.
     - The classes of the loaders against each other.
+    - Images that do not exist: an error.
 
     ``python tools/train.py CONFIG --check`` does the same and shows a table; docs/classes.md says more.
 
@@ -61,6 +63,7 @@ class ClassesHook(Hook):
             outer = loop.dataloader.dataset
             for dataset in innermost(outer):
                 warnings += self._judge(compare_dataset(dataset), loader)
+                check_images(dataset, loader)
             for metric in getattr(getattr(loop, 'evaluator', None), 'metrics', []):
                 warnings += self._judge(compare_metric(metric, outer), f'{name}_evaluator')
             if names := metainfo_of(outer).get('classes'):
