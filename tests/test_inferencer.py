@@ -149,6 +149,10 @@ def test_collections(inferencer, image, make):
         (lambda x: torch.from_numpy(x), r'inputs is of type Tensor, .*tensor.cpu\(\).numpy\(\)'),
         (lambda x: b'', r'inputs is of type bytes, .*Image.open'),
         (lambda x: Image.new('F', (8, 8)), r"inputs is a PIL image of mode 'F'"),
+        (lambda x: np.zeros((2, 2000, 3), np.uint8), r'inputs: 2000x2, expected at most 100 times'),
+        (lambda x: [x, Image.new('L', (1, 101))], r'inputs\[1\]: 1x101, expected at most 100 times'),
+        (lambda x: ['', x], r"inputs\[0\] is '', expected a path"),
+        (lambda x: 'no/such.mp4', r'inputs: no/such.mp4: no such file'),
         (lambda x: 'no/such.jpg', r'inputs: no/such.jpg: no such file'),
         (lambda x: [x, __file__], r'inputs\[1\]: .*test_inferencer.py: not an image'),
     ],
@@ -179,6 +183,52 @@ def test_a_good_run_is_quiet(image, tmp_path):
 def test_batch_size_is_checked(inferencer, image):
     with pytest.raises(ValueError, match='batch_size must be an integer of at least 1, got 0'):
         inferencer(image, batch_size=0)
+
+
+def test_files_are_refused_by_what_they_are(inferencer, image, tmp_path, capfd, monkeypatch):
+    cv2.imwrite(str(tmp_path / 'long.png'), np.zeros((1, 101, 3), np.uint8))
+    (tmp_path / 'video.mp4').touch()
+    monkeypatch.setattr(inferencer, 'show_progress', True)
+    with pytest.raises(ValueError, match=r'inputs: .*long.png: 101x1, expected at most 100 times'):
+        inferencer(tmp_path / 'long.png')
+    with pytest.raises(ValueError, match=r'inputs: .*video.mp4 is a video, which is not read; .*VideoReader'):
+        inferencer(tmp_path / 'video.mp4')
+    assert 'Inference' not in capfd.readouterr().out  # no progress bar before the message
+    inferencer(image)
+    assert 'Inference' in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(pred_score_thr='0.3'), "pred_score_thr must be a number from 0 to 1, got '0.3'"),
+        (dict(pred_score_thr=2), 'pred_score_thr must be a number from 0 to 1, got 2'),
+        (dict(out_dir=__file__), r'out_dir is .*, but .*test_inferencer.py. is a file, expected a folder'),
+        (dict(out_dir=f'{__file__}/a'), r'out_dir is .*, but .*test_inferencer.py. is a file, expected a folder'),
+        (dict(out_dir=None), 'out_dir is None, expected the path of a folder'),
+        (dict(show=True), 'show=True needs a display.*out_dir='),
+    ],
+)
+def test_arguments_are_checked_before_an_image_is_read(inferencer, arguments, message, monkeypatch):
+    monkeypatch.setattr('matplotlib.pyplot.get_backend', lambda: 'agg')
+    with pytest.raises((ValueError, TypeError), match=message):
+        inferencer('no/such.jpg', **arguments)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(), r'neither model nor weights .*DDetrInferencer\(weights='),
+        (dict(weights=3), 'weights is of type int'),
+        (dict(weights=''), "weights is ''"),
+        (dict(model=3), 'model is of type int'),
+        (dict(model='deformable-detr_lite0_shapes', device='gpu'), "device is 'gpu', expected .*'cpu'"),
+        (dict(model='deformable-detr_lite0_shapes', device='cuda:99'), "device is 'cuda:99', but torch finds"),
+    ],
+)
+def test_arguments_of_the_model(arguments, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        DDetrInferencer(**arguments)
 
 
 # --- outputs ---------------------------------------------------------------------------------------------------------

@@ -13,14 +13,17 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import Registry, build_from_cfg
+from mmengine.runner import Runner
 from training_case import make_config, write_data
 
 from mmdet_ddetr.apis import mistakes
 from mmdet_ddetr.apis.configs import ConfigError, merge_options, parse_options
 from mmdet_ddetr.apis.console import DEBUG, _is_news
 from mmdet_ddetr.apis.runner import make_runner
+from mmdet_ddetr.apis.scale_lr import scale_lr
 from mmdet_ddetr.checkpoints import CheckpointError
 from mmdet_ddetr.datasets import DataError
+from mmdet_ddetr.hooks.errors import StartError
 
 TOOLS = Path(__file__).parents[1] / 'tools'
 NAME = 'deformable-detr_lite0_shapes'
@@ -153,6 +156,47 @@ def test_missing_argument():
             pass
 
     assert mistakes.explain(raised(build_from_cfg, dict(type='Thing'), registry)) == "Thing needs 'size' in the config"
+
+
+def test_key_of_a_data_loader():
+    """The loader is built by a loop, which is built from the config as well: the loop takes the blame for nothing."""
+    registry, runner = Registry('loop', scope='here'), object.__new__(Runner)
+    runner._train_dataloader = dict(dataset=[1], sampler=None, batchsize=3)
+
+    @registry.register_module()
+    class Loop:
+        def __init__(self, runner):
+            runner.build_dataloader(runner._train_dataloader)
+
+    error = raised(build_from_cfg, dict(type='Loop', runner=runner), registry)
+    text = mistakes.explain(error)
+    assert text.startswith("train_dataloader takes no argument 'batchsize'; did you mean batch_size"), text
+
+
+def test_a_log_that_is_gone_is_not_named(tmp_path, monkeypatch):
+    logger = MMLogger('gone', log_file=str(tmp_path / 'run.log'))
+    monkeypatch.setattr(MMLogger, '_instance_dict', {'gone': logger})
+    assert mistakes._keep_traceback(ValueError()) == f'\n(traceback: {tmp_path / "run.log"})'
+    (tmp_path / 'run.log').unlink()
+    assert mistakes._keep_traceback(ValueError()) == f'\n(traceback: set {DEBUG}=1)'
+
+
+@pytest.mark.parametrize(
+    'option',
+    ['optim_wrapper.optimizer.lr=abc', 'train_dataloader.batch_size=a', 'auto_scale_lr.base_batch_size=0'],
+)
+def test_scaling_the_rate_names_the_key(option):
+    cfg = Config(
+        dict(
+            auto_scale_lr=dict(enable=True, base_batch_size=32),
+            train_dataloader=dict(batch_size=2),
+            optim_wrapper=dict(optimizer=dict(lr=0.1)),
+        )
+    )
+    merge_options(cfg, [option])
+    key, value = option.split('=')
+    with pytest.raises(StartError, match=f'^{key} must be a number above 0, got .?{value}'):
+        scale_lr(cfg)
 
 
 def test_out_of_memory():

@@ -6,6 +6,7 @@ import warnings
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 
 import mmcv
@@ -28,6 +29,7 @@ from ..checkpoints import (
 )
 from ..datasets import DataError, LoadImageFromFile
 from ..registry import TRANSFORMS, our_class
+from .arguments import check_call_arguments, check_model_arguments
 from .configs import find_config, get_config, list_configs
 from .console import quiet
 from .finetune import innermost_dataset
@@ -68,6 +70,7 @@ class DDetrInferencer(DetInferencer):
     """
 
     def __init__(self, model=None, weights=None, **kwargs):
+        check_model_arguments(model, weights, kwargs.get('device'))
         if isinstance(model, str | Path) and not Path(model).is_file():
             model = self._resolve(str(model), weights)
         try:
@@ -191,7 +194,7 @@ class DDetrInferencer(DetInferencer):
             out_dir (str | Path): Folder for ``vis/<name>.<suffix>`` and ``preds/<name>.json``; '' writes nothing. A
                 name is the file's, after its folders where another file of this inferencer's has it, as in
                 ``cam2_0001``; of arrays and PIL images it is their number.
-            pred_score_thr (float): Score below which nothing is drawn.
+            pred_score_thr (float): Score, 0 to 1, below which nothing is drawn.
             return_vis (bool): Return the pictures, too.
             return_datasamples (bool): Return DetDataSamples in place of dicts.
             no_save_vis, no_save_pred (bool): Write no pictures, no JSON.
@@ -206,15 +209,16 @@ class DDetrInferencer(DetInferencer):
             ValueError, TypeError, FileNotFoundError: An input is not readable or no image; the message says which, what
                 it is and what was expected. What came before it is in ``out_dir``.
         """
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f'batch_size must be an integer of at least 1, got {batch_size!r}')
+        check_call_arguments(batch_size, pred_score_thr, out_dir, show)
         out_dir = str(out_dir)
         prompts = dict(
             texts=texts, stuff_texts=stuff_texts, custom_entities=custom_entities, tokens_positive=tokens_positive
         )
         batches = self.preprocess(inputs, batch_size, out_dir=out_dir, **prompts)
+        first = list(islice(batches, 1))  # an error of the inputs comes before the progress bar
+        batches = chain(first, batches)
         predictions, drawn = {}, {}
-        for jobs, data in track(batches, description='Inference') if self.show_progress else batches:
+        for jobs, data in track(batches, description='Inference') if self.show_progress and first else batches:
             with self._guard():
                 preds = self.forward(data)
             visualization = self.visualize(

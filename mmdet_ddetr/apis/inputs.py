@@ -12,8 +12,10 @@ from mmengine import fileio
 from PIL import Image, ImageOps
 
 from ..datasets import DataError, decode_image, read_image
+from ..datasets.image_file import check_aspect
 
 SUFFIXES = (*IMG_EXTENSIONS, '.avif', '.gif', '.jfif', '.jp2', '.tga')  # of files that a folder is searched for
+VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm', '.wmv')
 EXPECTED = (
     'a path, a URL, a folder, an array [H, W], [H, W, 1], [H, W, 3] (BGR) or [H, W, 4] (BGRA) of uint8, a PIL image, '
     'or a list, tuple or iterator of such'
@@ -91,17 +93,31 @@ def _refusal(where: str, item) -> str:
 
 def _pictures_of(item, where: str) -> Iterator[Picture]:
     if isinstance(item, np.ndarray):
-        yield Picture(_bgr_of_array(item, where), where)
+        yield Picture(_of_fair_shape(_bgr_of_array(item, where), where), where)
     elif isinstance(item, Image.Image):
-        yield Picture(_bgr_of_pil(item, where), where)
+        yield Picture(_of_fair_shape(_bgr_of_pil(item, where), where), where)
+    elif item == '':
+        raise ValueError(f"{where} is '', expected {EXPECTED}")
     elif not is_url(str(item)) and Path(item).is_dir():
         files = sorted(str(path) for path in Path(item).iterdir() if path.suffix.lower() in SUFFIXES)
         if not files:
             raise ValueError(f'{where}: no image in {str(item)!r}; expected files ending in {", ".join(SUFFIXES)}')
         for file in files:
             yield Picture(file, where)
+    elif file_of(str(item)).suffix.lower() in VIDEOS and (is_url(str(item)) or Path(item).exists()):
+        raise ValueError(
+            f'{where}: {item} is a video, which is not read; give its frames, as mmcv.VideoReader({str(item)!r}) does'
+        )
     else:
         yield Picture(str(item), where)
+
+
+def _of_fair_shape(pixels: np.ndarray, where: str) -> np.ndarray:
+    try:
+        check_aspect(*pixels.shape[1::-1])
+    except DataError as error:
+        raise ValueError(f'{where}: {error}') from None
+    return pixels
 
 
 def _bgr_of_array(array: np.ndarray, where: str) -> np.ndarray:

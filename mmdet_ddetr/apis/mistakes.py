@@ -19,6 +19,7 @@ from typing import NoReturn
 import torch
 from mmengine.logging import MMLogger
 from mmengine.registry import Registry, build_from_cfg
+from mmengine.runner import FlexibleRunner, Runner
 
 from ..checkpoints import CheckpointError
 from ..datasets import DataError
@@ -92,15 +93,32 @@ def _frames(error: Exception) -> list[FrameType]:
 def _building(error: Exception) -> FrameType | None:
     """Where the innermost thing is built, or the runner; None if nothing is."""
     frames = _frames(error)
-    built = [frame for frame in frames if frame.f_code is build_from_cfg.__code__]
+    built = [frame for frame in frames if frame.f_code is build_from_cfg.__code__ or _builds_loader(frame)]
     if built:
         return built[-1]
     return next((frame for frame in frames if frame.f_code.co_name == 'make_runner'), None)
 
 
+def _builds_loader(frame: FrameType) -> bool:
+    return frame.f_code in (Runner.build_dataloader.__code__, FlexibleRunner.build_dataloader.__code__)
+
+
 def _name_of_built(frame: FrameType) -> str:
+    if _builds_loader(frame):
+        return _name_of_loader(frame)
     cls = frame.f_locals.get('obj_cls')
     return getattr(cls, '__name__', '')
+
+
+def _name_of_loader(frame: FrameType) -> str:
+    config, outer = frame.f_locals['dataloader'], frame.f_back
+    while outer is not None:
+        for runner in (outer.f_locals.get('self'), outer.f_locals.get('runner')):
+            for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+                if isinstance(runner, Runner | FlexibleRunner) and getattr(runner, f'_{name}', None) is config:
+                    return name
+        outer = outer.f_back
+    return 'the data loader'
 
 
 def _names(registry: Registry | None) -> Iterator[str]:
@@ -119,7 +137,7 @@ def _names(registry: Registry | None) -> Iterator[str]:
 
 def _parameters(frame: FrameType) -> list[str]:
     """Arguments of what is built, those of the classes that it passes the rest on to among them."""
-    cls = frame.f_locals['obj_cls']
+    cls = torch.utils.data.DataLoader if _builds_loader(frame) else frame.f_locals['obj_cls']
     inits = [base.__init__ for base in cls.__mro__[:-1]] if inspect.isclass(cls) else [cls]
     return [
         name for init in inits for name in inspect.signature(init).parameters if name not in ('self', 'args', 'kwargs')
@@ -135,7 +153,7 @@ def _keep_traceback(error: Exception) -> str:
     """Write the traceback to the run's log file, if there is one; where it is, for the sentence."""
     logger = MMLogger.get_current_instance() if MMLogger._instance_dict else None
     for handler in logger.handlers if logger else ():
-        if isinstance(handler, logging.FileHandler):
+        if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).is_file():  # --check removes its own
             lines = ''.join(traceback.format_exception(error))
             handler.handle(logger.makeRecord(logger.name, logging.ERROR, '', 0, lines, (), None))
             return f'\n(traceback: {logger.log_file})'

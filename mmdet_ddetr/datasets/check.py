@@ -6,14 +6,13 @@ from pathlib import Path
 
 from .coco_folder import is_plain_utf8, read_coco
 from .errors import DataError
-from .image_file import ImageFacts, inspect_image
+from .image_file import MAX_ASPECT, ImageFacts, inspect_image
 from .parse import read_annotations, read_categories, read_images, read_rest
 from .records import Annotation
 from .report import Finding, Report, printable, shown
 
 EDGE_TOLERANCE = 1.0  # px that a box may stick out unmentioned: rounding
 COCO_DETECTIONS = 100  # the COCO metric looks at no more in an image
-MAX_ASPECT = 100  # of a picture's sides: of a longer one, resizing leaves a side of nothing
 MAX_THREADS = 8  # that read images; each holds one
 
 

@@ -19,6 +19,7 @@ from .errors import DataError
 
 MAX_PIXELS = 2**27  # 0.4 GB decoded: a camera has 102 million at most
 MAX_BYTES = 2**30  # of a file
+MAX_ASPECT = 100  # of a picture's sides: of a longer one, resizing leaves a side of nothing
 EXIF_ORIENTATION = 0x0112
 QUARTER_TURNS = (5, 6, 7, 8)  # orientations that swap width and height
 TIFF_WIDTH, TIFF_HEIGHT = 256, 257  # tags
@@ -50,6 +51,12 @@ class ImageFacts:
     height: int
     rotated: bool
     digest: bytes
+
+
+def check_aspect(width: int, height: int) -> None:
+    """Raise DataError for a picture that is too long for its width."""
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise DataError(f'{width}x{height}, expected at most {MAX_ASPECT} times as long as wide, or as wide as long')
 
 
 def read_file(path: str | Path, max_bytes: int | None = MAX_BYTES) -> bytes:

@@ -9,7 +9,7 @@ from mmengine.logging import print_log
 
 from ..registry import TRANSFORMS
 from .errors import DataError
-from .image_file import decode_image, read_file, why_truncated
+from .image_file import check_aspect, decode_image, read_file, why_truncated
 
 
 @TRANSFORMS.register_module()
@@ -24,12 +24,13 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
     and another one, drawn at random, takes its place. An ``imdecode_backend`` other than 'cv2' is mmcv's to decode.
 
     Raises:
-        DataError: the image is missing, empty, truncated, too large or does not decode.
+        DataError: the image is missing, empty, truncated, too large, too long for its width or does not decode.
     """
 
     def transform(self, results: dict) -> dict | None:
         try:
             image = self._load(results['img_path'])
+            check_aspect(*image.shape[1::-1])
         except (OSError, DataError) as error:
             image_id = f' (image id {results["img_id"]})' if 'img_id' in results else ''
             message = f'{results["img_path"]}{image_id}: {error}'

@@ -1,0 +1,55 @@
+"""What the inferencer's arguments may be, checked before a model is built or an image is read."""
+
+import os
+from numbers import Real
+from pathlib import Path
+
+import torch
+
+NO_WINDOW = {'agg', 'cairo', 'pdf', 'pgf', 'ps', 'svg', 'template'}  # backends of matplotlib that only write files
+
+
+def check_model_arguments(model, weights, device) -> None:
+    """Raise TypeError or ValueError that names the argument of ``DDetrInferencer`` which cannot be right."""
+    if model is None and weights is None:
+        raise ValueError(
+            "neither model nor weights is given; a checkpoint of a training is enough: DDetrInferencer(weights='work_"
+            "dirs/demo/epoch_12.pth')"
+        )
+    if not isinstance(model, str | os.PathLike | dict | None) and not hasattr(model, 'to_dict'):
+        raise TypeError(f'model is of type {type(model).__name__}, expected a name, the path of a config or a config')
+    if not isinstance(weights, str | os.PathLike | None):
+        raise TypeError(f'weights is of type {type(weights).__name__}, expected the path of a checkpoint')
+    for name, value in (('model', model), ('weights', weights)):
+        if value == '':
+            raise ValueError(f"{name} is '', expected a path or a name")
+    if device is None:
+        return
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device is {device!r}, expected one of torch's, such as 'cpu' or 'cuda:0'") from None
+    if found.type == 'cuda' and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f'device is {str(device)!r}, but torch finds {torch.cuda.device_count()} GPUs here')
+
+
+def check_call_arguments(batch_size, pred_score_thr, out_dir, show) -> None:
+    """Raise TypeError or ValueError that names the argument of a call which cannot be right."""
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f'batch_size must be an integer of at least 1, got {batch_size!r}')
+    if not isinstance(pred_score_thr, Real) or not 0 <= pred_score_thr <= 1:
+        raise ValueError(f'pred_score_thr must be a number from 0 to 1, got {pred_score_thr!r}')
+    if not isinstance(out_dir, str | os.PathLike):
+        raise TypeError(f"out_dir is {out_dir!r}, expected the path of a folder, or '' to write nothing")
+    if str(out_dir):
+        for folder in (Path(out_dir, 'vis'), Path(out_dir, 'preds')):
+            there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+            if not there.is_dir():
+                raise ValueError(f'out_dir is {str(out_dir)!r}, but {str(there)!r} is a file, expected a folder')
+            if not os.access(there, os.W_OK | os.X_OK):
+                raise ValueError(f'out_dir is {str(out_dir)!r}, but nothing can be written to {str(there)!r}')
+    if show:
+        from matplotlib import pyplot
+
+        if pyplot.get_backend().lower() in NO_WINDOW:  # mmengine would wait for a key that nobody can press
+            raise ValueError('show=True needs a display, and there is none here; give out_dir= to write the pictures')
