@@ -14,6 +14,7 @@ import pytest
 import torch
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
+from mmengine.visualization import Visualizer
 
 from mmdet_ddetr import __main__ as entry
 from mmdet_ddetr.apis import find_config
@@ -49,10 +50,13 @@ def run(folder, monkeypatch, capfd):
 
 @pytest.fixture(scope='module', autouse=True)
 def own_state():
-    """Tools leave a default scope and a logger behind, which the next test file shall not find."""
+    """Runs leave a scope, a logger and a visualizer behind, which the next file shall not find, nor this one."""
+    kept = (DefaultScope, MMLogger, Visualizer)
+    for cls in kept:
+        cls._instance_dict.clear()
     yield
-    DefaultScope._instance_dict.clear()
-    MMLogger._instance_dict.clear()
+    for cls in kept:
+        cls._instance_dict.clear()
 
 
 @pytest.fixture

@@ -247,7 +247,7 @@ def test_windows_has_none(checkout, monkeypatch):
 @pytest.mark.parametrize(
     'wanted',
     [
-        'by_hand or known_bits or empty or inference or autocast or vmap',
+        'by_hand or inference or autocast or vmap',
         pytest.param(
             'against_reference or against_fp64 or huge or coordinates or compile or export', marks=pytest.mark.slow
         ),
