@@ -22,7 +22,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ._checks import check_grad_output
 from ._load import EXTENSION_LOADED, LIBRARY, PACKAGE, how_to_build
-from ._private import below_autograd, beyond_first_order
+from ._private import below_autograd, beyond_first_order, has_own_kernel
 
 
 def pairs(flat: list[int]) -> list[tuple[int, int]]:
@@ -221,14 +221,8 @@ def _vjp(attention: Callable[..., Tensor], spatial_shapes: list[int]) -> Callabl
 
 @functools.cache
 def has_compiled_kernel(name: str, device_type: str) -> bool:
-    """Whether an op is compiled for a device, by its backward where it has one: that has no kernel in plain PyTorch."""
-    backward = f'{name}_backward'
-    try:
-        op = backward if hasattr(torch.ops.mmdet_ddetr, backward) else name
-        torch.library.get_kernel(f'mmdet_ddetr::{op}', device_type.upper())
-    except (RuntimeError, ValueError):  # no kernel; no such device
-        return False
-    return True
+    """Whether an op has a kernel of its own for a device; what plain PyTorch does for any device is none."""
+    return has_own_kernel(f'mmdet_ddetr::{name}', device_type.upper())
 
 
 def _fold(batch_size: int, dims: tuple[int | None, ...], tensors: tuple[Tensor, ...]) -> list[Tensor]:

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
+from mmdet_ddetr.ops import has_compiled_kernel
+
 
 def _has_cuda_kernels() -> bool:
-    return torch.cuda.is_available() and torch._C._dispatch_has_kernel_for_dispatch_key(
-        'mmdet_ddetr::ms_deform_attn', 'CUDA'
-    )
+    return torch.cuda.is_available() and has_compiled_kernel('ms_deform_attn', 'cuda')
 
 
 @pytest.fixture(

@@ -1,6 +1,9 @@
 """What is taken from PyTorch under a name with an underscore: in one file, and each of it does what it is there for."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,11 +56,24 @@ def test_beyond_first_order():
     assert not _private.beyond_first_order()
 
 
-@pytest.mark.parametrize('name', ['ms_deform_attn', 'ms_deform_attn_fused', 'sigmoid_focal_loss', 'matching_cost'])
+OPS = ['ms_deform_attn', 'ms_deform_attn_fused', 'sigmoid_focal_loss', 'matching_cost', 'nms_keep', 'dropout']
+
+
+@pytest.mark.parametrize('name', OPS)
 def test_compiled_kernels_are_told_from_plain_pytorch(name):
-    """By torch.library.get_kernel, which is public; the ops in plain PyTorch are no compiled kernels."""
+    """torch.library.get_kernel, which is public, also finds the op in plain PyTorch, which serves every device."""
     assert has_compiled_kernel(name, 'cpu') == mmdet_ddetr.ops._load.EXTENSION_LOADED
     assert not any(has_compiled_kernel(name, device) for device in ('mps', 'xpu', 'meta', 'privateuseone'))
+    if torch.version.cuda is None:
+        assert not has_compiled_kernel(name, 'cuda')
+
+
+def test_the_import_takes_no_sympy():
+    """It takes 0.3 s; only symbols of torch.compile and torch.export need it."""
+    code = 'import sys, mmdet_ddetr.ops; assert "sympy" not in sys.modules'
+    environment = {**os.environ, 'PYTHONPATH': str(PACKAGE.parent)}
+    done = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize('kind', ['locations', 'points'])
