@@ -26,6 +26,16 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    """A folder with the data set of ``training_case``."""
+    from training_case import write_data  # here: most test files train nothing
+
+    folder = tmp_path_factory.mktemp('data')
+    write_data(folder)
+    return folder
+
+
 @pytest.fixture(scope='session')
 def workspace(tmp_path_factory):
     """A folder with ``data/shapes`` in it: 8 train, 4 val and 2 test images of 96 px, as `make demo` makes them."""

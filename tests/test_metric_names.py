@@ -163,13 +163,6 @@ def test_class_names_with_line_breaks():
 # ---------------------------------------------------------------------------- trainings
 
 
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('data')
-    write_data(folder)
-    return folder
-
-
 def short(data, work_dir, changes):
     """Two epochs, evaluated after each, with tables and curves."""
     common = {

@@ -12,20 +12,13 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.optim import CosineAnnealingLR, LinearLR, MultiStepLR
-from training_case import CLASSES, fork, losses, make_config, ranks, train, write_data
+from training_case import CLASSES, fork, losses, make_config, ranks, train
 
 from mmdet_ddetr.checkpoints import CheckpointError
 from mmdet_ddetr.hooks import WorkDirInUseError
 from mmdet_ddetr.hooks.last_checkpoint import newest
 from mmdet_ddetr.hooks.resumed_settings import config_differences, fast_forward
 from mmdet_ddetr.hooks.work_dir_lock import WorkDirLock
-
-
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('data')
-    write_data(folder)
-    return folder
 
 
 @pytest.fixture(scope='module')

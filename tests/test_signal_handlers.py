@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from torch.utils.data import DataLoader, Dataset
-from training_case import Do, fork, losses, make_config, train, write_data
+from training_case import Do, fork, losses, make_config, train
 
 from mmdet_ddetr.hooks import signal_handlers, signals
 from mmdet_ddetr.hooks.signals import EXIT_CODE, _LeaveSignalsToParent
@@ -136,13 +136,6 @@ def test_workers_children_can_be_ended():
         assert worker.exitcode == 0
 
     assert fork(parent) == 0
-
-
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('data')
-    write_data(folder)
-    return folder
 
 
 @pytest.mark.parametrize('first', [signal.SIGTERM, signal.SIGINT])

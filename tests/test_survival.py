@@ -34,13 +34,6 @@ def merged(*parts: dict) -> dict:
 
 
 @pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('data')
-    write_data(folder)
-    return folder
-
-
-@pytest.fixture(scope='module')
 def uninterrupted(data, tmp_path_factory):
     """Losses of a kind of loop, trained in one go."""
 

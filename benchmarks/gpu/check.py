@@ -312,7 +312,8 @@ def main() -> int:
             print(f'{stage.name}: left out: {reason}', flush=True)
             write_report(out, report)
             continue
-        (out / stage.result).unlink(missing_ok=True) if stage.result else None
+        if stage.result:
+            (out / stage.result).unlink(missing_ok=True)
         running = Running(stage, out, min(stage.seconds * max(args.minutes / 8, 1), left))
         if stage.beside:
             background = running

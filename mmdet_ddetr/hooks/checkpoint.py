@@ -20,10 +20,10 @@ class SafeCheckpointHook(CheckpointHook):
     training goes on: it is tried again at the next interval. If the one at the end of training fails as well, training
     ends with the error.
 
-    Metrics of any name are followed: ``save_best='auto'`` takes the figure that counts most, see ``figures.py``, and a
-    ``rule`` that is not given follows from its name. A ``save_best`` that is misspelt is an error before the training
-    starts, as far as the names can be known then; otherwise the log says after the first evaluation which there are,
-    and 'auto' takes its place.
+    Metrics of any name are followed: ``save_best='auto'`` takes the figure that counts most, see ``metric_names.py``,
+    and a ``rule`` that is not given follows from its name. A ``save_best`` that is misspelt is an error before the
+    training starts, as far as the names can be known then; otherwise the log says after the first evaluation which
+    there are, and 'auto' takes its place.
 
     Args:
         on_failure: 'continue' as described, or 'stop' at the first checkpoint that cannot be written.
