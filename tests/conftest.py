@@ -21,6 +21,14 @@ def seeded():
 
 
 @pytest.fixture(scope='session', autouse=True)
+def unformatted_configs():
+    """Configs are written as they are: to format them takes a second, more than the rest of a small training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('mmengine.config.config.FormatCode', lambda text, **options: (text, True))
+        yield
+
+
+@pytest.fixture(scope='session', autouse=True)
 def one_thread():
     """One thread a worker process: the tensors are too small for more, and xdist already fills the cores."""
     torch.set_num_threads(1)

@@ -18,7 +18,7 @@ from mmengine.config import ConfigDict
 from mmengine.dataset import ConcatDataset, RepeatDataset
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
-from training_case import make_config, write_data
+from training_case import make_config
 
 from mmdet_ddetr.apis.class_table import check_classes
 from mmdet_ddetr.apis.finetune import unfit_weights
@@ -301,13 +301,6 @@ def test_labels_are_guarded_however_the_preprocessor_is_called():
 
 
 # --- in the runner ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('data')
-    write_data(folder)  # categories: 0 dark, 1 light
-    return folder
 
 
 def config_of(data, work_dir, classes=None, ours=True, **changes):

@@ -1,6 +1,7 @@
 """A training small enough for tests that start it, kill it and start it again."""
 
 import copy
+import functools
 import gc
 import json
 import multiprocessing
@@ -129,7 +130,7 @@ def make_config(data: Path, work_dir: Path, changes: dict | None = None) -> Conf
             ),
         )
 
-    cfg = Config.fromfile(ROOT / 'configs/_base_/detr_runtime.py')
+    cfg = runtime()
     cfg.update(
         model=model,
         train_dataloader=dict(
@@ -158,6 +159,16 @@ def make_config(data: Path, work_dir: Path, changes: dict | None = None) -> Conf
     cfg.default_hooks.update(pictures=None, curves=None)  # they take time
     cfg.merge_from_dict(copy.deepcopy(changes or {}))  # merging takes _delete_ out of them
     return cfg
+
+
+def runtime() -> Config:
+    """A copy of this project's runtime."""
+    return copy.deepcopy(_runtime())
+
+
+@functools.cache
+def _runtime() -> Config:
+    return Config.fromfile(ROOT / 'configs/_base_/detr_runtime.py')  # mmengine reads all of mmdet's metafiles for it
 
 
 class Record(Hook):
@@ -226,7 +237,6 @@ def _start(function) -> None:
     torch.cuda.is_available = lambda: False  # bit for bit is meant for CPUs, and CUDA does not survive a fork
     mmengine.device.utils.DEVICE = 'cpu'
     gc.freeze()  # mmengine's datasets collect garbage, and there is much here that is none
-    Config.pretty_text = property(lambda self: str(self))  # formatting it takes half of such a short training
     function()
 
 

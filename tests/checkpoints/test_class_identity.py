@@ -5,14 +5,13 @@ classes differ, and at every step a label has to mean the name that the file gav
 """
 
 import json
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.hooks import Hook
+from training_case import runtime
 
 from mmdet_ddetr.apis import DDetrInferencer
 from mmdet_ddetr.apis.runner import make_runner
@@ -26,7 +25,6 @@ CASES = {  # ids of the file's categories, in its order, and the classes of the 
     'one class': (dict(red=0), ('red',)),
 }
 SLOW = [case for case in CASES if case != 'one class of several']
-ROOT = Path(__file__).parents[2]
 PLACES = dict(red=(4, 6), green=(30, 8), blue=(12, 34))  # corner of each name's boxes
 SIZE = 64
 
@@ -65,7 +63,7 @@ def config_of(build, data, work_dir, classes, iterations, **settings):
     evaluator = dict(
         type='mmdet_ddetr.CocoMetric', ann_file=f'{data}/a.json', outfile_prefix=f'{work_dir}/found', classwise=True
     )
-    cfg = Config.fromfile(ROOT / 'configs/_base_/detr_runtime.py')
+    cfg = runtime()
     cfg.update(
         model=build.config('refine', num_classes=len(classes)),
         train_dataloader=dict(loader, sampler=dict(type='InfiniteSampler')),
