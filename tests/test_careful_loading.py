@@ -1,12 +1,16 @@
 """Data sets name the picture that does not load, and bound what one may cost."""
 
 import json
+import os
+import sys
 from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from mmdet.datasets.api_wrappers import COCO
+from mmengine.fileio import BaseStorageBackend, register_backend
 from mmengine.hub import get_config as mmdet_config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -15,7 +19,19 @@ from PIL import Image
 
 from mmdet_ddetr import get_config
 from mmdet_ddetr.apis import finetune
-from mmdet_ddetr.datasets import CocoDataset, DataError, LoadImageFromFile, find_coco_folder
+from mmdet_ddetr.datasets import (
+    CocoDataset,
+    DataError,
+    LoadImageFromFile,
+    LVISV05Dataset,
+    LVISV1Dataset,
+    VOCDataset,
+    XMLDataset,
+    find_coco_folder,
+    read_coco,
+    read_image,
+)
+from mmdet_ddetr.evaluation import CocoMetric
 from mmdet_ddetr.hooks import SamplePicturesHook
 
 TO_64 = dict(type='Resize', scale=(64, 48), keep_ratio=True)
@@ -118,24 +134,143 @@ def test_finetune_trains_on_small_pictures(write, tmp_path, config):
     assert isinstance(dataset, CocoDataset) and len(dataset) == 2
 
 
-def test_sample_pictures_of_one_name(tmp_path):
+@pytest.fixture
+def draw(tmp_path):
+    """Draw pictures of a validation set by the hook; the names of those drawn, and the warnings."""
+
+    def draw(paths, rounds=1, **dataset):
+        infos = [dict(img_path=path, instances=[]) for path in paths]
+        members = dict(metainfo=dict(classes=('cat',)), get_data_info=infos.__getitem__, **dataset)
+        dataset = type('Data', (list,), members)(infos)
+        written, said = [], []
+        visualizer = SimpleNamespace(add_image=lambda name, picture, step: written.append(name))
+        loader = type('Loader', (list,), dict(dataset=dataset))(infos)
+        logger = SimpleNamespace(warning=said.append)
+        runner = SimpleNamespace(val_dataloader=loader, visualizer=visualizer, iter=1, logger=logger)
+        hook = SamplePicturesHook(n_images=len(paths))
+        found = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0), scores=torch.zeros(0))
+        for _ in range(rounds):
+            hook.before_val_epoch(runner)
+            for i, path in enumerate(paths):
+                sample = SimpleNamespace(img_id=i, img_path=path, pred_instances=found)
+                hook.after_val_iter(runner, i, outputs=[sample])
+        return written, said
+
+    return draw
+
+
+@register_backend('tests.memory', force=True, prefixes='memory')
+class Memory(BaseStorageBackend):
+    """A remote backend: what it has is on no disk."""
+
+    content = {}
+
+    def __init__(self, bucket='a'):
+        self.bucket = bucket
+
+    def get(self, filepath):
+        return self.content[self.bucket, filepath]
+
+    def get_text(self, filepath, encoding='utf-8'):
+        return self.get(filepath).decode(encoding)
+
+
+def test_pictures_of_a_remote_backend(draw):
+    """By the backend of the data set's loader, or by the address alone; what does not load ends nothing."""
+    png = cv2.imencode('.png', np.full((30, 40, 3), 7, np.uint8))[1].tobytes()
+    Memory.content = {('b', '1.png'): png, ('a', 'memory://2.png'): png}
+    pipeline = SimpleNamespace(transforms=[LoadImageFromFile(backend_args=dict(backend='tests.memory', bucket='b'))])
+    written, said = draw(['1.png', '3.png'], pipeline=pipeline)
+    assert written == ['sample_1'] and len(said) == 1 and "3.png: not readable by Memory: KeyError: ('b'" in said[0]
+    assert read_image('memory://2.png').tolist() == np.full((30, 40, 3), 7).tolist()
+    with pytest.raises(DataError, match='none://2.png: not readable: this kind of address is not known'):
+        read_image('none://2.png')
+    assert draw([None])[0] == []
+
+
+def test_sample_pictures_of_one_name(tmp_path, draw):
     """From two cameras: each has its file, the same one after every evaluation."""
     paths = [tmp_path / f'cam{i}' / '0001.jpg' for i in range(3)]
     for path in paths:
         path.parent.mkdir()
         cv2.imwrite(str(path), np.zeros((30, 40, 3), np.uint8))
-    infos = [dict(img_path=str(path), instances=[]) for path in paths]
-    members = dict(metainfo=dict(classes=('cat',)), get_data_info=infos.__getitem__)
-    dataset = type('Data', (list,), members)(infos)
-    written = []
-    visualizer = SimpleNamespace(add_image=lambda name, picture, step: written.append(name))
-    loader = type('Loader', (list,), dict(dataset=dataset))(infos)
-    runner = SimpleNamespace(val_dataloader=loader, visualizer=visualizer, iter=1)
-    hook = SamplePicturesHook(n_images=3)
-    found = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0), scores=torch.zeros(0))
-    for _ in range(2):
-        hook.before_val_epoch(runner)
-        for i, path in enumerate(paths):
-            sample = SimpleNamespace(img_id=i, img_path=str(path), pred_instances=found)
-            hook.after_val_iter(runner, i, outputs=[sample])
+    written, _ = draw([str(path) for path in paths], rounds=2)
     assert written == ['sample_0001', 'sample_cam1_0001', 'sample_cam2_0001'] * 2
+
+
+# ------------------------------------------------------------------------------------------------- VOC, LVIS and limits
+
+
+def write_voc(folder, xml='<annotation/>'):
+    (folder / 'Annotations').mkdir()
+    (folder / 'JPEGImages').mkdir()
+    (folder / 'list.txt').write_text('7\n')
+    (folder / 'Annotations/7.xml').write_text(xml)
+    (folder / 'JPEGImages/7.jpg').write_bytes(b'')
+    return dict(ann_file=str(folder / 'list.txt'), data_prefix=dict(sub_data_root=str(folder)))
+
+
+@pytest.mark.parametrize('kind', [VOCDataset, XMLDataset])
+def test_voc_names_the_file(tmp_path, kind):
+    box = '<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>'
+    size = '<size><width>20</width><height>20</height></size>'
+    kwargs = write_voc(tmp_path, f'<annotation>{size}<object><name>cat</name>{box}</object></annotation>')
+    kwargs.update(metainfo=dict(classes=('cat',)), test_mode=True)
+    dataset = kind(**kwargs, pipeline=[dict(type='LoadImageFromFile'), PACK])
+    assert dataset.get_data_info(0)['instances'][0]['bbox'] == [0, 0, 8, 8]
+    with pytest.raises(DataError, match=r'7\.jpg \(image id 7\): the file is empty'):
+        dataset[0]
+    for xml, reason in (('', 'ParseError'), ('<a', 'ParseError'), (f'<a>{size}<object/></a>', 'AttributeError')):
+        (tmp_path / 'Annotations/7.xml').write_text(xml)
+        with pytest.raises(DataError, match=rf'7\.xml cannot be read as an annotation of Pascal VOC: {reason}'):
+            kind(**kwargs)
+    (tmp_path / 'Annotations/7.xml').unlink()
+    os.mkfifo(tmp_path / 'Annotations/7.xml')
+    with pytest.raises(DataError, match=r'7\.xml: a pipe or device, expected a file'):
+        kind(**kwargs)
+
+
+@pytest.mark.parametrize('kind', [LVISV05Dataset, LVISV1Dataset])
+def test_lvis_names_the_file(write, tmp_path, monkeypatch, kind):
+    monkeypatch.setitem(sys.modules, 'lvis', SimpleNamespace(LVIS=COCO))  # reads the same format
+    kwargs = write(content=b'', size=(40, 30))
+    coco = json.loads((tmp_path / 'a.json').read_text())
+    for image in coco['images']:
+        image['coco_url'] = f'http://images.cocodataset.org/{image["file_name"]}'
+    (tmp_path / 'a.json').write_text(json.dumps(coco))
+    dataset = kind(**kwargs, pipeline=[dict(type='LoadImageFromFile'), PACK], test_mode=True)
+    with pytest.raises(DataError, match=r'b\.png \(image id 2\): the file is empty'):
+        dataset[1]
+
+
+def test_a_folder_that_is_none(write):
+    kwargs = write(np.zeros((20, 20, 3), np.uint8))
+    with pytest.raises(DataError, match="data_prefix: 'img' is None, expected a folder, .*_delete_=True"):
+        CocoDataset(**{**kwargs, 'data_prefix': dict(img=None)})
+
+
+def test_an_annotation_file_has_a_limit(write, tmp_path, monkeypatch):
+    kwargs, path = write(np.zeros((20, 20, 3), np.uint8)), tmp_path / 'a.json'
+    readers = (lambda: CocoDataset(**kwargs), lambda: CocoMetric(str(path)), lambda: read_coco(path))
+    for reader in readers:
+        reader()
+    monkeypatch.setenv('MMDET_DDETR_MAX_ANNOTATIONS', str(100 / 2**30))
+    for reader in readers:
+        with pytest.raises(
+            DataError, match=r'a\.json: 0\.0 GiB, expected at most .* set MMDET_DDETR_MAX_ANNOTATIONS to'
+        ):
+            reader()
+    monkeypatch.setenv('MMDET_DDETR_MAX_ANNOTATIONS', 'much')
+    with pytest.raises(DataError, match="MMDET_DDETR_MAX_ANNOTATIONS is 'much' in the environment, expected a number"):
+        read_coco(path)
+    monkeypatch.delenv('MMDET_DDETR_MAX_ANNOTATIONS')
+    with open(path, 'ab') as file:
+        file.truncate(2**31 + 1)  # no byte of it is read
+    for reader in readers:
+        with pytest.raises(DataError, match='2.0 GiB, expected at most 2 GiB'):
+            reader()
+    path.unlink()
+    os.mkfifo(path)
+    for reader in readers:
+        with pytest.raises(DataError, match=r'a\.json: a pipe or device'):
+            reader()

@@ -25,7 +25,7 @@ from mmdet_ddetr.apis.finetune import unfit_weights
 from mmdet_ddetr.apis.inferencer import names_of
 from mmdet_ddetr.apis.runner import make_runner
 from mmdet_ddetr.datasets import CocoDataset, DataError, LoadImageFromFile
-from mmdet_ddetr.datasets.class_names import compare, read_categories
+from mmdet_ddetr.datasets.class_names import categories_in, compare
 from mmdet_ddetr.datasets.image_folders import check_images
 from mmdet_ddetr.evaluation import CocoMetric
 from mmdet_ddetr.heads import LabelGuard, check_labels
@@ -120,9 +120,9 @@ def test_categories_are_read_without_the_rest(tmp_path, ensure_ascii):
     for content in (dict(categories=categories, **rest), dict(rest, categories=categories)):
         path = tmp_path / 'a.json'
         path.write_text(json.dumps(content, ensure_ascii=ensure_ascii), encoding='utf-8')
-        assert read_categories(path) == categories
+        assert categories_in(path) == categories
         path.write_text(json.dumps(dict(info=dict(categories=[]), **content), ensure_ascii=ensure_ascii), 'utf-8')
-        assert read_categories(path) == categories  # the word stands there twice
+        assert categories_in(path) == categories  # the word stands there twice
 
 
 # --- data sets and metrics --------------------------------------------------------------------------------------------
@@ -347,6 +347,21 @@ def test_said_before_the_first_iteration(data, tmp_path, case, mode):
     runner.model.forward = None  # nothing may call it
     with pytest.raises(DataError, match=message):
         getattr(runner, mode)()
+    (log,) = tmp_path.glob('*/*.log')
+    assert 'did you mean' not in log.read_text()  # the error says it
+
+
+def test_doubts_are_told_without_the_hook(data, monkeypatch):
+    """Once, when the first image is loaded; whoever compares the classes tells them instead."""
+    said = []
+    monkeypatch.setattr('mmdet_ddetr.datasets.coco.print_log', lambda text, **kwargs: said.append(text))
+    settings = dict(ann_file=str(data / 'annotations.json'), data_prefix=dict(img=str(data)))
+    dataset, other = (CocoDataset(metainfo=dict(classes=('dark', 'ligth')), **settings) for _ in range(2))
+    compare_dataset(other)
+    assert not said
+    for index in (0, 1):
+        dataset[index], other[index]
+    assert len(said) == 1 and "did you mean 'light'?" in said[0]
 
 
 @pytest.mark.parametrize('name', ['train', 'val'])

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmdet_ddetr.apis.pictures import distinct_name
+from mmdet_ddetr.apis.outputs import distinct_name
 from mmdet_ddetr.datasets import DataError, LoadImageFromFile, decode_image, read_image
-from mmdet_ddetr.datasets.image_file import MAX_PIXELS, inspect_image, read_file, read_header
+from mmdet_ddetr.datasets.files import read_file
+from mmdet_ddetr.datasets.image_file import MAX_PIXELS, inspect_image, read_header
 
 COLOURS = {'R': (255, 0, 0), 'G': (0, 255, 0), 'B': (0, 0, 255), 'W': (255, 255, 255)}
 QUARTERS = np.array([[COLOURS['R'], COLOURS['G']], [COLOURS['B'], COLOURS['W']]], np.uint8)
@@ -191,13 +192,16 @@ def test_no_program_runs(tmp_path, monkeypatch):
         read_image(tmp_path / 'a.jpg')
 
 
-def test_panoptic_and_hooks_read_through_here(tmp_path):
-    """A PNG that claims 40,000 x 40,000 px is refused by the loader of segments, too."""
+def test_segments_are_read_through_here(tmp_path):
+    """A PNG that claims 40,000 x 40,000 px, and a pipe, are refused by the loader of segments, too."""
     from mmdet_ddetr.datasets import LoadPanopticInstances
 
     (tmp_path / 'a.png').write_bytes(png_header(40000, 40000))
     with pytest.raises(DataError, match='a.png .image id 7.*134,217,728'):
         LoadPanopticInstances().transform(dict(seg_map_path=str(tmp_path / 'a.png'), img_id=7, segments_info=[]))
+    os.mkfifo(tmp_path / 'b.png')
+    with pytest.raises(DataError, match='b.png .image id 7.: a pipe or device'):
+        LoadPanopticInstances().transform(dict(seg_map_path=str(tmp_path / 'b.png'), img_id=7, segments_info=[]))
 
 
 def test_jpegs_stay_as_fast():

@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import math
+import re
 import shutil
 from pathlib import Path
 from xml.etree import ElementTree
@@ -225,6 +226,8 @@ def test_voc(data, tmp_path):
     metric = dict(_delete_=True, type='VOCMetric', metric='mAP', iou_thrs=[0.5, 0.75])
     cfg = short(data, tmp_path, changes | {'val_evaluator': metric})
     assert fork(train, cfg) == 0
+    log = next(tmp_path.glob('*/*.log')).read_text()
+    assert re.findall(r'^\| (\w+) ', log, re.MULTILINE)[:4] == ['class', 'dark', 'light', 'mAP']  # not VOC's names
     assert table(tmp_path, 6)[0] == ['class', 'AP', 'AP50', 'AP75']
     assert table(tmp_path, 6)[1][0] == 'all (pascal_voc)'
     assert set(curves(tmp_path)) == {f'pascal_voc/{key}' for key in ('mAP', 'AP50', 'AP75')}

@@ -44,10 +44,10 @@ def main():
     if args.to != 'huggingface' and args.target.is_dir():
         sys.exit(f'{Path(sys.argv[0]).name}: {args.target} is a folder, expected a file to write')
 
-    from mmdet_ddetr.checkpoints import Report, convert, describe, load_checkpoint
+    from mmdet_ddetr.checkpoints import ConversionReport, convert, describe, load_checkpoint
     from mmdet_ddetr.checkpoints.files import write
 
-    report = Report()
+    report = ConversionReport()
     checkpoint = load_checkpoint(args.source, layout=args.layout, target=args.to, classes=args.classes, report=report)
     write(checkpoint, args.target, args.to)
     print(describe(convert(checkpoint['state_dict'], args.to, classes='keep')))

@@ -3,8 +3,9 @@
 from mmengine.runner import Runner
 
 from ..checkpoints import load
+from ..datasets.inner import innermost
 from ..hooks import ClassesHook
-from ..hooks.classes import LOOPS, built_loops, class_counts, count_boxes, innermost
+from ..hooks.classes import LOOPS, built_loops, class_counts, count_boxes
 from ..hooks.fit_checkpoint import hook_of
 from ..unwrap import unwrap
 

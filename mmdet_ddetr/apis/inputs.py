@@ -8,10 +8,9 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import torch
 from mmdet.apis.det_inferencer import IMG_EXTENSIONS
-from mmengine import fileio
 from PIL import Image, ImageOps
 
-from ..datasets import DataError, decode_image, read_image
+from ..datasets import DataError, read_image
 from ..datasets.image_file import check_aspect
 
 SUFFIXES = (*IMG_EXTENSIONS, '.avif', '.gif', '.jfif', '.jp2', '.tga')  # of files that a folder is searched for
@@ -48,13 +47,10 @@ class Picture:
         if self.path is None:
             return self.source
         try:
-            if is_url(self.path):
-                return decode_image(fileio.get(self.path))
             return read_image(self.path)
         except DataError as error:
             kind = ValueError if is_url(self.path) or Path(self.path).exists() else FileNotFoundError
-            where = '' if str(error).startswith(self.path) else f'{self.path}: '
-            raise kind(f'{self.where}: {where}{error}') from None
+            raise kind(f'{self.where}: {error}') from None
 
 
 def is_url(path: str) -> bool:

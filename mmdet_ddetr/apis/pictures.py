@@ -1,17 +1,15 @@
 """Annotated pictures: what is there beside what was found."""
 
 import colorsys
-import re
-from collections.abc import Collection, Sequence
-from itertools import chain, count
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from ..datasets import read_image
+from .outputs import distinct_name
 
-MAX_NAME = 200  # bytes: file systems take 255, and what is put before and behind takes some
 MIN_SIDE = 480  # px of the longer side: smaller pictures are enlarged, so that labels can be read
 
 
@@ -79,28 +77,6 @@ def palette(n: int) -> list[tuple[int, int, int]]:
     return [tuple(round(255 * v) for v in colorsys.hsv_to_rgb(hue, 0.85, 0.95)) for hue in hues]
 
 
-def distinct_name(path: str | Path, taken: Collection[str]) -> str:
-    """A name, without suffix, for what is written about a file: its stem, after its folders where that is taken.
-
-    Args:
-        path: of the file; ``cam2/0001.jpg`` is called ``0001`` or, if that is taken, ``cam2_0001``.
-        taken: names that it must differ from, by more than upper and lower case.
-    """
-    *folders, stem = (part for part in Path(path).with_suffix('').parts if part not in ('..', '/'))
-    candidates = chain(
-        ('_'.join([*folders[len(folders) - n :], stem]) for n in range(len(folders) + 1)),
-        (f'{stem}_{n}' for n in count(2)),
-    )
-    taken = {name.casefold() for name in taken}
-    return next(name for name in map(_portable, candidates) if name.casefold() not in taken)
-
-
-def _portable(name: str) -> str:
-    """Without what some file system refuses."""
-    name = re.sub(r'[\x00-\x1f\x7f<>:"/\\|?*]', '_', name)
-    return name.encode(errors='replace')[-MAX_NAME:].decode(errors='ignore')
-
-
 def write_comparisons(
     inferencer, coco: dict, image_dir: str | Path, out_dir: str | Path, n_images: int = 12, score_thr: float = 0.3
 ) -> list[Path]:
@@ -143,7 +119,7 @@ def write_comparisons(
             colours,
             score_thr,
         )
-        name = distinct_name(image['file_name'], [path.stem for path in written])
+        name = distinct_name(image['file_name'], {path.stem.casefold() for path in written})
         written.append(out_dir / f'{name}.jpg')
         cv2.imwrite(str(written[-1]), row)
     return written

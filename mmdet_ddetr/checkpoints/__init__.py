@@ -9,13 +9,13 @@ from .fitting import check_fit, fit, take_classes
 from .layouts import NAMES, TARGETS, find_layout
 from .load import adopt, convert_checkpoint, load, load_checkpoint
 from .read import check_exists
-from .report import Report
+from .report import ConversionReport
 
 __all__ = [
     'NAMES',
     'CheckpointError',
     'TARGETS',
-    'Report',
+    'ConversionReport',
     'adopt',
     'check_exists',
     'check_fit',

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .errors import CheckpointError
-from .report import Report
+from .report import ConversionReport
 
 BRANCH = re.compile(r'bbox_head\.(?P<kind>cls|reg)_branches\.(?P<index>\d+)\.(?P<rest>.+)')
 
@@ -38,7 +38,7 @@ def are_shared(state_dict: dict[str, Tensor], kind: str) -> bool:
     return True
 
 
-def spread(state_dict: dict[str, Tensor], report: Report) -> None:
+def spread(state_dict: dict[str, Tensor], report: ConversionReport) -> None:
     """Write a branch that is stored once under the names of all layers. Changes ``state_dict``."""
     count = num_decoder_layers(state_dict) + is_two_stage(state_dict)
     indices = {
@@ -54,7 +54,7 @@ def spread(state_dict: dict[str, Tensor], report: Report) -> None:
                 report.added[name] = 'one branch serves all layers'
 
 
-def gather(state_dict: dict[str, Tensor], report: Report) -> None:
+def gather(state_dict: dict[str, Tensor], report: ConversionReport) -> None:
     """Keep one branch of each kind for all layers. Changes ``state_dict``."""
     for kind in ('cls', 'reg'):
         if not are_shared(state_dict, kind):

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from . import coco_classes
 from .branches import class_branches, is_two_stage, num_decoder_layers
-from .report import Report
+from .report import ConversionReport
 
 LABELS = 'dn_query_generator.label_embedding.weight'  # of denoising queries, a row per class
 SHOWN = 10  # names in a report
@@ -40,7 +40,7 @@ def copy_by_name(
     names: Sequence[str],
     classes: Sequence[str],
     has_background: bool,
-    report: Report,
+    report: ConversionReport,
 ) -> None:
     """Give each class the row that the checkpoint has for its name, and else the model's.
 

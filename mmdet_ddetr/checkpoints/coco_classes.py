@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .branches import class_branches, is_two_stage, num_decoder_layers
 from .errors import CheckpointError
-from .report import Report
+from .report import ConversionReport
 
 IDS = tuple(i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
 NUM_IDS = 91
@@ -53,7 +53,7 @@ def counts(num_classes: int, architecture: str) -> tuple[int, ...]:
     return (num_classes, num_classes + 1) if architecture == 'DETR' else (num_classes,)
 
 
-def to_80(state_dict: dict[str, Tensor], report: Report) -> None:
+def to_80(state_dict: dict[str, Tensor], report: ConversionReport) -> None:
     """Select the rows of the 80 classes. Changes ``state_dict``.
 
     The encoder's branch of a two-stage model keeps row 0, the only one that is trained and read: it says "object".
@@ -67,7 +67,7 @@ def to_80(state_dict: dict[str, Tensor], report: Report) -> None:
         report.resize(key, before.shape, state_dict[key].shape, why)
 
 
-def to_91(state_dict: dict[str, Tensor], report: Report) -> None:
+def to_91(state_dict: dict[str, Tensor], report: ConversionReport) -> None:
     """The inverse of :func:`to_80`; rows without class get zero weights and a bias that no score survives."""
     num_no_object = num_rows(state_dict) - len(IDS)
     for key, is_encoder in _branches(state_dict):

@@ -8,7 +8,7 @@ from torch import Tensor
 from . import branches, coco_classes
 from .errors import CheckpointError
 from .layouts import NATIVE, Layout, find_layout, get_target, masks
-from .report import Report
+from .report import ConversionReport
 
 CLASSES = ('auto', 'coco', 'keep')
 COUNTER = 'num_batches_tracked'  # of batch norms; frozen ones, as most of these codes have, do without
@@ -21,7 +21,7 @@ def convert(
     target: str = NATIVE,
     classes: str = 'auto',
     names: Sequence[str] | None = None,
-    report: Report | None = None,
+    report: ConversionReport | None = None,
 ) -> dict[str, Tensor]:
     """Convert the weights of a DETR or Deformable DETR from one code base's layout to another's.
 
@@ -44,7 +44,7 @@ def convert(
     """
     if classes not in CLASSES:
         raise CheckpointError(f'classes: got {classes!r}, expected one of {", ".join(CLASSES)}')
-    report = Report() if report is None else report
+    report = ConversionReport() if report is None else report
     state_dict = weights_of(state_dict)
     read = find_layout(state_dict, source)
     write = get_target(target, read.architecture)
@@ -69,7 +69,7 @@ def weights_of(checkpoint: Mapping) -> dict[str, Tensor]:
     return {key.removeprefix(WRAPPER) if is_wrapped else key: value for key, value in checkpoint.items()}
 
 
-def _to_native(state_dict: dict[str, Tensor], layout: Layout, report: Report) -> dict[str, Tensor]:
+def _to_native(state_dict: dict[str, Tensor], layout: Layout, report: ConversionReport) -> dict[str, Tensor]:
     native = layout.keys.to_ours({layout.spell(key): value for key, value in state_dict.items()}, report)
     for key in ('encoder.layers.0.norms.0.weight', 'decoder.layers.0.norms.0.weight'):
         if key not in native:
@@ -78,7 +78,7 @@ def _to_native(state_dict: dict[str, Tensor], layout: Layout, report: Report) ->
     return native
 
 
-def _from_native(native: dict[str, Tensor], layout: Layout, report: Report) -> dict[str, Tensor]:
+def _from_native(native: dict[str, Tensor], layout: Layout, report: ConversionReport) -> dict[str, Tensor]:
     for key in [key for key in native if key.endswith(COUNTER)]:
         del native[key]
         report.dropped[key] = 'frozen batch norms do not count batches'
@@ -93,7 +93,7 @@ def _from_native(native: dict[str, Tensor], layout: Layout, report: Report) -> d
     return masks.wrap(theirs, layout.box_model)
 
 
-def _complete(native: dict[str, Tensor], report: Report) -> dict[str, Tensor]:
+def _complete(native: dict[str, Tensor], report: ConversionReport) -> dict[str, Tensor]:
     """Add what our models have and others do without: the state_dict loads strictly."""
     for key in [key for key in native if key.endswith('running_mean')]:
         name = key.replace('running_mean', COUNTER)
@@ -104,7 +104,7 @@ def _complete(native: dict[str, Tensor], report: Report) -> dict[str, Tensor]:
     return native
 
 
-def _add_neck_biases(native: dict[str, Tensor], report: Report) -> None:
+def _add_neck_biases(native: dict[str, Tensor], report: ConversionReport) -> None:
     """MMDetection has no bias before the neck's norms, the official codes have: none and 0 are the same."""
     for key in [key for key in native if key.startswith('neck.') and key.endswith('.conv.weight')]:
         name = key.replace('.weight', '.bias')
@@ -114,7 +114,12 @@ def _add_neck_biases(native: dict[str, Tensor], report: Report) -> None:
 
 
 def _convert_classes(
-    native: dict[str, Tensor], read: Layout, write: Layout, classes: str, names: Sequence[str] | None, report: Report
+    native: dict[str, Tensor],
+    read: Layout,
+    write: Layout,
+    classes: str,
+    names: Sequence[str] | None,
+    report: ConversionReport,
 ) -> None:
     """Map 91 to 80 or 80 to 91 classes where the layouts differ in that. Changes ``native``."""
     if classes == 'keep' or (read.coco91 == write.coco91):

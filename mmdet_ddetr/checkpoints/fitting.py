@@ -12,7 +12,7 @@ from .branches import class_branches, is_two_stage, num_decoder_layers
 from .class_rows import LABELS, copy_by_name, names_of_rows
 from .conversion import COUNTER
 from .errors import CheckpointError
-from .report import Report
+from .report import ConversionReport
 
 QUERIES = 'query_embedding.weight'
 NECK_CONV = re.compile(r'neck\..*\.conv\.weight')
@@ -21,7 +21,7 @@ NECK_CONV = re.compile(r'neck\..*\.conv\.weight')
 def fit(
     state_dict: dict[str, Tensor],
     model: nn.Module,
-    report: Report | None = None,
+    report: ConversionReport | None = None,
     names: Sequence[str] | None = None,
     classes: Sequence[str] | None = None,
 ) -> dict[str, Tensor]:
@@ -43,7 +43,7 @@ def fit(
     Raises:
         CheckpointError: the neck's convolutions have biases, and the model has none.
     """
-    report = Report() if report is None else report
+    report = ConversionReport() if report is None else report
     model = unwrap(model)
     own = model.state_dict()
     fitted = match_neck_biases(state_dict, own, report)
@@ -76,7 +76,7 @@ def take_classes(
     model: nn.Module,
     names: Sequence[str] | None,
     classes: Sequence[str],
-    report: Report,
+    report: ConversionReport,
 ) -> dict[str, Tensor]:
     """A copy whose class rows are those of ``classes``, by name, where names are known; arguments as of ``fit``."""
     model = unwrap(model)
@@ -88,7 +88,9 @@ def take_classes(
     return state_dict
 
 
-def match_neck_biases(state_dict: dict[str, Tensor], own: dict[str, Tensor], report: Report) -> dict[str, Tensor]:
+def match_neck_biases(
+    state_dict: dict[str, Tensor], own: dict[str, Tensor], report: ConversionReport
+) -> dict[str, Tensor]:
     """A copy with biases before the neck's norms if the model has them, and without if not: 0 and none are the same.
 
     Raises:
@@ -119,7 +121,7 @@ def check_fit(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tens
         CheckpointError: with the first tensor that is missing, has another shape or, of the neck's biases, no place.
     """
     own = model.state_dict()
-    fitted = match_neck_biases(state_dict, own, Report())
+    fitted = match_neck_biases(state_dict, own, ConversionReport())
     wrong = [key for key, value in fitted.items() if key in own and own[key].shape != value.shape]
     if wrong:
         key = wrong[0]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .errors import CheckpointError
-from .report import Report
+from .report import ConversionReport
 
 
 class Row(NamedTuple):
@@ -64,7 +64,7 @@ class KeyMap:
         patterns = [row.theirs for row in self.rows] + [alias.name for alias in self.aliases] + self.useless
         return any(pattern.fullmatch(key) for pattern in patterns)
 
-    def to_ours(self, state_dict: dict[str, Tensor], report: Report) -> dict[str, Tensor]:
+    def to_ours(self, state_dict: dict[str, Tensor], report: ConversionReport) -> dict[str, Tensor]:
         """Rename a state_dict of theirs, all of whose keys the table knows.
 
         Raises:
@@ -88,7 +88,7 @@ class KeyMap:
             ours[name] = torch.cat([tensors[letter] for letter in letters])
         return ours
 
-    def to_theirs(self, state_dict: dict[str, Tensor], traits: set[str], report: Report) -> dict[str, Tensor]:
+    def to_theirs(self, state_dict: dict[str, Tensor], traits: set[str], report: ConversionReport) -> dict[str, Tensor]:
         """Rename a state_dict of ours; ``traits`` says which aliases the model has.
 
         Raises:
@@ -115,7 +115,7 @@ class KeyMap:
                         report.added[name] = 'second name of a head'
         return theirs
 
-    def _originals(self, state_dict: dict[str, Tensor], report: Report) -> dict[str, Tensor]:
+    def _originals(self, state_dict: dict[str, Tensor], report: ConversionReport) -> dict[str, Tensor]:
         """Without aliases; one whose original is missing takes its place: files may keep either."""
         originals = dict(state_dict)
         for key, tensor in state_dict.items():

@@ -15,7 +15,7 @@ from .conversion import convert, weights_of
 from .errors import CheckpointError
 from .layouts import NATIVE, Layout, find_layout
 from .read import read
-from .report import Report
+from .report import ConversionReport
 
 
 def load(source: str | Path, map_location='cpu') -> Mapping:
@@ -33,7 +33,7 @@ def load_checkpoint(
     layout: str | None = None,
     target: str = NATIVE,
     classes: str = 'auto',
-    report: Report | None = None,
+    report: ConversionReport | None = None,
 ) -> dict:
     """Read a checkpoint and convert it.
 
@@ -72,7 +72,7 @@ def convert_checkpoint(
     target: str = NATIVE,
     classes: str = 'auto',
     names: Sequence[str] | None = None,
-    report: Report | None = None,
+    report: ConversionReport | None = None,
 ) -> dict:
     """Convert what was read from a file; arguments and result as for :func:`load_checkpoint`."""
     state_dict = weights_of(checkpoint)
@@ -106,7 +106,7 @@ def adopt(checkpoint: dict, model: nn.Module) -> dict:
         raise
     if layout.name == NATIVE:
         return checkpoint
-    report = Report()
+    report = ConversionReport()
     converted = convert_checkpoint(checkpoint, layout.name, report=report)
     print_log(f'Converted from the layout of {layout.name}:\n{report}', logger='current')
     return converted

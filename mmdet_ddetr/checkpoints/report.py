@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass
-class Report:
+class ConversionReport:
     """Keys that a conversion dropped, added or gave another shape, each with the reason.
 
     A conversion goes by way of our layout: a key is the source's, ours or the target's, as it was at that step.

@@ -22,7 +22,7 @@ from .errors import CheckpointError
 from .hub import SCHEME, first_process_first
 from .load import load_checkpoint
 from .read import check_tensors, read
-from .report import Report
+from .report import ConversionReport
 
 HASH = re.compile(r'-([0-9a-f]{8,64})\.\w+$')  # of a file's content, in the names that torchvision and mmdet publish
 LINKS = 'torchvision_0.12.json'  # in mmengine: addresses of torchvision's weights by name
@@ -47,7 +47,7 @@ def load_from_local(filename, map_location=None):
 @CheckpointLoader.register_scheme(prefixes=[SCHEME, r'(?!\w+://).*\.safetensors$'])
 def load_from_huggingface(filename, map_location=None):
     """``hf://owner/name``, a folder with its files, or a ``.safetensors`` file: converted on the fly."""
-    report = Report()
+    report = ConversionReport()
     checkpoint = load_checkpoint(filename, map_location or 'cpu', report=report)
     print_log(f'Converted {filename}:\n{report}', logger='current')
     return checkpoint

@@ -5,8 +5,10 @@ from .coco_folder import CocoFolder, CocoSplit, find_coco_folder, read_coco, spl
 from .errors import DataError
 from .image_file import decode_image, read_image
 from .loading import LoadImageFromFile
+from .lvis import LVISV05Dataset, LVISV1Dataset
 from .panoptic import LoadPanopticInstances
 from .report import Report
+from .xml import VOCDataset, XMLDataset
 
 __all__ = [
     'CocoDataset',
@@ -14,9 +16,13 @@ __all__ = [
     'CocoPanopticDataset',
     'CocoSplit',
     'DataError',
+    'LVISV05Dataset',
+    'LVISV1Dataset',
     'LoadImageFromFile',
     'LoadPanopticInstances',
     'Report',
+    'VOCDataset',
+    'XMLDataset',
     'check_coco',
     'check_splits',
     'clean_coco',

@@ -1,12 +1,12 @@
 """What a data set says about a picture that it cannot load, and what one picture may cost."""
 
-from mmcv.transforms import LoadImageFromFile as MMCVLoadImageFromFile
-
+from ..registry import TRANSFORMS, our_class
 from .errors import DataError
+from .files import check_annotations
+from .image_file import name_of
 from .loading import LoadImageFromFile
 
-MAX_PIXELS = 2**23  # a frame of 4K video
-PLAIN_LOADERS = ('LoadImageFromFile', 'mmcv.LoadImageFromFile', 'mmdet.LoadImageFromFile', MMCVLoadImageFromFile)
+MAX_INPUT_PIXELS = 2**23  # a frame of 4K video
 
 
 class CarefulLoading:
@@ -21,15 +21,23 @@ class CarefulLoading:
         **kwargs: of the data set.
 
     Raises:
-        DataError: a picture does not load or is too large, or ``filter_cfg`` leaves none.
+        DataError: a picture does not load or is too large, the annotation file is, a folder of ``data_prefix`` is no
+            text, or ``filter_cfg`` leaves no image.
     """
 
-    def __init__(self, *args, pipeline=(), max_pixels: int | None = MAX_PIXELS, **kwargs):
+    def __init__(self, *args, pipeline=(), max_pixels: int | None = MAX_INPUT_PIXELS, **kwargs):
+        for key, folder in (kwargs.get('data_prefix') or {}).items():
+            if not isinstance(folder, str):
+                raise DataError(
+                    f"data_prefix: {key!r} is {folder!r}, expected a folder, or '' for data_root itself. A config "
+                    'leaves out the keys of its base by data_prefix=dict(_delete_=True, ...)'
+                )
         self.max_pixels = max_pixels
         self._resizes = any(word in str(pipeline) for word in ('Resize', 'Crop', 'RandomAffine', 'Mosaic'))
         super().__init__(*args, pipeline=[_with_our_loader(transform) for transform in pipeline], **kwargs)
 
     def load_data_list(self) -> list[dict]:
+        check_annotations(self.ann_file, self.backend_args)
         data_list = super().load_data_list()
         if self.max_pixels is not None and not self._resizes:
             for info in data_list:
@@ -53,7 +61,7 @@ class CarefulLoading:
         except DataError:
             raise
         except Exception as error:  # of any transform
-            raise DataError(f'{_name(info)}: {type(error).__name__} in the pipeline: {error}'.rstrip()) from error
+            raise DataError(f'{name_of(info)}: {type(error).__name__} in the pipeline: {error}'.rstrip()) from error
         if data is not None and self.max_pixels is not None and 'inputs' in data:
             inputs = data['inputs']
             for image in inputs if isinstance(inputs, list) else [inputs]:
@@ -64,16 +72,12 @@ class CarefulLoading:
 
     def _refuse(self, info: dict, width: int, height: int) -> None:
         raise DataError(
-            f'{_name(info)}: reaches the model with {width}x{height} = {width * height:,} pixels, expected at most '
+            f'{name_of(info)}: reaches the model with {width}x{height} = {width * height:,} pixels, expected at most '
             f'{self.max_pixels:,}: put a Resize into the pipeline, or set max_pixels of the data set'
         )
 
 
 def _with_our_loader(transform):
-    if isinstance(transform, dict) and transform.get('type') in PLAIN_LOADERS:
+    if isinstance(transform, dict) and our_class(transform.get('type'), TRANSFORMS) is LoadImageFromFile:
         return {**transform, 'type': LoadImageFromFile}
     return transform
-
-
-def _name(info: dict) -> str:
-    return f'{info.get("img_path")} (image id {info.get("img_id")})'

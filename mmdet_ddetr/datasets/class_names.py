@@ -134,7 +134,7 @@ def _merge(coco, first_of: dict) -> None:
     coco.img_ann_map, coco.cat_img_map = coco.imgToAnns, coco.catToImgs
 
 
-def read_categories(path: str | Path) -> list[dict]:
+def categories_in(path: str | Path) -> list[dict]:
     """The categories of a COCO file without the rest, which may be hundreds of megabytes; [] if there are none."""
     with open(path, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         key = b'"categories"'

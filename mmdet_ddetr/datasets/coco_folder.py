@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 
 from .errors import DataError
-from .image_file import read_file
+from .files import read_annotations
 from .records import identifier
 
 SPLIT_NAMES = {'train': ('train',), 'val': ('val', 'valid', 'validation'), 'test': ('test',)}
@@ -120,13 +120,11 @@ def read_coco(ann_file: Path) -> dict:
     """Parse an annotation file, in UTF-8 or, where it says so itself, UTF-16 or UTF-32.
 
     Raises:
-        DataError: it is missing, no JSON, or its top level is not a COCO dict of lists of dicts.
+        DataError: it is missing, too large, no JSON, or its top level is not a COCO dict of lists of dicts.
     """
+    data = read_annotations(ann_file)
     try:
-        data = read_file(ann_file, max_bytes=None)
         coco = json.loads(data.decode(json.detect_encoding(data)))
-    except DataError as error:
-        raise DataError(f'{ann_file}: {error}') from None
     except UnicodeDecodeError as error:
         raise DataError(f'{ann_file} is not JSON in UTF-8 ({error}): save it as UTF-8') from None
     except json.JSONDecodeError as error:

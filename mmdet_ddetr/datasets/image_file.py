@@ -5,8 +5,6 @@ The check of the data, the loaders, the pictures and the inferencer all read thr
 
 import hashlib
 import io
-import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +14,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from .errors import DataError
+from .files import read_file
 
 MAX_PIXELS = 2**27  # 0.4 GB decoded: a camera has 102 million at most
-MAX_BYTES = 2**30  # of a file
 MAX_ASPECT = 100  # of a picture's sides: of a longer one, resizing leaves a side of nothing
 EXIF_ORIENTATION = 0x0112
 QUARTER_TURNS = (5, 6, 7, 8)  # orientations that swap width and height
@@ -59,48 +57,30 @@ def check_aspect(width: int, height: int) -> None:
         raise DataError(f'{width}x{height}, expected at most {MAX_ASPECT} times as long as wide, or as wide as long')
 
 
-def read_file(path: str | Path, max_bytes: int | None = MAX_BYTES) -> bytes:
-    """All bytes of a regular file.
-
-    Args:
-        path: of the file. Folders, pipes and devices, which may never end, are refused.
-        max_bytes: refuse a larger file; None: any size.
-
-    Raises:
-        DataError: why it cannot be read, without the path.
-    """
-    try:
-        status = os.stat(path)  # before it is opened: that alone waits for a pipe's writer, or starts a device
-        if not stat.S_ISREG(status.st_mode):
-            raise DataError(f'{"a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or device"}, expected a file')
-        if max_bytes is not None and status.st_size > max_bytes:
-            raise DataError(f'{status.st_size / 2**30:.1f} GiB, expected at most {max_bytes / 2**30:g} GiB')
-        with open(path, 'rb') as file:
-            return file.read(status.st_size)  # no more than it says: files of /proc have no size and no end
-    except DataError:
-        raise
-    except FileNotFoundError:
-        raise DataError('no such file') from None
-    except OSError as error:
-        raise DataError(f'not readable: {error.strerror}') from None
-    except ValueError:  # NUL, or half of a surrogate pair
-        raise DataError('not readable: its name has a character that no file name can have') from None
-
-
-def read_image(path: str | Path, flag: str = 'color') -> np.ndarray:
+def read_image(
+    path: str | Path, flag: str = 'color', backend_args: dict | None = None, where: str | None = None
+) -> np.ndarray:
     """Read an image file: BGR [h, w, 3], uint8, upright.
 
     Args:
-        path: of a file on this machine.
+        path: of the file, or an address.
         flag: see :func:`decode_image`.
+        backend_args: of mmengine's file backends; None: the one for the path or address.
+        where: what an error calls it; None: its path.
 
     Raises:
         DataError: the file is missing, empty, damaged, too large or no image; names it and says why.
     """
     try:
-        return decode_image(read_file(path), flag)
+        return decode_image(read_file(path, backend_args=backend_args), flag)
     except DataError as error:
-        raise DataError(f'{path}: {error}') from None
+        raise DataError(f'{path if where is None else where}: {error}') from None
+
+
+def name_of(info: dict) -> str:
+    """What an error calls an image of a data set."""
+    image_id = f' (image id {info["img_id"]})' if 'img_id' in info else ''
+    return f'{info.get("img_path")}{image_id}'
 
 
 def decode_image(data: bytes, flag: str = 'color') -> np.ndarray:

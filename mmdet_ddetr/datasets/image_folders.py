@@ -2,10 +2,10 @@
 
 import os
 
-from mmcv.transforms import LoadImageFromFile
 from mmengine.fileio import LocalBackend, get_file_backend
 
 from .errors import DataError
+from .inner import reader_of
 
 
 def check_images(dataset, loader: str) -> None:
@@ -20,8 +20,7 @@ def check_images(dataset, loader: str) -> None:
     Raises:
         DataError: images are missing. With ``ignore_empty=True`` of the pipeline's loader: all are.
     """
-    transforms = getattr(getattr(dataset, 'pipeline', None), 'transforms', ())
-    reader = next((transform for transform in transforms if isinstance(transform, LoadImageFromFile)), None)
+    reader = reader_of(dataset)
     if reader is None:
         return
     paths = [dataset.get_data_info(index).get('img_path') for index in range(len(dataset))]

@@ -4,12 +4,12 @@ import mmcv
 import mmdet.datasets.utils
 import numpy as np
 from mmcv.transforms import LoadImageFromFile as MMCVLoadImageFromFile
-from mmengine import fileio
 from mmengine.logging import print_log
 
 from ..registry import TRANSFORMS
 from .errors import DataError
-from .image_file import check_aspect, decode_image, read_file, why_truncated
+from .files import read_file
+from .image_file import check_aspect, decode_image, name_of, why_truncated
 
 
 @TRANSFORMS.register_module()
@@ -31,9 +31,8 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
         try:
             image = self._load(results['img_path'])
             check_aspect(*image.shape[1::-1])
-        except (OSError, DataError) as error:
-            image_id = f' (image id {results["img_id"]})' if 'img_id' in results else ''
-            message = f'{results["img_path"]}{image_id}: {error}'
+        except DataError as error:
+            message = f'{name_of(results)}: {error}'
             if self.ignore_empty:
                 print_log(f'{message}; another image takes its place', 'current', logging.ERROR)
                 return None
@@ -44,8 +43,7 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
 
     def _load(self, path: str) -> np.ndarray:
         """The pixels, [h, w, 3] or [h, w]."""
-        backend = fileio.get_file_backend(path, backend_args=self.backend_args, enable_singleton=True)
-        data = read_file(path) if isinstance(backend, fileio.LocalBackend) else backend.get(path)
+        data = read_file(path, backend_args=self.backend_args)
         if self.imdecode_backend == 'cv2':
             return decode_image(data, self.color_type)
         if reason := 'the file is empty' if not data else why_truncated(data):

@@ -3,11 +3,9 @@
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmdet.structures.mask import BitmapMasks
-from mmengine import fileio
 
 from ..registry import TRANSFORMS
-from .errors import DataError
-from .image_file import decode_image
+from .image_file import read_image
 
 BGR_TO_ID = np.array([256**2, 256, 1])  # how the PNGs of COCO panoptic spell a segment's id
 
@@ -27,7 +25,7 @@ class LoadPanopticInstances(BaseTransform):
         backend_args: of mmengine's file backends.
 
     Raises:
-        DataError: the PNG with the segments does not decode.
+        DataError: the PNG with the segments cannot be read or does not decode.
     """
 
     def __init__(self, num_things: int = 80, backend_args: dict | None = None):
@@ -36,10 +34,8 @@ class LoadPanopticInstances(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         path = results['seg_map_path']
-        try:
-            png = decode_image(fileio.get(path, backend_args=self.backend_args), 'color_ignore_orientation')
-        except DataError as error:
-            raise DataError(f'{path} (image id {results.get("img_id")}): {error}') from None
+        where = f'{path} (image id {results.get("img_id")})'
+        png = read_image(path, 'color_ignore_orientation', self.backend_args, where)
         ids = png.astype(np.int64) @ BGR_TO_ID  # [h, w]
         present = set(np.unique(ids))
         segments = [

@@ -5,6 +5,7 @@ from mmdet.evaluation import CocoMetric as MMDetCocoMetric
 from mmdet.evaluation import CocoPanopticMetric as MMDetCocoPanopticMetric
 
 from ..datasets.class_names import order_categories
+from ..datasets.files import check_annotations
 from ..registry import METRICS
 
 
@@ -15,9 +16,16 @@ class MetricByName:
 
     Attributes:
         file_categories: of the annotation file, in its order.
+
+    Raises:
+        DataError: the annotation file is too large, or no regular file.
     """
 
     file_categories = ()
+
+    def __init__(self, ann_file: str | None = None, *args, backend_args: dict | None = None, **kwargs):
+        check_annotations(ann_file, backend_args)
+        super().__init__(ann_file, *args, backend_args=backend_args, **kwargs)
 
     @property
     def dataset_meta(self) -> dict | None:

@@ -10,10 +10,11 @@ from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop
 from torch import nn
 
-from ..datasets.class_names import Comparison, as_tuple, compare, faults_of, listed, read_categories
+from ..datasets.class_names import Comparison, as_tuple, categories_in, compare, faults_of, listed
 from ..datasets.coco import LabelsByName
 from ..datasets.errors import DataError
 from ..datasets.image_folders import check_images
+from ..datasets.inner import innermost
 from ..evaluation.coco_metric import MetricByName
 from ..registry import HOOKS
 from ..unwrap import unwrap
@@ -92,27 +93,19 @@ def built_loops(runner) -> dict[str, BaseLoop]:
     return {name: loop for name, loop in loops.items() if isinstance(loop, BaseLoop)}
 
 
-def innermost(dataset) -> list:
-    """The data sets inside ConcatDataset, RepeatDataset and their like."""
-    if hasattr(dataset, 'datasets'):
-        return [inner for part in dataset.datasets for inner in innermost(part)]
-    if hasattr(dataset, 'dataset'):
-        return innermost(dataset.dataset)
-    return [dataset]
-
-
 def compare_dataset(dataset) -> Comparison:
     """What does not fit between a data set's classes and its file."""
     classes = metainfo_of(dataset).get('classes')
     if classes is None or getattr(dataset, 'return_classes', False):  # classes are texts that the model reads
         return Comparison()
     if isinstance(dataset, LabelsByName):  # has said the rest when it was loaded
+        dataset.doubts_told = True
         return Comparison(doubts=dataset.class_names.doubts)
     if faults := faults_of(classes):
         return Comparison(errors=faults)
     if hasattr(dataset, 'cat_ids') and hasattr(dataset, 'cat2label'):
         with fileio.get_local_path(dataset.ann_file, backend_args=dataset.backend_args) as path:
-            categories = read_categories(path)
+            categories = categories_in(path)
         cure = 'or let the labels follow the config: dataset=dict(type={!r}, ...)'
         return _compare_order(
             dataset, dataset.cat_ids, categories, dataset.ann_file, cure.format('mmdet_ddetr.CocoDataset')

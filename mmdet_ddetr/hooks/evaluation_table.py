@@ -6,7 +6,8 @@ import re
 from contextlib import ExitStack
 from pathlib import Path
 
-from mmdet.evaluation import CocoMetric
+from mmdet.datasets import VOCDataset
+from mmdet.evaluation import CocoMetric, VOCMetric
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 
@@ -49,6 +50,8 @@ class EvaluationTableHook(Hook):
                 metric.classwise = True
                 metric.compute_metrics = _Announced(metric, '/'.join(filter(None, (name, metric.prefix))), self.classes)
                 self._listening.callback(vars(metric).pop, 'compute_metrics')
+            elif isinstance(metric, VOCMetric):
+                _name_own_classes(metric)
         runner.logger.addFilter(self.classes)
         self._listening.callback(runner.logger.removeFilter, self.classes)
 
@@ -75,6 +78,13 @@ class EvaluationTableHook(Hook):
         text = io.StringIO()
         csv.writer(text, lineterminator='\n').writerows(table)
         write_if_possible(path, text.getvalue().encode())
+
+
+def _name_own_classes(metric: VOCMetric) -> None:
+    """In a folder that is called VOC2007 or VOC2012, VOCMetric prints VOC's class names, whatever the classes are."""
+    meta = metric.dataset_meta or {}
+    if tuple(meta.get('classes', ())) != VOCDataset.METAINFO['classes']:
+        metric.dataset_meta = {**meta, 'dataset_type': None}
 
 
 def make_table(metrics: dict[str, float], classes: list[tuple[str, str, dict[str, float]]]) -> list[list[str]]:

@@ -9,7 +9,16 @@ from mmengine.runner import BaseLoop
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from mmdet_ddetr.checkpoints import CheckpointError, Report, adopt, check_fit, fit, names_in, take_classes, weights_of
+from mmdet_ddetr.checkpoints import (
+    CheckpointError,
+    ConversionReport,
+    adopt,
+    check_fit,
+    fit,
+    names_in,
+    take_classes,
+    weights_of,
+)
 from mmdet_ddetr.datasets.class_names import listed
 from mmdet_ddetr.registry import HOOKS
 from mmdet_ddetr.unwrap import unwrap
@@ -54,18 +63,18 @@ class FitCheckpointHook(Hook):
             state_dict, report = self.start_from(checkpoint, model, classes)
         else:
             checkpoint.update(adopt(checkpoint, model))
-            state_dict, names, report = weights_of(checkpoint), names_in(checkpoint), Report()
+            state_dict, names, report = weights_of(checkpoint), names_in(checkpoint), ConversionReport()
             classes = self._names_of(classes)
             if names is not None and classes is not None:
                 state_dict = self._classes_to_test(state_dict, model, names, classes, report)
             state_dict = check_fit(state_dict, model)
-        if report != Report():
+        if report != ConversionReport():
             print_log(f'Fitted the checkpoint to the model:\n{report}', logger='current')
         checkpoint['state_dict'] = state_dict
 
     def start_from(
         self, checkpoint: dict, model: nn.Module, classes: Sequence[str] | None
-    ) -> tuple[dict[str, Tensor], Report]:
+    ) -> tuple[dict[str, Tensor], ConversionReport]:
         """What a training of ``classes`` takes from a checkpoint, and how that was made.
 
         Args:
@@ -74,7 +83,7 @@ class FitCheckpointHook(Hook):
             classes: of the data; None: not known.
         """
         checkpoint.update(adopt(checkpoint, model))
-        report = Report()
+        report = ConversionReport()
         names = self._names_of(classes)
         return fit(weights_of(checkpoint), model, report, names_in(checkpoint), names), report
 
@@ -84,7 +93,11 @@ class FitCheckpointHook(Hook):
 
     @staticmethod
     def _classes_to_test(
-        state_dict: dict[str, Tensor], model: nn.Module, names: Sequence[str], classes: list[str], report: Report
+        state_dict: dict[str, Tensor],
+        model: nn.Module,
+        names: Sequence[str],
+        classes: list[str],
+        report: ConversionReport,
     ) -> dict[str, Tensor]:
         """Weights with the rows of the classes that are tested, by name."""
         missing = [name for name in classes if name not in names]

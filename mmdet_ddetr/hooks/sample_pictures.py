@@ -2,9 +2,10 @@ import numpy as np
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 
-from ..apis.pictures import compare, distinct_name, palette
-from ..datasets import read_image
+from ..apis.outputs import Names
+from ..apis.pictures import compare, palette
 from ..registry import HOOKS
+from .image_of import image_of
 
 
 @HOOKS.register_module()
@@ -23,7 +24,7 @@ class SamplePicturesHook(Hook):
         self.n_images = n_images
         self.score_thr = score_thr
         self._truth = {}  # of each image to draw, by path: ids may be those of several data sets
-        self._names = {}  # of their pictures
+        self._names = Names()  # of their pictures
         self._positions = set()
 
     def before_val_epoch(self, runner) -> None:
@@ -35,14 +36,16 @@ class SamplePicturesHook(Hook):
         if batch_idx not in self._positions:
             return
         sample, dataset = outputs[0], runner.val_dataloader.dataset
+        image = image_of(runner, sample)
+        if image is None:
+            return
         if sample.img_path not in self._truth:
             self._truth[sample.img_path] = _truth_of(dataset, sample.img_path)
-            self._names[sample.img_path] = distinct_name(sample.img_path, self._names.values())
         classes = dataset.metainfo['classes']
         found = sample.pred_instances.cpu().numpy()
         kept = found.scores >= self.score_thr
         picture = compare(
-            read_image(sample.img_path),
+            image,
             *self._truth[sample.img_path],
             found.bboxes[kept],
             found.labels[kept],
@@ -51,7 +54,8 @@ class SamplePicturesHook(Hook):
             dataset.metainfo.get('palette') or palette(len(classes)),
             self.score_thr,
         )
-        runner.visualizer.add_image(f'sample_{self._names[sample.img_path]}', picture[..., ::-1], step=runner.iter)
+        name = self._names.of(sample.img_path, '')
+        runner.visualizer.add_image(f'sample_{name}', picture[..., ::-1], step=runner.iter)
 
 
 def _truth_of(dataset, path: str) -> tuple[np.ndarray, list[int]]:

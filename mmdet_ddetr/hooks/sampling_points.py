@@ -3,11 +3,11 @@ from contextlib import ExitStack
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 
-from ..datasets import read_image
 from ..explain import explanation_of, record
 from ..explain.figures import figure6, to_array
 from ..registry import HOOKS
 from ..unwrap import unwrap
+from .image_of import image_of
 
 
 @HOOKS.register_module()
@@ -45,7 +45,10 @@ class SamplingPointsHook(Hook):
             return
         self._recorder.close()
         for index, sample in enumerate(outputs[: self.n_images - self._seen]):
-            image = read_image(sample.img_path)[..., ::-1]
+            image = image_of(runner, sample)
+            if image is None:
+                continue
+            image = image[..., ::-1]
             explanation = explanation_of(unwrap(runner.model), self._recording, index, sample, image, self.score_thr)
             if explanation.detections:
                 picture = to_array(figure6(explanation, explanation.objects(self.n_objects)))

@@ -9,7 +9,7 @@ from mmengine.runner import EpochBasedTrainLoop
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from mmdet_ddetr import get_config
-from mmdet_ddetr.checkpoints import CheckpointError, Report, check_fit, convert, fit
+from mmdet_ddetr.checkpoints import CheckpointError, ConversionReport, check_fit, convert, fit
 from mmdet_ddetr.hooks import FitCheckpointHook
 
 CLASSES = 'bbox_head.cls_branches.{}.{}'
@@ -20,7 +20,7 @@ def test_only_class_rows_start_anew(build, variant):
     model = build(variant, num_classes=5, seed=3)
     own, checkpoint = model.state_dict(), build(variant, num_classes=80).state_dict()
     before = {key: value.clone() for key, value in checkpoint.items()}
-    report = Report()
+    report = ConversionReport()
     fitted = fit(checkpoint, model, report)
     assert set(fitted) == set(own)
     for key, value in fitted.items():
@@ -48,7 +48,7 @@ def test_only_class_rows_start_anew(build, variant):
 def test_other_number_of_queries(build, queries, kept):
     model = build('base', seed=4, num_queries=queries)
     own, checkpoint = model.state_dict()['query_embedding.weight'].clone(), build('base').state_dict()
-    report = Report()
+    report = ConversionReport()
     fitted = fit(checkpoint, model, report)
     embedding = fitted['query_embedding.weight']
     assert torch.equal(embedding[:kept], checkpoint['query_embedding.weight'][:kept])
@@ -58,11 +58,11 @@ def test_other_number_of_queries(build, queries, kept):
 
 
 def test_equal_models_are_left_alone(build):
-    report = Report()
+    report = ConversionReport()
     checkpoint = build('two-stage').state_dict()
     fitted = fit(checkpoint, build('two-stage', seed=1), report)
     assert all(fitted[key] is value for key, value in checkpoint.items())
-    assert report == Report()
+    assert report == ConversionReport()
 
 
 def test_neck_without_bias(build):
@@ -76,7 +76,7 @@ def test_neck_without_bias(build):
     with pytest.raises(CheckpointError, match='have no place'):
         check_fit(checkpoint, model)
     zoo = convert({key: value for key, value in checkpoint.items() if not ('neck' in key and 'conv.bias' in key)})
-    report = Report()
+    report = ConversionReport()
     model.load_state_dict(fit(zoo, model, report), strict=True)
     assert len(report.dropped) == 4
 

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from mmdet_ddetr.checkpoints import CheckpointError, Report, adopt, convert, describe, find_layout
+from mmdet_ddetr.checkpoints import CheckpointError, ConversionReport, adopt, convert, describe, find_layout
 from mmdet_ddetr.checkpoints.coco_classes import IDS
 
 MODELS = ['base', 'refine', 'two-stage', 'two-stage without refine', 'DETR']
@@ -284,7 +284,7 @@ def test_copies_that_files_leave_out(build):
     theirs = convert(expected, target='huggingface')
     shared = [key for key in theirs if re.match(r'(class|bbox)_embed\.[1-9]', key)]
     assert len(shared) == 8
-    report = Report()
+    report = ConversionReport()
     assert_equal(convert({k: v for k, v in theirs.items() if k not in shared}, report=report), expected)
     assert sum('branches' in key for key in report.added) == 8
 
@@ -325,7 +325,7 @@ def test_mmdet_neck_without_bias(build):
     ours = build('base').state_dict()
     zoo = {key: value for key, value in ours.items() if not re.fullmatch(r'neck.*conv\.bias', key)}
     assert len(ours) - len(zoo) == 4
-    report = Report()
+    report = ConversionReport()
     completed = convert(zoo, report=report)
     assert set(completed) == set(ours)
     assert sum('the same as none' in why for why in report.added.values()) == 4
@@ -335,7 +335,7 @@ def test_mmdet_neck_without_bias(build):
 
 def test_report(build):
     ours = build('two-stage').state_dict()
-    report = Report()
+    report = ConversionReport()
     convert(ours, target='official', report=report)
     assert len(report.dropped) == 53
     assert len(report.added) == 3 * 6 + 3 * 2
@@ -344,7 +344,7 @@ def test_report(build):
     )
     assert 'backbone.layer*.*.bn*.num_batches_tracked' in str(report)
     assert report.every_key().count('\n') + 1 == 53 + 24 + 6
-    assert str(Report()) == 'nothing dropped, added or resized'
+    assert str(ConversionReport()) == 'nothing dropped, added or resized'
 
 
 @pytest.mark.parametrize(
@@ -411,7 +411,7 @@ def test_no_object_row_of_detr(build):
 
 def test_other_numbers_of_classes_stay(build):
     """91 rows are COCO's ids only where nothing speaks against it."""
-    report = Report()
+    report = ConversionReport()
     ours = convert(numbered_rows(build, 'base', 20), report=report)
     assert ours['bbox_head.cls_branches.0.bias'].tolist() == list(range(20))
     assert not report.resized

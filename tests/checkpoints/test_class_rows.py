@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmdet.datasets import CocoDataset
 
-from mmdet_ddetr.checkpoints import Report, convert_checkpoint, fit, names_in
+from mmdet_ddetr.checkpoints import ConversionReport, convert_checkpoint, fit, names_in
 from mmdet_ddetr.checkpoints.class_rows import names_of_rows
 from mmdet_ddetr.checkpoints.coco_classes import IDS
 from mmdet_ddetr.evaluation import CocoMetric
@@ -35,7 +35,7 @@ def fitted(build, variant, names, classes, settings, report=None):
 @pytest.mark.parametrize('variant', ['base', 'refine', 'two-stage', 'DETR'])
 @pytest.mark.parametrize('classes', [SUBSET, ('c', 'd', 'e', 'a', 'b')], ids=['subset', 'other order'])
 def test_logits_of_a_name_are_kept(build, variant, classes):
-    report = Report()
+    report = ConversionReport()
     source, target = fitted(build, variant, NAMES, classes, {}, report)
     inputs, samples = make_batch([(64, 96)], [0], 4)
     theirs, ours = logits_of(source, inputs, samples), logits_of(target, inputs, samples)
