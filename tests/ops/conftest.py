@@ -1,3 +1,5 @@
+"""Devices that the tests of the ops run on."""
+
 import pytest
 import torch
 
@@ -6,6 +8,14 @@ from mmdet_ddetr.ops import has_compiled_kernel
 
 def _has_cuda_kernels() -> bool:
     return torch.cuda.is_available() and has_compiled_kernel('ms_deform_attn', 'cuda')
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what only a GPU can run, so that `-m gpu` leaves out all that has run elsewhere."""
+    for item in items:
+        parameters = item.callspec.params.values() if hasattr(item, 'callspec') else ()
+        if 'gpu' in item.fixturenames or any(isinstance(p, str) and p == 'cuda' for p in parameters):
+            item.add_marker('gpu')
 
 
 @pytest.fixture(
