@@ -158,8 +158,8 @@ def available(device: str) -> list[str]:
         try:
             function(peer)
             peers.append(peer)
-        except ImportError as error:
-            print(f'{peer} is left out: {error}')
+        except Exception as error:  # noqa: BLE001  another project's import fails in its own way
+            print(f'{peer} is left out: {type(error).__name__}: {error}')
     return [*peers, OURS, UNFUSED, FUSED]
 
 

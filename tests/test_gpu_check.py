@@ -26,10 +26,12 @@ def run(monkeypatch, tmp_path):
 
     def run(stages, *options):
         monkeypatch.setattr(check, 'stages', lambda *_: stages)
+        monkeypatch.setattr(check, 'WORK', tmp_path / 'work')
         monkeypatch.setattr(check, 'find_gpus', lambda: [])
-        monkeypatch.setattr(sys, 'argv', ['check.py', '--out', str(tmp_path), *options])
+        out = tmp_path / 'out'
+        monkeypatch.setattr(sys, 'argv', ['check.py', '--out', str(out), *options])
         code = check.main()
-        return code, json.loads((tmp_path / 'gpu-report.json').read_text()), (tmp_path / 'gpu-report.md').read_text()
+        return code, json.loads((out / 'gpu-report.json').read_text()), (out / 'gpu-report.md').read_text()
 
     return run
 
@@ -56,6 +58,11 @@ def test_a_stage_that_fails_or_hangs_does_not_stop_the_next(run, tmp_path):
         'cannot': 'left out: no GPU',
     }
     assert 'the last words' in text and '| works | passed |' in text
+    assert {path.name for path in (tmp_path / 'out').iterdir()} == {
+        f'gpu-report.{end}' for end in ('json', 'md', 'log')
+    }
+    log = (tmp_path / 'out/gpu-report.log').read_text()
+    assert log.index('===== breaks: exit code 3') < log.index('the last words') < log.index('12 passed')
     process = Path('/proc', child.read_text().strip(), 'stat')
     while process.exists() and process.read_text().split()[2] != 'Z':  # Z: dead, not yet collected
         assert time.monotonic() - start < 40, 'a process of the stage lives on'
@@ -64,7 +71,9 @@ def test_a_stage_that_fails_or_hangs_does_not_stop_the_next(run, tmp_path):
 
 def test_figures_of_a_stage_that_ran_out_of_time_are_kept(run, tmp_path):
     figures = dict(machine='a GPU', size=[800, 1333], images=2, mmcv_kernel=True, steps={'train, fp32': dict(ms=12.34)})
-    code = f'import time; open({str(tmp_path / "model.json")!r}, "w").write({json.dumps(figures)!r}); time.sleep(60)'
+    code = (
+        f'import time; open({str(tmp_path / "work/model.json")!r}, "w").write({json.dumps(figures)!r}); time.sleep(60)'
+    )
     _, report, text = run([check.Stage('model', 3, python(code), result='model.json')])
     assert report['stages']['model']['figures'] == figures
     assert '| train, fp32 | 12.3 |' in text
@@ -98,7 +107,7 @@ def test_a_stage_beside_another(run):
 def test_the_plan_with_and_without_a_gpu(tmp_path):
     gpu = dict(name='H100', capability='9.0', driver='580')
     for gpus in ([], [gpu], [gpu, gpu]):
-        plan = {stage.name: stage for stage in check.stages(tmp_path, tmp_path, gpus)}
+        plan = {stage.name: stage for stage in check.stages(tmp_path, gpus)}
         assert list(plan)[:4] == ['build', 'peers', 'tests', 'ops']
         for stage in plan.values():
             scripts = [Path(part) for part in map(str, stage.command) if part.endswith('.py')]
@@ -106,6 +115,12 @@ def test_the_plan_with_and_without_a_gpu(tmp_path):
         assert bool(plan['variants'].needs) == (not gpus)
         assert plan['build'].environment.get('TORCH_CUDA_ARCH_LIST') == ('9.0' if gpus else None)
         assert bool(plan['two processes'].needs) == (len(gpus) == 1)
+
+
+def test_a_machine_without_git_and_nvcc(monkeypatch):
+    monkeypatch.setenv('PATH', '')
+    machine = check.versions([])
+    assert (machine['commit'], machine['nvcc']) == ('unknown', 'none')
 
 
 def test_the_report_of_all_figures():

@@ -5,8 +5,8 @@
     python benchmarks/gpu/check.py --stages build,tests,ops
 
 Stages run one after the other, each a process of its own with a time limit, in the order of their worth. One that fails
-does not stop the next. What each finds is in gpu-report.json and gpu-report.md as soon as it ends. Without a GPU the
-stages that can still show something do so on the CPU, and the report says so.
+does not stop the next. As soon as it ends, what it found is in gpu-report.json and gpu-report.md, all that it printed
+in gpu-report.log. Without a GPU the stages that can still show something do so on the CPU, and the report says so.
 """
 
 import argparse
@@ -22,8 +22,11 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from peers import deformops_settings
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+WORK = ROOT / 'work_dirs/gpu_check'  # what is built and unpacked, and the figures and output of each stage
 PYTHON = sys.executable
 
 
@@ -34,7 +37,7 @@ class Stage:
     Attributes:
         seconds: limit; the stage's whole process group is ended after it.
         command: what runs, in the checkout's root.
-        result: JSON file that the command fills, in the folder of the report.
+        result: JSON file that the command fills, in WORK.
         needs: why it cannot run here; empty where it can.
         environment: beside this process's own.
         beside: runs while the next stage does, which does not measure.
@@ -49,19 +52,19 @@ class Stage:
     beside: bool = False
 
 
-def stages(out: Path, wheels: Path | None, gpus: list[dict]) -> list[Stage]:
+def stages(wheels: Path | None, gpus: list[dict]) -> list[Stage]:
     """All stages, the most telling first."""
     no_gpu = '' if gpus else 'no GPU'
-    sources = '' if wheels and gpus else 'no GPU' if wheels else 'no --wheels with the sources of peers'
+    no_sources = '' if wheels else 'no --wheels with the sources of peers'
     sanitizer = shutil.which('compute-sanitizer')
     architectures = ';'.join(sorted({gpu['capability'] for gpu in gpus}))
-    peers = out / 'peers'
+    peers = WORK / 'peers'
     build = dict(MMDET_DDETR_EXT='1', **(dict(FORCE_CUDA='1', TORCH_CUDA_ARCH_LIST=architectures) if gpus else {}))
-    with_peers = dict(PYTHONPATH=os.pathsep.join(map(str, [peers, *filter(None, [os.environ.get('PYTHONPATH')])])))
-    files = ['attention_values', 'attention_torch', 'sigmoid_focal_loss', 'matching_cost', 'deform_conv', 'cuda_host']
+    path = os.pathsep.join(map(str, [peers, *filter(None, [os.environ.get('PYTHONPATH')])]))
+    with_peers = dict(PYTHONPATH=path, TORCH_CUDA_ARCH_LIST=architectures, **deformops_settings(peers))
     pytest = [PYTHON, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '--tb=short']
     if gpus:
-        pytest += [*(f'tests/ops/test_{name}.py' for name in files), '-k', 'not cpu', '-n', '8']
+        pytest += ['tests/ops', '-m', 'gpu and not slow', '-n', '8']
     else:
         pytest += ['tests/ops/test_attention_values.py', '-k', 'cpu']
     result = [
@@ -70,7 +73,7 @@ def stages(out: Path, wheels: Path | None, gpus: list[dict]) -> list[Stage]:
             'peers',
             150,
             [PYTHON, HERE / 'peers.py', '--sources', wheels, '--out', peers],
-            needs=sources,
+            needs=no_gpu or no_sources,
             environment=dict(TORCH_CUDA_ARCH_LIST=architectures),
             beside=True,
         ),
@@ -97,7 +100,7 @@ def stages(out: Path, wheels: Path | None, gpus: list[dict]) -> list[Stage]:
     result.append(Stage('two processes', 60, processes, needs=fewer, environment=dict(OMP_NUM_THREADS='1')))
     for stage in result:
         if stage.result:
-            stage.command += ['--out', out / stage.result]
+            stage.command += ['--out', WORK / stage.result]
     return result
 
 
@@ -110,10 +113,16 @@ def find_gpus() -> list[dict]:
     )
     found = json.loads(subprocess.run([PYTHON, '-c', code], capture_output=True, text=True, check=True).stdout)
     if found:
-        query = ['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader']
-        driver = subprocess.run(query, capture_output=True, text=True).stdout.split()
+        driver = output_of('nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader').split()
         found = [dict(gpu, driver=driver[0] if driver else 'unknown') for gpu in found]
     return found
+
+
+def output_of(*command: str) -> str:
+    """What a program prints; nothing where it is not installed or fails."""
+    if shutil.which(command[0]) is None:
+        return ''
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
 def install(wheels: Path, target: Path) -> None:
@@ -130,8 +139,8 @@ def install(wheels: Path, target: Path) -> None:
 class Running:
     """A stage's process, whose output goes to ``<name>.log``."""
 
-    def __init__(self, stage: Stage, out: Path, seconds: float):
-        self.stage, self.log, self.seconds = stage, out / f'{stage.name.replace(" ", "-")}.log', seconds
+    def __init__(self, stage: Stage, seconds: float):
+        self.stage, self.log, self.seconds = stage, WORK / f'{stage.name.replace(" ", "-")}.log', seconds
         self.start = time.monotonic()
         with self.log.open('wb') as log:
             self.process = subprocess.Popen(
@@ -166,16 +175,14 @@ def versions(gpus: list[dict]) -> dict:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    nvcc = subprocess.run(['nvcc', '--version'], capture_output=True, text=True).stdout if shutil.which('nvcc') else ''
-    release = [line.split('release ')[1] for line in nvcc.splitlines() if 'release ' in line]
-    commit = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=ROOT, capture_output=True, text=True).stdout
+    release = [line.split('release ')[1] for line in output_of('nvcc', '--version').splitlines() if 'release ' in line]
     return dict(
         date=time.strftime('%Y-%m-%d %H:%M'),
         devices=gpus or 'no GPU: what ran, ran on the CPU',
         cpus=os.cpu_count(),
         python=platform.python_version(),
         nvcc=release[0] if release else 'none',
-        commit=commit.strip() or 'unknown',
+        commit=output_of('git', 'rev-parse', '--short', 'HEAD') or 'unknown',  # a copy of the files has no history
         packages=found,
     )
 
@@ -269,7 +276,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--stages', help='comma-separated names of those to run (default: all)')
     parser.add_argument('--wheels', type=Path, help='folder of wheels and sources to use, made by wheels.py')
-    parser.add_argument('--out', type=Path, default=ROOT / 'work_dirs/gpu_check', help='default: %(default)s')
+    parser.add_argument('--out', type=Path, default=WORK, help='folder of the report (default: %(default)s)')
     parser.add_argument(
         '--minutes',
         type=float,
@@ -279,13 +286,15 @@ def main() -> int:
     args = parser.parse_args()
     end = time.monotonic() + args.minutes * 60
     out = args.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
+    for folder in (out, WORK):
+        folder.mkdir(parents=True, exist_ok=True)
+    (out / 'gpu-report.log').unlink(missing_ok=True)
     if args.wheels:
-        install(args.wheels.resolve(), out / 'site')
+        install(args.wheels.resolve(), WORK / 'site')
     else:
         os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
     gpus = find_gpus()
-    plan = stages(out, args.wheels and args.wheels.resolve(), gpus)
+    plan = stages(args.wheels and args.wheels.resolve(), gpus)
     wanted = args.stages.split(',') if args.stages else [stage.name for stage in plan]
     unknown = set(wanted) - {stage.name for stage in plan}
     if unknown:
@@ -295,11 +304,14 @@ def main() -> int:
 
     def finish(running: Running):
         result = running.wait()
-        figures = out / running.stage.result
+        figures = WORK / running.stage.result
         if running.stage.result and figures.exists():
             result['figures'] = json.loads(figures.read_text())
         report['stages'][running.stage.name] = result
-        print(f'{running.stage.name}: {result["status"]}, {result["seconds"]} s', flush=True)
+        title = f'{running.stage.name}: {result["status"]}, {result["seconds"]} s'
+        print(title, flush=True)
+        with (out / 'gpu-report.log').open('ab') as log:
+            log.write(f'\n===== {title}\n'.encode() + running.log.read_bytes())
         write_report(out, report)
 
     for stage in plan:
@@ -313,8 +325,8 @@ def main() -> int:
             write_report(out, report)
             continue
         if stage.result:
-            (out / stage.result).unlink(missing_ok=True)
-        running = Running(stage, out, min(stage.seconds * max(args.minutes / 8, 1), left))
+            (WORK / stage.result).unlink(missing_ok=True)
+        running = Running(stage, min(stage.seconds * max(args.minutes / 8, 1), left))
         if stage.beside:
             background = running
             continue

@@ -18,7 +18,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import ms_deform_attn as attention
 from _measure import machine
-from timing import copy_bandwidth, device, device_times, host_times, on_gpu, summary
+from timing import copy_bandwidth, device, device_is_broken, device_times, host_times, on_gpu, start_again, summary
 
 import mmdet_ddetr  # noqa: F401  mmcv's path needs it where mmcv is not compiled
 from mmdet_ddetr import ops
@@ -74,24 +74,21 @@ def bytes_moved(case: attention.Case) -> dict[str, int]:
     )
 
 
-def measure_attention(case: attention.Case, peers: list[str], bandwidth: float) -> dict[str, dict]:
-    """By peer and pass: times, achieved bytes a second and their share of the copy's, host time; or the error."""
+def measure_attention(peer: str, case: attention.Case, bandwidth: float) -> dict:
+    """By pass: times, achieved bytes a second and their share of the copy's, host time; or the error."""
+    torch.use_deterministic_algorithms(peer == DETERMINISTIC, warn_only=True)
     result = {}
-    for peer in [*peers, DETERMINISTIC]:
-        torch.use_deterministic_algorithms(peer == DETERMINISTIC, warn_only=True)
-        try:
-            passes = dict(zip(('forward', 'backward'), attention_passes(peer, case)))
-            result[peer] = {}
-            for what, step in passes.items():
-                figures = summary(device_times(step, 50 if on_gpu() else 3, cold=case.part == 'encoder'))
-                rate = bytes_moved(case)[what] / (figures['us'] * 1e-6)
-                result[peer][what] = dict(figures, gb_per_s=rate / 1e9, of_copy=rate / bandwidth)
-                if case.part == 'decoder':
-                    result[peer][what]['host_us'] = summary(host_times(step, 100 if on_gpu() else 3))['us']
-        except (RuntimeError, ImportError, ValueError, NotImplementedError) as error:  # a peer's limits are its own
-            result[peer] = dict(error=f'{type(error).__name__}: {error}'[:300])
-        finally:
-            torch.use_deterministic_algorithms(False)
+    try:
+        for what, step in zip(('forward', 'backward'), attention_passes(peer, case)):
+            figures = summary(device_times(step, 50 if on_gpu() else 3, cold=case.part == 'encoder'))
+            rate = bytes_moved(case)[what] / (figures['us'] * 1e-6)
+            result[what] = dict(figures, gb_per_s=rate / 1e9, of_copy=rate / bandwidth)
+            if case.part == 'decoder':
+                result[what]['host_us'] = summary(host_times(step, 100 if on_gpu() else 3))['us']
+    except Exception as error:  # noqa: BLE001  a peer's limits, and its faults, are its own
+        return dict(error=f'{type(error).__name__}: {error}'[:300], broke_device=device_is_broken())
+    finally:
+        torch.use_deterministic_algorithms(False)
     return result
 
 
@@ -131,21 +128,30 @@ def measure_losses() -> dict[str, dict]:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', type=Path, required=True, help='JSON file')
+    parser.add_argument('--go-on', action='store_true', help='measure what the file does not have')
     args = parser.parse_args()
-    result = dict(machine=machine(device()), copy_gb_per_s=copy_bandwidth() / 1e9, attention={})
+    if args.go_on:
+        result = json.loads(args.out.read_text())
+    else:
+        result = dict(machine=machine(device()), copy_gb_per_s=copy_bandwidth() / 1e9, attention={})
 
     def save():
         args.out.write_text(json.dumps(result, indent=1))
 
-    peers = attention.available(device())
+    ours = [attention.OURS, attention.FUSED, attention.UNFUSED, DETERMINISTIC]
+    peers = [*ours, *(peer for peer in attention.available(device()) if peer not in ours)]
     for i, case in enumerate(cases()):
-        result['attention'][case.name] = measure_attention(case, peers, result['copy_gb_per_s'] * 1e9)
-        print(
-            case.name,
-            {peer: figures.get('forward', figures) for peer, figures in result['attention'][case.name].items()},
-        )
-        save()
-        if i == 5 or not on_gpu():
+        done = result['attention'].setdefault(case.name, {})
+        for peer in peers:
+            breaks = any(figures.get(peer, {}).get('broke_device') for figures in result['attention'].values())
+            if peer in done or breaks:
+                continue
+            done[peer] = measure_attention(peer, case, result['copy_gb_per_s'] * 1e9)
+            print(case.name, peer, done[peer].get('forward', done[peer]), flush=True)
+            save()
+            if done[peer].get('broke_device'):
+                start_again()
+        if 'losses' not in result and (i >= 5 or not on_gpu()):
             result['losses'] = measure_losses()
             save()
 

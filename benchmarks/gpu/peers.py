@@ -34,6 +34,29 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
 """
 
 
+def complete_toolkit(folder: Path) -> dict[str, str]:
+    """Variables with which compilers find, among PyTorch's own packages, what the CUDA toolkit of this machine lacks.
+
+    PyTorch's headers include cusparse.h, and its way to build an extension links libcudart; a slim toolkit has neither.
+    """
+    import torch
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    result = {}
+    packages = Path(torch.__file__).parents[1] / 'nvidia'
+    header = next(packages.glob('*/include/cusparse.h'), None)
+    if header and not Path(CUDA_HOME, 'include/cusparse.h').exists():
+        result['CPATH'] = str(header.parent)
+    library = next(packages.glob('**/libcudart.so.*'), None)
+    if library and not any(Path(CUDA_HOME, lib, 'libcudart.so').exists() for lib in ('lib64', 'lib')):
+        link = folder / 'lib/libcudart.so'
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(library)
+        result['LIBRARY_PATH'] = str(link.parent)
+    return {name: os.pathsep.join(filter(None, [path, os.environ.get(name)])) for name, path in result.items()}
+
+
 def build_mmcv(sdist: Path, folder: Path) -> None:
     """mmcv's kernel of multi-scale deformable attention as ``mmdet_ddetr_peer_mmcv`` in ``folder``."""
     from torch.utils.cpp_extension import load
@@ -74,11 +97,16 @@ def build_torch_msda(sdist: Path, folder: Path) -> None:
 
 
 def build_deformops(_: Path, folder: Path) -> None:
-    """Its CUDA kernel compiles itself at the first load; its Triton kernels at the first call."""
-    os.environ.update(DEFORMOPS_COMPILE='always', TORCH_EXTENSIONS_DIR=str(folder / 'extensions'))
-    from deformops.registry import Backend, msda
+    """Its CUDA kernel compiles itself when it is loaded; its Triton kernels do at the first call."""
+    os.environ.update(deformops_settings(folder), DEFORMOPS_COMPILE='always')
+    from deformops.backends.cuda.msda_fp32acc import load  # what its registry's Backend.CUDA is
 
-    msda.load(Backend.CUDA)
+    load()
+
+
+def deformops_settings(folder: Path) -> dict[str, str]:
+    """Where it finds what was built here; nothing is fetched or compiled while it is measured."""
+    return dict(TORCH_EXTENSIONS_DIR=str(folder / 'extensions'), DEFORMOPS_DOWNLOAD='0', DEFORMOPS_COMPILE='never')
 
 
 BUILDS = {
@@ -103,8 +131,11 @@ def main():
         return build(found[0], args.out)
     # Side by side, each in a process of its own: a compiler's crash or a broken setup.py ends one of them only.
     common = [sys.executable, __file__, '--sources', args.sources, '--out', args.out]
+    environment = {**os.environ, **complete_toolkit(args.out)}
     running = {
-        name: subprocess.Popen([*common, '--only', name], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        name: subprocess.Popen(
+            [*common, '--only', name], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         for name in BUILDS
     }
     for name, process in running.items():

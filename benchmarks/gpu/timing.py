@@ -1,6 +1,8 @@
 """How the GPU benchmarks measure. Without a GPU the same functions time the CPU, so that the scripts can be tried."""
 
+import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
@@ -17,6 +19,22 @@ def on_gpu() -> bool:
 
 def device() -> str:
     return 'cuda' if on_gpu() else 'cpu'
+
+
+def device_is_broken() -> bool:
+    """Whether a kernel has gone wrong, at a wrong address, say: then every later call of this process fails."""
+    try:
+        if on_gpu():
+            torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
+def start_again() -> None:
+    """Replace this process by a new one with a sound device, which goes on after what its JSON file has already."""
+    print('The device has to be started again.', flush=True)
+    os.execv(sys.executable, [sys.executable, *[a for a in sys.argv if a != '--go-on'], '--go-on'])
 
 
 def l2_bytes() -> int:

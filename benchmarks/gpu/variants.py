@@ -118,7 +118,11 @@ def main():
     for name, dtype in [job for job, problem in zip(wanted, problems) if not problem and on_gpu()]:
         for part, B in (('encoder', 1), ('encoder', 2), ('decoder', 4)):
             case = attention.Case(part, B, dtype, 'cuda')
-            figures, got = measure(getattr(torch.ops, namespace(name, dtype)), case, expected.get(case.name))
+            try:
+                figures, got = measure(getattr(torch.ops, namespace(name, dtype)), case, expected.get(case.name))
+            except RuntimeError as error:  # say, more registers than a block may have
+                result['failed'][f'{name}, {case.name}'] = str(error)[:500]
+                continue
             expected.setdefault(case.name, got)
             result['times'].setdefault(name, {})[case.name] = figures
         args.out.write_text(json.dumps(result, indent=1))
