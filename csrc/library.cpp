@@ -2,8 +2,9 @@
 // kernels, autograd, autocast and vmap are in mmdet_ddetr/ops/. The shapes are in <op>.h.
 #include <torch/csrc/stable/library.h>
 
-// A fragment, whose macro lets the compiler's -D change the namespace under every PyTorch; that of PyTorch 2.10 for a whole
-// library does not. tests/ops/cuda_on_host and benchmarks/gpu/variants.py build these ops beside the package's own.
+// A fragment, whose macro lets the compiler's -D change the namespace under every PyTorch; that of PyTorch 2.10 for a
+// whole library does not. tests/ops/cuda_on_host and benchmarks/gpu/variants.py build these ops beside the package's
+// own.
 STABLE_TORCH_LIBRARY_FRAGMENT(mmdet_ddetr, m) {
   m.def(
       "ms_deform_attn(Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights)"
