@@ -17,7 +17,7 @@ from mmdet_ddetr.testing import make_batch, randomise, shrink, without_dropout
 CLASSES, Q, K, MANY = 3, 20, 2, 30
 SWITCHES = dict(
     mixed_selection=True,
-    look_forward_twice=True,
+    decoder=dict(look_forward_twice=True),
     dn_cfg=dict(group_cfg=dict(dynamic=True, num_dn_queries=8)),
     num_queries_one2many=MANY,
     k_one2many=K,
@@ -139,7 +139,7 @@ def test_look_forward_twice():
     inputs, samples = make_batch(SHAPES, [3, 2], CLASSES)
     outputs, taught = {}, {}
     for twice in (False, True):
-        model = make_model(look_forward_twice=twice).train()
+        model = make_model(decoder=dict(look_forward_twice=twice)).train()
         logits, boxes = model.bbox_head(**decode(model, inputs, samples))
         outputs[twice] = logits, boxes
         boxes[-1].sum().backward()
@@ -219,7 +219,9 @@ def test_one_to_many_queries_without_two_stages():
 
 def test_off_means_the_paper():
     """No parameter, no argument of the decoder's layers and no loss more."""
-    off = make_model(mixed_selection=False, look_forward_twice=False, dn_cfg=None, num_queries_one2many=0).train()
+    off = make_model(
+        mixed_selection=False, decoder=dict(look_forward_twice=False), dn_cfg=None, num_queries_one2many=0
+    ).train()
     plain = make_model().train()
     assert list(off.state_dict()) == list(plain.state_dict())
     inputs, samples = make_batch(SHAPES, [2, 1], CLASSES)
@@ -241,10 +243,10 @@ def test_weights_of_other_classes_fit():
 
 @pytest.mark.parametrize('switches', [dict(mixed_selection=True), dict(dn_cfg=dict())])
 def test_what_needs_two_stages_says_so(switches):
-    with pytest.raises(ValueError, match='need as_two_stage=True'):
+    with pytest.raises(ValueError, match='(needs|without) as_two_stage=True'):
         make_model(as_two_stage=False, **switches)
 
 
 def test_look_forward_twice_needs_refinement():
-    with pytest.raises(ValueError, match='look_forward_twice needs with_box_refine=True'):
-        make_model(with_box_refine=False, look_forward_twice=True)
+    with pytest.raises(ValueError, match='look_forward_twice must be False: .* without with_box_refine=True'):
+        make_model(with_box_refine=False, decoder=dict(look_forward_twice=True))

@@ -58,7 +58,8 @@ def pair(request, monkeypatch):
     cfg = dino_config(request.param)
     ours_cfg = copy.deepcopy(cfg)
     ours_cfg.type, ours_cfg.bbox_head.type = 'mmdet_ddetr.DeformableDETR', 'mmdet_ddetr.SetHead'
-    ours_cfg.update(mixed_selection=True, look_forward_twice=True, proposals_on_padding=True)
+    ours_cfg.update(mixed_selection=True, proposals_on_padding=True)
+    ours_cfg.decoder.look_forward_twice = True
     theirs, ours = MODELS.build(cfg), MODELS.build(ours_cfg)
     theirs.init_weights()
     randomise(theirs)

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmdet_ddetr.acceleration import accelerate
-from mmdet_ddetr.detectors import DETR, DeformableDETR
+from mmdet_ddetr.detectors import BaseDETR
 from mmdet_ddetr.testing import make_batch, without_download
 
 
@@ -76,7 +76,7 @@ def count_multiply_adds(model: nn.Module, size: tuple[int, int]) -> int:
     """
     # The counter wants a gradient function of every view of a trained parameter, which has none without gradients.
     model = copy.deepcopy(model).requires_grad_(False)
-    if isinstance(model, (DETR, DeformableDETR)):
+    if isinstance(model, BaseDETR):
         model = model.to('meta')
         model.panoptic_fusion_head = None  # it depends on values, and multiplies nothing
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # other attentions may be uncounted

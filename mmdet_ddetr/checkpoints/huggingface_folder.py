@@ -10,6 +10,7 @@ from .errors import CheckpointError
 
 NUM_HEADS = 8
 NUM_PROPOSALS = 300
+DC5 = ('ResNetDC5', 'mmdet_ddetr.ResNetDC5')  # not asked of the registry, which imports whatever a name says
 PREPROCESSOR = {  # of the official codes
     'format': 'coco_detection',
     'do_resize': True,
@@ -95,7 +96,7 @@ def _backbone(state_dict: dict[str, Tensor], cfg: Mapping) -> dict:
     inner = widths[0] // 4 if is_bottleneck else widths[0]
     if state_dict['backbone.layer1.0.conv2.weight'].shape[:2] != (inner, inner):
         raise CheckpointError('the ResNet of transformers has no groups: a ResNeXt cannot be written for it')
-    if str(cfg.get('type')).endswith('ResNetDC5') or set(cfg.get('dilations', (1,))) != {1}:
+    if cfg.get('type') in DC5 or set(cfg.get('dilations', (1,))) != {1}:
         raise CheckpointError('the ResNet of transformers is not dilated: a DC5 model cannot be written for it')
     levels = sum(key.startswith('neck.convs.') and key.endswith('.conv.weight') for key in state_dict)
     return {

@@ -1,7 +1,17 @@
 from .. import checkpoints  # noqa: F401  registers the loader of hf:// addresses for load_from and init_cfg
+from .base import BaseDETR
+from .conditional_detr import ConditionalDETR
 from .deformable_detr import DeformableDETR
 from .detr import DETR
 from .segmentation import DeformableDETRWithMasks, DETRWithMasks
 from .tta import DDetrTTAModel
 
-__all__ = ['DDetrTTAModel', 'DETR', 'DETRWithMasks', 'DeformableDETR', 'DeformableDETRWithMasks']
+__all__ = [
+    'BaseDETR',
+    'ConditionalDETR',
+    'DDetrTTAModel',
+    'DETR',
+    'DETRWithMasks',
+    'DeformableDETR',
+    'DeformableDETRWithMasks',
+]

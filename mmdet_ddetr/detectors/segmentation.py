@@ -39,6 +39,8 @@ class WithMasks:
         panoptic_fusion_head: dict | None = None,
         **kwargs,
     ):
+        if kwargs.get('own_maps'):
+            raise ValueError('own_maps must be False in a detector with masks, whose head reads the padded maps')
         super().__init__(*args, neck=neck, **kwargs)
         self.num_neck_inputs = len(neck['in_channels'])
         if freeze_detector:
@@ -48,7 +50,7 @@ class WithMasks:
         if panoptic_fusion_head is not None:
             self.panoptic_fusion_head = MODELS.build({'type': 'mmdet_ddetr.PanopticFusion', **panoptic_fusion_head})
 
-    def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
+    def extract_feat(self, batch_inputs: Tensor, batch_data_samples: OptSampleList = None) -> tuple[Tensor, ...]:
         return self._extract_maps(batch_inputs)[0]
 
     def _extract_maps(self, batch_inputs: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -134,8 +136,3 @@ class DETRWithMasks(WithMasks, DETR):
 @MODELS.register_module()
 class DeformableDETRWithMasks(WithMasks, DeformableDETR):
     """Deformable DETR for instance segmentation. The paper has no masks; the head is DETR's, on the memory of C5."""
-
-    def __init__(self, *args, own_maps: bool = False, **kwargs):
-        if own_maps:
-            raise ValueError('own_maps must be False in a detector with masks, whose head reads the padded maps')
-        super().__init__(*args, **kwargs)

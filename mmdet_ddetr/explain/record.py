@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttention
 from torch import Tensor, nn
 
-from mmdet_ddetr.layers import MSDeformAttn, OwnLevelDeformAttn
+from mmdet_ddetr.layers import DotProductAttention, MSDeformAttn, OwnLevelDeformAttn
 from mmdet_ddetr.ops import host_shapes
 from mmdet_ddetr.ops.reference import sampling_locations_of
 
@@ -33,10 +33,13 @@ class DenseAttention:
     queries: Tensor  # [B, M, Q, D], projected, divided by sqrt(D)
     keys: Tensor  # [B, M, S, D], projected
     padding: Tensor | None  # [B, S], True = padding
+    bias: Tensor | None = None  # [B, M or 1, Q, S], added to the products
 
     def weights(self, image: int, query: int) -> Tensor:  # [M, S]
         """Softmax over the keys, for one query of one image of the batch."""
         logits = (self.keys[image] @ self.queries[image, :, query, :, None]).squeeze(-1)
+        if self.bias is not None:
+            logits = logits + self.bias[image, :, query]
         if self.padding is not None:
             logits = logits.masked_fill(self.padding[image], float('-inf'))
         return logits.softmax(-1)
@@ -88,7 +91,20 @@ def _is_deformable(attention: nn.Module) -> bool:
 
 
 def _is_dense(attention: nn.Module) -> bool:
-    return isinstance(getattr(attention, 'attn', None), nn.MultiheadAttention)
+    return _product_of(attention) is not None or isinstance(getattr(attention, 'attn', None), nn.MultiheadAttention)
+
+
+def _product_of(attention: nn.Module) -> DotProductAttention | None:
+    """The product inside of the attentions here."""
+    return next((module for module in attention.children() if isinstance(module, DotProductAttention)), None)
+
+
+def _what_to_read(attention: nn.Module):
+    """The module whose arguments tell what the queries look at, and the function that reads them."""
+    if _is_deformable(attention):
+        return attention, _sampled
+    product = _product_of(attention)
+    return (attention.attn, _dense) if product is None else (product, _product)
 
 
 @contextmanager
@@ -119,8 +135,7 @@ def record(model: nn.Module) -> Iterator[Recording]:
     ]
     for part, modules in found.items():
         for index, attention in enumerate(modules):
-            sampled = _is_deformable(attention)
-            module, read = (attention, _sampled) if sampled else (attention.attn, _dense)
+            module, read = _what_to_read(attention)
             hook = _attention_hook(getattr(recording, part), index, read)
             handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
     try:
@@ -206,3 +221,18 @@ def _dense(
         for x, w, b in zip((query, key), weight, bias)
     )
     return DenseAttention(queries / queries.shape[-1] ** 0.5, keys, key_padding_mask)
+
+
+def _product(
+    module: DotProductAttention,
+    query: Tensor,  # [B, Q, M*D]
+    key: Tensor,  # [B, S, M*D]
+    key_padding_mask: Tensor | None,
+    attn_mask: Tensor | None,
+    bias: Tensor | None,
+    **others,
+) -> DenseAttention:
+    if attn_mask is not None:
+        raise ValueError('attn_mask must be None in the attentions that are recorded, as in DETR')
+    queries, keys = (x.unflatten(-1, (module.num_heads, -1)).transpose(1, 2).float() for x in (query, key))
+    return DenseAttention(queries / queries.shape[-1] ** 0.5, keys, key_padding_mask, bias)

@@ -1,4 +1,6 @@
 from .boxes import inverse_sigmoid, refine_box
+from .conditional_attn import ConditionalAttention
+from .conditional_transformer import ConditionalDecoder, ConditionalDecoderLayer
 from .deformable_transformer import (
     DeformableDecoder,
     DeformableDecoderLayer,
@@ -6,17 +8,21 @@ from .deformable_transformer import (
     DeformableEncoderLayer,
 )
 from .denoising import DenoisingQueries
+from .dot_product_attention import DotProductAttention
 from .dropout import Dropout
 from .ffn import FFN
 from .ms_deform_attn import MSDeformAttn
 from .multihead_attention import MultiheadAttention
 from .own_level_attn import OwnLevelDeformAttn
 from .padding import is_padded, on_own_maps, padding_masks
-from .positional import LearnedPositionalEncoding
+from .positional import LearnedPositionalEncoding, sine_embedding
 from .query_groups import QueryGroups
 from .transformer import DetrDecoder, DetrDecoderLayer, DetrEncoder, DetrEncoderLayer
 
 __all__ = [
+    'ConditionalAttention',
+    'ConditionalDecoder',
+    'ConditionalDecoderLayer',
     'DeformableDecoder',
     'DeformableDecoderLayer',
     'DeformableEncoder',
@@ -26,6 +32,7 @@ __all__ = [
     'DetrDecoderLayer',
     'DetrEncoder',
     'DetrEncoderLayer',
+    'DotProductAttention',
     'Dropout',
     'FFN',
     'LearnedPositionalEncoding',
@@ -38,4 +45,5 @@ __all__ = [
     'on_own_maps',
     'padding_masks',
     'refine_box',
+    'sine_embedding',
 ]

@@ -1,7 +1,5 @@
 """The deformable transformer: stacks of encoder and decoder layers (Deformable DETR, section 4.2)."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -9,8 +7,6 @@ from mmdet_ddetr.registry import MODELS
 
 from .ms_deform_attn import MSDeformAttn
 from .transformer import DetrDecoder, DetrDecoderLayer, DetrEncoder, DetrEncoderLayer
-
-Refine = Callable[[int, Tensor, Tensor], Tensor]  # (layer, hidden, reference) -> boxes
 
 
 @MODELS.register_module()
@@ -83,54 +79,17 @@ class DeformableDecoder(DetrDecoder):
     def __init__(self, *args, post_norm_cfg: dict | None = None, **kwargs):
         super().__init__(*args, post_norm_cfg=post_norm_cfg, **kwargs)
 
-    def forward(
+    def layer_inputs(
         self,
+        index: int,
         query: Tensor,  # [B, Q, C]
-        query_pos: Tensor,  # [B, Q, C]
-        value: Tensor,  # [B, S, C]
-        key_padding_mask: Tensor | None,  # [B, S], True = padding
         reference_points: Tensor,  # [B, Q, 2 or 4]
+        *,
         spatial_shapes: list[tuple[int, int]],  # (H, W) per level
         valid_ratios: Tensor,  # [B, L, 2]
-        refine: Refine | None = None,
-        look_forward_twice: bool = False,
-        **kwargs,
-    ) -> tuple[Tensor, Tensor]:
-        """Run the layers.
-
-        Args:
-            reference_points: (cx, cy) or (cx, cy, w, h) in [0, 1], normalised by the unpadded image.
-            refine: gives the next reference from a layer's state (iterative box refinement); None keeps the first.
-            look_forward_twice: the references given out carry gradients into the layer that refined them, so that each
-                layer learns from the boxes of the next, too (DINO, arXiv:2203.03605, section 3.5).
-
-        Returns:
-            hidden [layers, B, Q, C] and the reference that each layer *started from*, [layers, B, Q, 2 or 4].
-        """
-        hidden, references, reference = [], [], reference_points
-        for index in range(self.num_layers):
-            ratios = valid_ratios if reference_points.shape[-1] == 2 else valid_ratios.repeat(1, 1, 2)
-            query = self.run(
-                index,
-                query,
-                query_pos=query_pos,
-                value=value,
-                key_padding_mask=key_padding_mask,
-                reference_points=reference_points[:, :, None] * ratios[:, None],
-                spatial_shapes=spatial_shapes,
-                **kwargs,
-            )
-            state = self.post_norm(query)
-            hidden.append(state)
-            references.append(reference)
-            if refine is not None and index + 1 < self.num_layers:
-                reference = refine(index, state, reference_points)
-                # Detached: gradients do not flow from one layer's boxes into the next (paper, appendix A.4).
-                reference_points = reference.detach()
-                if not look_forward_twice:
-                    reference = reference_points
-        if not self.return_intermediate:
-            return hidden[-1][None], references[-1][None]
-        if references[0].shape != references[-1].shape:  # 2-dim at the start, boxes once refined
-            references[0] = torch.nn.functional.pad(references[0], (0, 2), value=0.5)  # logit(0.5) = 0 shifts nothing
-        return torch.stack(hidden), torch.stack(references)
+        **inputs,
+    ) -> dict:
+        """The references in the padded map of each level."""
+        ratios = valid_ratios if reference_points.shape[-1] == 2 else valid_ratios.repeat(1, 1, 2)
+        reference_points = reference_points[:, :, None] * ratios[:, None]
+        return dict(inputs, reference_points=reference_points, spatial_shapes=spatial_shapes)

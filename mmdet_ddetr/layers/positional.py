@@ -1,5 +1,8 @@
-"""Learned positions of a feature map's cells, in place of sines."""
+"""Positions as channels: of a feature map's cells, learned in place of sines, and of the queries' references."""
 
+import math
+
+import torch
 from mmdet.models.layers import LearnedPositionalEncoding as MMDetLearnedPositionalEncoding
 from torch import Tensor
 
@@ -32,3 +35,22 @@ class LearnedPositionalEncoding(MMDetLearnedPositionalEncoding):
                 f'cells, got {H} x {W}'
             )
         return super().forward(input.new_empty(B, H, W))  # of which it reads the shape alone
+
+
+def sine_embedding(
+    coordinates: Tensor,  # [..., n]
+    num_feats: int,
+    temperature: float = 10000.0,
+) -> Tensor:  # [..., n * num_feats]
+    """Sines and cosines of coordinates, in their order, in fp32 at least (official ``get_proposal_pos_embed``).
+
+    Args:
+        coordinates: normalised by the unpadded image, 1 being a whole turn of the slowest sine.
+        num_feats: channels of one coordinate, sine and cosine in turns.
+    """
+    index = torch.arange(num_feats, dtype=torch.float32, device=coordinates.device)
+    period = temperature ** (2 * torch.div(index, 2, rounding_mode='floor') / num_feats)
+    phase = (
+        coordinates.to(torch.promote_types(coordinates.dtype, torch.float32))[..., None] * 2 * math.pi / period
+    )  # [..., n, num_feats]
+    return torch.stack([phase[..., 0::2].sin(), phase[..., 1::2].cos()], -1).flatten(-3)

@@ -1,5 +1,7 @@
 """The transformer of DETR: encoder and decoder layers, and stacks of them (Carion et al., 2020, appendix A.3)."""
 
+from collections.abc import Callable
+
 import torch
 from mmcv.cnn import build_norm_layer
 from mmengine.model import BaseModule, ModuleList
@@ -11,6 +13,8 @@ from mmdet_ddetr.registry import MODELS
 from .dropout import replace_dropout
 from .ffn import FFN
 from .multihead_attention import MultiheadAttention
+
+Refine = Callable[[int, Tensor, Tensor], Tensor]  # (layer, hidden, reference) -> boxes
 
 
 def build(cfg: dict, default: type):
@@ -48,6 +52,7 @@ class DetrEncoderLayer(BaseModule):
 class DetrDecoderLayer(BaseModule):
     """Self-attention among the queries, cross-attention, FFN, each with residual and post-norm."""
 
+    self_attention: type = MultiheadAttention  # where ``self_attn_cfg`` has no ``type``
     cross_attention: type = MultiheadAttention  # where ``cross_attn_cfg`` has no ``type``
 
     def __init__(
@@ -59,7 +64,7 @@ class DetrDecoderLayer(BaseModule):
         init_cfg: dict | None = None,
     ):
         super().__init__(init_cfg)
-        self.self_attn = build(self_attn_cfg, MultiheadAttention)
+        self.self_attn = build(self_attn_cfg, self.self_attention)
         self.cross_attn = build(cross_attn_cfg, self.cross_attention)
         self.embed_dims = self.self_attn.embed_dims
         self.ffn = build(ffn_cfg, FFN)
@@ -74,10 +79,12 @@ class DetrDecoderLayer(BaseModule):
         self_attn_mask: Tensor | None = None,  # [Q, Q], True = not seen
         **kwargs,
     ) -> Tensor:  # [B, Q, C]
-        """The rest (keys, references, ...) goes to the cross-attention."""
+        """The rest (positions of the keys, references, ...) goes to the cross-attention."""
         query = self.self_attn(query, query_pos=query_pos, key_pos=query_pos, attn_mask=self_attn_mask)
         query = self.norms[0](query)
-        query = self.cross_attn(query, value=value, query_pos=query_pos, key_padding_mask=key_padding_mask, **kwargs)
+        query = self.cross_attn(
+            query, key=value, value=value, query_pos=query_pos, key_padding_mask=key_padding_mask, **kwargs
+        )
         query = self.norms[1](query)
         return self.norms[2](self.ffn(query))
 
@@ -132,9 +139,16 @@ class DetrEncoder(TransformerStack):
 class DetrDecoder(TransformerStack):
     """Decoder: object queries attend to each other, then to every pixel.
 
+    The loop over the layers is that of all decoders of the family: queries may have references, points or boxes, which
+    each layer may refine. What a paper makes of its references goes into ``layer_inputs``.
+
     Args:
         return_intermediate: True gives the states of all layers, as the auxiliary losses need; False only the last.
         post_norm_cfg: norm applied to every state that is given out; None for none.
+        look_forward_twice: the references given out carry gradients into the layer that refined them, so that each
+            layer learns from the boxes of the next, too (DINO, arXiv:2203.03605, section 3.5).
+        refine_before_norm: boxes are refined from a layer's state before ``post_norm``, as in DAB-DETR, though the head
+            reads the state behind it.
     """
 
     layer = DetrDecoderLayer
@@ -145,33 +159,71 @@ class DetrDecoder(TransformerStack):
         layer_cfg: dict,
         return_intermediate: bool = True,
         post_norm_cfg: dict | None = dict(type='LN'),
+        look_forward_twice: bool = False,
+        refine_before_norm: bool = False,
         num_cp: int = -1,
         init_cfg: dict | None = None,
     ):
         super().__init__(num_layers, layer_cfg, num_cp, init_cfg)
         self.return_intermediate = return_intermediate
+        self.look_forward_twice = look_forward_twice
+        self.refine_before_norm = refine_before_norm
         self.post_norm = build_norm_layer(post_norm_cfg, self.embed_dims)[1] if post_norm_cfg else nn.Identity()
 
     def forward(
         self,
         query: Tensor,  # [B, Q, C]
-        query_pos: Tensor,  # [B, Q, C]
         value: Tensor,  # [B, S, C]
-        key_pos: Tensor,  # [B, S, C]
         key_padding_mask: Tensor | None,  # [B, S], True = padding
-        **kwargs,
-    ) -> Tensor:  # [layers, B, Q, C]
-        hidden = []
+        reference_points: Tensor | None = None,  # [B, Q, 2 or 4]
+        refine: Refine | None = None,
+        self_attn_mask: Tensor | None = None,  # [Q, Q], True = not seen
+        **inputs,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run the layers.
+
+        Args:
+            reference_points: (cx, cy) or (cx, cy, w, h) in [0, 1], normalised by the unpadded image; None: the queries
+                have no place.
+            refine: gives the next reference from a layer's state (iterative box refinement); None keeps the first.
+            inputs: for ``layer_inputs``.
+
+        Returns:
+            hidden [layers, B, Q, C] and the reference that each layer *started from*, [layers, B, Q, 2 or 4], or None.
+        """
+        hidden, references, reference = [], [], reference_points
         for index in range(self.num_layers):
             query = self.run(
                 index,
                 query,
-                query_pos=query_pos,
-                key=value,
                 value=value,
-                key_pos=key_pos,
                 key_padding_mask=key_padding_mask,
-                **kwargs,
+                self_attn_mask=self_attn_mask,
+                **self.layer_inputs(index, query, reference_points, **inputs),
             )
-            hidden.append(self.post_norm(query))
-        return torch.stack(hidden if self.return_intermediate else hidden[-1:])
+            state = self.post_norm(query)
+            hidden.append(state)
+            references.append(reference)
+            if refine is not None and index + 1 < self.num_layers:
+                reference = refine(index, query if self.refine_before_norm else state, reference_points)
+                # Detached: gradients do not flow from one layer's boxes into the next (Deformable DETR, appendix A.4).
+                reference_points = reference.detach()
+                if not self.look_forward_twice:
+                    reference = reference_points
+        if not self.return_intermediate:
+            hidden, references = hidden[-1:], references[-1:]
+        if reference_points is None:
+            return torch.stack(hidden), None
+        if references[0].shape != references[-1].shape:  # 2-dim at the start, boxes once refined
+            references[0] = nn.functional.pad(references[0], (0, 2), value=0.5)  # logit(0.5) = 0 shifts nothing
+        return torch.stack(hidden), torch.stack(references)
+
+    def layer_inputs(self, index: int, query: Tensor, reference_points: Tensor | None, **inputs) -> dict:
+        """What layer ``index`` gets beside queries and values: positions of queries and keys, references, ...
+
+        Args:
+            query: [B, Q, C], the state that the layer starts from.
+            reference_points: [B, Q, 2 or 4], as refined by the layers before.
+            inputs: what ``forward`` was given, here ``query_pos`` [B, Q, C] and ``key_pos`` [B, S, C].
+        """
+        return inputs

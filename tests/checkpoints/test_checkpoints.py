@@ -458,7 +458,7 @@ def test_unknown_layouts(build):
         r'but not transformer\.decoder\.layers\.0\.gate\.weight, mask_head\.bias$',
     ):
         convert(theirs)
-    with pytest.raises(CheckpointError, match=r'none of the 1 keys \(fc\.weight, \.\.\.\) is one of a DETR or'):
+    with pytest.raises(CheckpointError, match=r'none of the 1 keys \(fc\.weight, \.\.\.\) is one of a detector of'):
         convert({'fc.weight': torch.zeros(1)})
     with pytest.raises(CheckpointError, match=r"expected named tensors, .*got \['epoch'\]"):
         convert({'epoch': 3})

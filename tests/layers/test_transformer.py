@@ -3,7 +3,7 @@ import torch
 from mmcv.cnn.bricks.transformer import MultiheadAttention as MMCVMultiheadAttention
 
 from mmdet_ddetr.detectors import DeformableDETR
-from mmdet_ddetr.layers import DeformableDecoder, DeformableEncoder, MultiheadAttention
+from mmdet_ddetr.layers import DeformableDecoder, DeformableEncoder, MultiheadAttention, sine_embedding
 
 C = 32
 ATTN = dict(embed_dims=C, num_heads=4, num_levels=2, num_points=2, dropout=0.0, batch_first=True)
@@ -49,7 +49,7 @@ def test_encoder_proposals_by_hand():
 
 def test_box_embedding_against_a_loop():
     boxes = torch.rand(2, 3, 4)
-    embedding = DeformableDETR.box_embedding(boxes, num_feats=6)
+    embedding = sine_embedding(boxes, num_feats=6)
     assert embedding.shape == (2, 3, 24)
     for b, q, c, i in torch.cartesian_prod(*(torch.arange(n) for n in (2, 3, 4, 6))).tolist():
         phase = boxes[b, q, c].double() * 2 * torch.pi / 10000 ** (2 * (i // 2) / 6)

@@ -1,23 +1,17 @@
-"""The layouts of checkpoints that are known, a file each, and how to tell them apart."""
+"""The layouts of checkpoints that are known, a file for each paper, and how to tell them apart."""
 
 from collections.abc import Iterable
 
 from ..errors import CheckpointError
-from . import detrex, huggingface, mmdet, mmdet2, native, official
+from . import conditional_detr, deformable_detr, detr
 from .layout import Layout
 
 __all__ = ['LAYOUTS', 'NAMES', 'NATIVE', 'Layout', 'TARGETS', 'find_layout', 'get_target']
 
-NATIVE = native.NAME
+NATIVE = 'mmdet_ddetr'
 TARGETS = (NATIVE, 'official', 'huggingface')  # what can be written
-LAYOUTS = (
-    *native.LAYOUTS,  # first: the others of OpenMMLab may have the same keys
-    *mmdet.LAYOUTS,
-    *mmdet2.LAYOUTS,
-    *official.LAYOUTS,
-    *huggingface.LAYOUTS,
-    *detrex.LAYOUTS,
-)
+# A paper whose keys are some of another's comes first, as does our layout in each.
+LAYOUTS = (*detr.LAYOUTS, *deformable_detr.LAYOUTS, *conditional_detr.LAYOUTS)
 NAMES = tuple(dict.fromkeys(layout.name for layout in LAYOUTS))
 
 
@@ -25,7 +19,11 @@ def get_target(name: str, architecture: str) -> Layout:
     """The layout of that name and architecture, to be written."""
     if name not in TARGETS:
         raise CheckpointError(f'target: got {name!r}, expected one of {", ".join(TARGETS)}')
-    return next(layout for layout in LAYOUTS if (layout.name, layout.architecture) == (name, architecture))
+    found = [layout for layout in LAYOUTS if (layout.name, layout.architecture) == (name, architecture)]
+    if not found:
+        there = [layout.name for layout in LAYOUTS if layout.architecture == architecture and layout.name in TARGETS]
+        raise CheckpointError(f'target: {name} has no {architecture}; {", ".join(there)} have it')
+    return found[0]
 
 
 def find_layout(keys: Iterable[str], name: str | None = None) -> Layout:
@@ -51,8 +49,8 @@ def find_layout(keys: Iterable[str], name: str | None = None) -> Layout:
             unknown, nearest = not_there, layout
     if len(unknown) == len(keys):
         raise CheckpointError(
-            f'no known layout: none of the {len(keys)} keys ({", ".join(keys[:3])}, ...) is one of a DETR or '
-            f'Deformable DETR in {", ".join(NAMES if name is None else [name])}'
+            f'no known layout: none of the {len(keys)} keys ({", ".join(keys[:3])}, ...) is one of a detector '
+            f'of this package in {", ".join(NAMES if name is None else [name])}'
         )
     raise CheckpointError(
         f'no known layout: the nearest, {nearest.name} {nearest.architecture}, has {len(keys) - len(unknown)} of the '

@@ -12,7 +12,7 @@ class Layout:
 
     Args:
         name: for people and command lines.
-        architecture: 'DeformableDETR' or 'DETR'.
+        architecture: the detector, by its registered name.
         keys: names there and here.
         coco91: class branches have a row for each of COCO's category ids, 0 to 90, not for each of its 80 classes
             (DETR's have one more for "no object").

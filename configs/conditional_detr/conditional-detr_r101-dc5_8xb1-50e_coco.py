@@ -1,0 +1,3 @@
+# Conditional DETR, DC5-R101: 45.0 AP (official README).
+_base_ = 'conditional-detr_r50-dc5_8xb1-50e_coco.py'
+model = dict(backbone=dict(depth=101, init_cfg=dict(checkpoint='torchvision://resnet101')))
