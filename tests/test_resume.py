@@ -60,11 +60,20 @@ def flipped(path):
     path.write_bytes(content)
 
 
+def flipped_weight(path):
+    """One bit of a tensor, which torch loads without a word."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert torch.load(path, weights_only=False)['meta']['iter'] == 6
+
+
 DAMAGES = {
     'cut off': cut_off,
     'empty': lambda path: path.write_bytes(b''),
     'text': lambda path: path.write_text('<html>not found</html>'),
     'flipped': flipped,
+    'one bit': flipped_weight,
     'deleted': Path.unlink,
     'weights alone': lambda path: torch.save(torch.load(path, weights_only=False)['state_dict'], path),
 }
@@ -78,6 +87,25 @@ def test_damaged_last_checkpoint(damage, work_dir):
     assert newest(work_dir, notes) == str(work_dir / 'epoch_1.pth')
     assert len(notes) == 2 and f'{work_dir / "epoch_2.pth"}' in notes[0] and '\n' not in ''.join(notes)
     assert notes[1].startswith(f'GOING ON FROM {work_dir / "epoch_1.pth"} (iteration 3)')
+
+
+def test_no_checkpoint_is_read_twice(work_dir, monkeypatch):
+    """The tensors stay in the files, also where all are looked at for the newest that is whole."""
+    load = torch.load
+    monkeypatch.setattr(torch, 'load', lambda *args, mmap, **kwargs: load(*args, mmap=mmap or 1 / 0, **kwargs))
+    assert newest(work_dir, []) == str(work_dir / 'epoch_2.pth')
+    shutil.copy(work_dir / 'epoch_2.pth', work_dir / 'epoch_3.pth')
+    (work_dir / 'last_checkpoint').unlink()
+    assert newest(work_dir, []) == str(work_dir / 'epoch_3.pth')
+
+
+def test_a_checkpoint_of_another_format(work_dir):
+    """Without check sums, it is read as a whole."""
+    path = work_dir / 'epoch_2.pth'
+    torch.save(torch.load(path, weights_only=False), path, _use_new_zipfile_serialization=False)
+    assert newest(work_dir, notes := []) == str(path) and not notes
+    cut_off(path)
+    assert newest(work_dir, []) == str(work_dir / 'epoch_1.pth')
 
 
 @pytest.mark.parametrize('content', [b'', b'\0\xff\x80garbage', b'/', b'x' * 5000, None])

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import zipfile
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,11 +20,12 @@ UNPICKLER = 'WeightsUnpickler error: '  # what torch says of it stands behind th
 torch.serialization.add_safe_globals([argparse.Namespace])
 
 
-def read(path: str | Path, map_location='cpu') -> Mapping:
+def read(path: str | Path, map_location='cpu', mmap: bool = False) -> Mapping:
     """Read a ``.safetensors`` file, or what ``torch.save`` wrote, whatever its suffix.
 
     Args:
         map_location: where the tensors go, see :func:`torch.load`.
+        mmap: leave the numbers of the tensors in the file until they are used, where ``torch.save`` wrote an archive.
 
     Raises:
         CheckpointError: no such file, no checkpoint, one that asks for more than data or has tensors without numbers,
@@ -36,7 +38,10 @@ def read(path: str | Path, map_location='cpu') -> Mapping:
         raise CheckpointError(f'no checkpoint {str(path)!r}: it is {kind}')
     if not path.stat().st_size:
         raise CheckpointError(f'{path} is empty, expected a checkpoint')
-    content = (_read_safetensors if path.suffix == SAFETENSORS else _read_torch)(path, map_location)
+    if path.suffix == SAFETENSORS:
+        content = _read_safetensors(path, map_location)
+    else:
+        content = _read_torch(path, map_location, mmap and zipfile.is_zipfile(path))
     if not isinstance(content, Mapping):
         raise CheckpointError(f'{path} holds a {type(content).__name__}, expected a checkpoint')
     check_tensors(content, path)
@@ -58,9 +63,26 @@ def check_exists(source: str | Path | None) -> None:
     raise CheckpointError(f'no checkpoint {str(source)!r}{hint}')
 
 
-def _read_torch(path: Path, map_location) -> object:
+def check_sums(path: Path) -> None:
+    """Compare the content of an archive of ``torch.save`` with its check sums, which ``torch.load`` does not.
+
+    Raises:
+        CheckpointError: it is damaged. The message names the file.
+    """
+    if not zipfile.is_zipfile(path):
+        return
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # noqa: BLE001  of headers that are damaged, any
+        raise CheckpointError(f'{path} is damaged: {error}') from None
+    if damaged is not None:
+        raise CheckpointError(f'{path} is damaged: {damaged} in it has not the check sum that it was written with')
+
+
+def _read_torch(path: Path, map_location, mmap: bool) -> object:
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except OSError as error:
         raise CheckpointError(f'{path} cannot be read: {error.strerror or error}') from None
     except Exception as error:  # noqa: BLE001  a file that was written to harm may raise anything

@@ -6,7 +6,7 @@ from pathlib import Path
 from mmengine.dist import broadcast_object_list, is_main_process
 
 from ..checkpoints import CheckpointError
-from ..checkpoints.read import read
+from ..checkpoints.read import check_sums, read
 
 LAST = 'last_checkpoint'  # in the work directory: the path of one
 INTERRUPTED = 'interrupted.pth'  # by a signal
@@ -66,20 +66,25 @@ def newest(work_dir: Path, notes: list[str]) -> str | None:
         tried.append(named)
         try:
             iteration_of(named)
+            check_sums(named)
             return str(named)
         except CheckpointError as error:
             notes.append(f'PASSED OVER: {error}')
-    good = []
+    found = []
     for folder in dict.fromkeys([work_dir, *([named.parent] if named and _exists(named.parent) else [])]):
         for path in sorted(folder.iterdir()):
             if NAMES.fullmatch(path.name) and path not in tried:
                 tried.append(path)
                 try:
-                    good.append((iteration_of(path), str(path)))
+                    found.append((iteration_of(path), str(path)))
                 except CheckpointError as error:
                     notes.append(f'PASSED OVER: {error}')
-    if good:
-        iteration, path = max(good)
+    for iteration, path in sorted(found, reverse=True):
+        try:
+            check_sums(Path(path))
+        except CheckpointError as error:
+            notes.append(f'PASSED OVER: {error}')
+            continue
         notes.append(f'GOING ON FROM {path} (iteration {iteration}), the newest checkpoint that can be read')
         return path
     if tried:
@@ -92,7 +97,9 @@ def newest(work_dir: Path, notes: list[str]) -> str | None:
 
 
 def iteration_of(path: Path) -> int:
-    """Read a whole checkpoint, look for what a training needs beside the weights, and say how far it got.
+    """Look for what a training needs beside the weights, and say how far a checkpoint got.
+
+    The weights stay in the file: mmengine reads them. That they are there as a whole, ``check_sums`` tells.
 
     Raises:
         CheckpointError: one sentence with the file's name.
@@ -101,7 +108,7 @@ def iteration_of(path: Path) -> int:
         raise CheckpointError(f'{path}, which {LAST} names, does not exist')
     if path.is_dir():  # sharded, by its strategy
         return -1
-    checkpoint = read(path, 'cpu')
+    checkpoint = read(path, 'cpu', mmap=True)
     check_resumable(checkpoint, path)
     return checkpoint['meta']['iter']
 
