@@ -45,21 +45,15 @@ def check_ms_deform_attn_fused(
         _fits(reference_points.shape, (B, Q, L, 2)) or _fits(reference_points.shape, (B, Q, L, 4)),
         f'reference_points must be [B, Q, L, 2 or 4] = [{B}, {Q}, {L}, 2 or 4], got {list(reference_points.shape)}',
     )
-    compute = compute_dtype(value.dtype)
-    _check(
-        reference_points.dtype == compute,
-        f'reference_points must be {compute} beside a value of {value.dtype}, got {reference_points.dtype}',
-    )
+    dtype = compute_dtype(value.dtype)
+    _check_dtype('reference_points', reference_points, dtype, f' beside a value of {value.dtype}')
     _check_device('value', value, reference_points=reference_points)
 
 
 def check_grad_output(grad_output: Tensor, value: Tensor, Q: int):
     B, _, M, D = value.shape
     _check_shape('grad_output', grad_output, 'B, Q, M*D', (B, Q, M * D))
-    _check(
-        grad_output.dtype == value.dtype,
-        f"grad_output must be {value.dtype} (value's dtype), got {grad_output.dtype}",
-    )
+    _check_dtype('grad_output', grad_output, value.dtype, " (value's dtype)")
     _check_device('value', value, grad_output=grad_output)
 
 
@@ -78,11 +72,7 @@ def check_focal_grad_output(grad_output: Tensor, logits: Tensor):
         _fits(grad_output.shape, (N, C)) or _fits(grad_output.shape, (N,)),
         f'grad_output must be [N, C] = [{N}, {C}] or [N] = [{N}], got {list(grad_output.shape)}',
     )
-    compute = compute_dtype(logits.dtype)
-    _check(
-        grad_output.dtype == compute,
-        f'grad_output must be {compute} beside logits of {logits.dtype}, got {grad_output.dtype}',
-    )
+    _check_dtype('grad_output', grad_output, compute_dtype(logits.dtype), f' beside logits of {logits.dtype}')
     _check_device('logits', logits, grad_output=grad_output)
 
 
@@ -175,6 +165,10 @@ def _check_dtypes(value: Tensor, **points: Tensor):
 def _check_shape(name: str, tensor: Tensor, dims: str, expected: Sequence[int | None]):
     known = '' if None in expected else f' = {list(expected)}'
     _check(_fits(tensor.shape, expected), f'{name} must be [{dims}]{known}, got {list(tensor.shape)}')
+
+
+def _check_dtype(name: str, tensor: Tensor, dtype: torch.dtype, why: str):
+    _check(tensor.dtype == dtype, f'{name} must be {dtype}{why}, got {tensor.dtype}')
 
 
 def _check_computable(name: str, tensor: Tensor):

@@ -46,6 +46,9 @@ def ms_deform_attn(
     Returns:
         The sums in ``value``'s dtype. Coordinates and sums are computed in fp32 (fp64 where value is fp64). Bitwise the
         same for any number of CPU threads; so is the gradient, on CUDA under ``torch.use_deterministic_algorithms``.
+        Exactly at the centre of a row or column of cells the derivative with respect to the location jumps, and
+        rounding decides which of the two one-sided ones it is: not always the same in the compiled op and in plain
+        PyTorch.
 
     Raises:
         RuntimeError: an argument's shape, dtype or device does not fit.

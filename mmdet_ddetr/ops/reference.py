@@ -30,7 +30,8 @@ def ms_deform_attn(
     Returns:
         The sums in ``value``'s dtype. Coordinates and sums are fp32 (fp64 where value is fp64).
     """
-    return _attend(_sample, value, spatial_shapes, _by_location(sampling_locations, value), attention_weights)
+    points = sampling_locations, attention_weights
+    return _attend(_sample, value, spatial_shapes, points, _by_location(sampling_locations, value), attention_weights)
 
 
 def ms_deform_attn_by_gather(
@@ -43,7 +44,8 @@ def ms_deform_attn_by_gather(
 
     Slower than with ``grid_sample``, but it can be differentiated any number of times, forwards too, and vmapped.
     """
-    return _attend(_gather, value, spatial_shapes, _by_location(sampling_locations, value), attention_weights)
+    points = sampling_locations, attention_weights
+    return _attend(_gather, value, spatial_shapes, points, _by_location(sampling_locations, value), attention_weights)
 
 
 def ms_deform_attn_fused(
@@ -54,8 +56,9 @@ def ms_deform_attn_fused(
     attention_logits: Tensor,  # [B, Q, M, L*K]
 ) -> Tensor:  # [B, Q, M*D]
     """``ms_deform_attn`` from what the linear layers give: softmax and location arithmetic inside, in fp32."""
-    coordinates = _by_offset(reference_points, sampling_offsets, value)
-    return _attend(_sample, value, spatial_shapes, coordinates, _softmax(attention_logits, sampling_offsets, value))
+    points = reference_points, sampling_offsets, attention_logits
+    coordinates, weights = _by_offset(*points[:2], value), _softmax(attention_logits, sampling_offsets, value)
+    return _attend(_sample, value, spatial_shapes, points, coordinates, weights)
 
 
 def ms_deform_attn_fused_by_gather(
@@ -66,8 +69,9 @@ def ms_deform_attn_fused_by_gather(
     attention_logits: Tensor,  # [B, Q, M, L*K]
 ) -> Tensor:  # [B, Q, M*D]
     """``ms_deform_attn_fused`` on top of ``ms_deform_attn_by_gather``."""
-    coordinates = _by_offset(reference_points, sampling_offsets, value)
-    return _attend(_gather, value, spatial_shapes, coordinates, _softmax(attention_logits, sampling_offsets, value))
+    points = reference_points, sampling_offsets, attention_logits
+    coordinates, weights = _by_offset(*points[:2], value), _softmax(attention_logits, sampling_offsets, value)
+    return _attend(_gather, value, spatial_shapes, points, coordinates, weights)
 
 
 def sampling_locations_of(
@@ -91,7 +95,7 @@ def sampling_locations_of(
     return reference[..., :2] + offsets / K * reference[..., 2:] * 0.5
 
 
-# --- coordinates: level, H, W -> x and y in cells, [B, Q, M, K] each, with the arithmetic of csrc/bilinear.h ----------
+# --- coordinates: level, H, W -> x and y in cells, [B, Q, M, K] each --------------------------------------------------
 
 Coordinates = Callable[[int, int, int], tuple[Tensor, Tensor]]
 
@@ -131,12 +135,15 @@ def _attend(
     sample: Callable[..., Tensor],
     value: Tensor,  # [B, S, M, D]
     spatial_shapes: list[tuple[int, int]],
+    points: tuple[Tensor, ...],  # what coordinates and weights are made of
     coordinates: Coordinates,
     weights: Tensor,  # [B, Q, M, L, K]
 ) -> Tensor:  # [B, Q, M*D]
-    (B, _, M, D), (_, Q, _, _, K) = value.shape, weights.shape
+    (B, S, M, D), (_, Q, _, _, K) = value.shape, weights.shape
     weights = weights.to(_compute_dtype(value))
     output = weights.new_zeros(B, Q, M, D)
+    if not B * S * M * D * Q * K:  # nothing is sampled: the gradients are zero, but they are there
+        output = output + sum(tensor[:0].sum() for tensor in (value, *points))
     for level, (cells, (H, W)) in enumerate(zip(_levels(value, spatial_shapes), spatial_shapes)):
         x, y = coordinates(level, H, W)
         weight = weights[..., level, :]
@@ -147,7 +154,11 @@ def _attend(
 
 
 def _sample(cells: Tensor, H: int, W: int, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:  # -> [B, Q, M, D]
-    """Weighted sums of samples [B, Q, M, K] of a level [B, H*W, M, D]; zero where they do not touch the map."""
+    """Weighted sums of samples [B, Q, M, K] of a level [B, H*W, M, D]; zero where they do not touch the map.
+
+    grid_sample takes x and y between -1 and 1 and multiplies by W and H again. The rounding may move a sample across
+    the centre of a cell, where the derivative jumps; so may the compiled op's, which multiplies and adds in one step.
+    """
     B, Q, M, K = x.shape
     grid = torch.stack([(2 * x + 1) / W - 1, (2 * y + 1) / H - 1], -1)
     grid = torch.where(_touches(x, y, H, W)[..., None], grid, -3)  # at a distance of one cell rounding would decide

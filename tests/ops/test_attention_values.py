@@ -146,6 +146,25 @@ def test_points_on_knots_and_edges(kind, device):
     assert_near(case.forward_backward(), case.oracle())
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize('way', ['call', 'reference', 'reference_by_gather'])
+def test_knots_of_odd_sizes(way, dtype, device):
+    """Rounding decides on which side of a cell's centre a location is: its derivative is that of one of the sides."""
+    H, W = 7, 25
+    case = Case(B=1, Q=H * W, M=1, K=1, D=4, shapes=[(H, W)], dtype=dtype, device=device)
+    y, x = ((torch.arange(size, dtype=torch.float64) + 0.5) / size for size in (H, W))
+    centres = torch.cartesian_prod(y, x).flip(-1).view(1, H * W, 1, 1, 1, 2).to(device)
+    sides = []
+    for step in (-1e-9, 1e-9):
+        case.tensors[1] = centres + step
+        sides.append(case.oracle())
+    case.tensors[1] = centres.to(dtype)
+    output, *grads = case.forward_backward(getattr(case, way))
+    torch.testing.assert_close(output.double(), sides[0][0], rtol=0, atol=1e-3)
+    error = torch.minimum(*((grads[1] - side[2]).abs() for side in sides))
+    assert error.max() < 1e-3 < (sides[0][2] - sides[1][2]).abs().median()
+
+
 def test_what_lies_outside_is_not_read(device):
     """Cells beside a sample may hold anything: NaN in the neighbouring level, image or head does not leak."""
     case = Case(B=3, Q=50, shapes=[(2, 2), (3, 3), (2, 2)], device=device)
@@ -253,6 +272,12 @@ def test_empty_sizes(kind, sizes, device):
         assert_near(got, case.oracle())
     else:
         assert all(tensor.count_nonzero() == 0 for tensor in got)
+    for function in (case.reference, case.reference_by_gather):  # plain PyTorch has every gradient, too
+        leaves = case.leaves()
+        grads = torch.autograd.grad(function(*leaves), leaves, case.grad_output)
+        for grad, leaf, expected in zip(grads, leaves, got[1:]):
+            assert grad.shape == leaf.shape
+            torch.testing.assert_close(grad, expected)
 
 
 @pytest.mark.parametrize('kind', KINDS)
