@@ -11,6 +11,7 @@ from .denoising import DenoisingQueries
 from .dot_product_attention import DotProductAttention
 from .dropout import Dropout
 from .ffn import FFN
+from .gaussian import log_gaussian
 from .ms_deform_attn import MSDeformAttn
 from .multihead_attention import MultiheadAttention
 from .own_level_attn import OwnLevelDeformAttn
@@ -42,6 +43,7 @@ __all__ = [
     'QueryGroups',
     'inverse_sigmoid',
     'is_padded',
+    'log_gaussian',
     'on_own_maps',
     'padding_masks',
     'refine_box',
