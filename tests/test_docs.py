@@ -250,7 +250,7 @@ ELSEWHERE = {  # what a command matches -> why the test above only reads it
     r'^tools/(dist|slurm)|^sbatch|NNODES|FSDP': 'needs many GPUs or Slurm: test_distributed.py starts two processes',
     r'benchmarks/': 'a measurement of minutes to hours',
     r'^compute-sanitizer|pytest|setup\.py|^export|argument_fuzz': 'needs a GPU or another build',
-    r'my_small|my_r50|make_shapes': 'test_packaging.py follows docs/your_own_config.md',
+    r'my_small|my_r50|my_voc|make_shapes': 'test_packaging.py and test_your_own_config.py follow that page',
     r'bccd|BloodImage|demo|--data|work_dirs/\.\.\.': 'needs a training of minutes or data that is not here',
     r'AmpOptimWrapper|--amp': "mmengine's mixed precision asks for a GPU",
     r'num_cp=6': 'is for models of six layers',

@@ -6,8 +6,6 @@ import logging
 import math
 import re
 import shutil
-from pathlib import Path
-from xml.etree import ElementTree
 
 import cv2
 import pytest
@@ -18,6 +16,7 @@ from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.registry import METRICS
 from terminaltables import AsciiTable
 from training_case import CLASSES, Do, fork, losses, make_config, train, write_data
+from voc import write_voc
 
 from mmdet_ddetr import evaluation
 from mmdet_ddetr.hooks import StartError
@@ -186,34 +185,9 @@ def curves(work_dir):
     return checkpoint['message_hub']['runtime_info']['curve/metrics']
 
 
-def write_voc(folder: Path, data: Path) -> None:
-    """The data of ``write_data`` in the format of Pascal VOC."""
-    coco = json.loads((data / 'annotations.json').read_text())
-    for name in ('JPEGImages', 'Annotations', 'ImageSets/Main'):
-        (folder / name).mkdir(parents=True)
-    for image in coco['images']:
-        cv2.imwrite(str(folder / f'JPEGImages/{image["id"]}.jpg'), cv2.imread(str(data / image['file_name'])))
-        root = ElementTree.Element('annotation')
-        size = ElementTree.SubElement(root, 'size')
-        for key in ('width', 'height'):
-            ElementTree.SubElement(size, key).text = str(image[key])
-        for annotation in coco['annotations']:
-            if annotation['image_id'] == image['id']:
-                item = ElementTree.SubElement(root, 'object')
-                ElementTree.SubElement(item, 'name').text = CLASSES[annotation['category_id']]
-                ElementTree.SubElement(item, 'difficult').text = '0'
-                x, y, w, h = annotation['bbox']
-                box = ElementTree.SubElement(item, 'bndbox')
-                for key, value in dict(xmin=x + 1, ymin=y + 1, xmax=x + w, ymax=y + h).items():
-                    ElementTree.SubElement(box, key).text = str(value)
-        ElementTree.ElementTree(root).write(folder / f'Annotations/{image["id"]}.xml')
-    names = ''.join(f'{image["id"]}\n' for image in coco['images'])
-    (folder / 'ImageSets/Main/all.txt').write_text(names)
-
-
 def test_voc(data, tmp_path):
     """The metric's pool of processes ends, and its figures are followed."""
-    write_voc(tmp_path / 'VOC2007', data)
+    write_voc(tmp_path / 'VOC2007', 'all', data / 'annotations.json', data)
     dataset = dict(
         type='VOCDataset',
         data_root=str(tmp_path),
