@@ -105,7 +105,6 @@ def test_browse_dataset(folder, run):
     assert cv2.imread(str(pictures[0])) is not None
 
 
-@pytest.mark.slow
 def test_analyze_results(folder, run, predictions):
     """It keeps of the train pipeline what loads, and looks for mmcv's loader, which ours is a subclass of."""
     run('analyze_results', NAME, predictions, 'analysed', '--topk=2', *OPTIONS)
