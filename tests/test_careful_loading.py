@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmcv.transforms import LoadImageFromFile as MMCVLoadImageFromFile
 from mmdet.datasets.api_wrappers import COCO
 from mmengine.fileio import BaseStorageBackend, register_backend
 from mmengine.hub import get_config as mmdet_config
@@ -34,6 +35,7 @@ from mmdet_ddetr.datasets import (
 from mmdet_ddetr.evaluation import CocoMetric
 from mmdet_ddetr.hooks import SamplePicturesHook
 
+SCOPES = ('', 'mmcv.', 'mmdet.', 'mmdet_ddetr.')
 TO_64 = dict(type='Resize', scale=(64, 48), keep_ratio=True)
 PACK = dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape'))
 CONFIG = 'deformable-detr-refine-twostage-dn_lite0_finetune'
@@ -64,7 +66,7 @@ def write(tmp_path):
     return write
 
 
-@pytest.mark.parametrize('loader', ['LoadImageFromFile', 'mmdet_ddetr.LoadImageFromFile'])
+@pytest.mark.parametrize('loader', [*(f'{scope}LoadImageFromFile' for scope in SCOPES), MMCVLoadImageFromFile])
 def test_a_picture_that_only_pillow_reads(write, loader):
     picture = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
     pipeline = [dict(type=loader, to_float32=True), PACK]
