@@ -95,15 +95,17 @@ class BuildExtension(build_ext):
             target = Path(self.build_temp, source).with_suffix('.cu.o')
             target.parent.mkdir(parents=True, exist_ok=True)
             command = [nvcc, '-c', source, '-o', str(target), '-std=c++17', '-O3', '-DUSE_CUDA']
-            command += ['-Xcompiler=-fPIC,-fvisibility=hidden', *(f'-D{name}={value}' for name, value in macros)]
-            command += [*(f'-I{folder}' for folder in includes), *_architecture_flags(nvcc), *_flags('NVCC_FLAGS')]
+            command += [f'--threads={processes}', '-Xcompiler=-fPIC,-fvisibility=hidden']
+            command += [*(f'-D{name}={value}' for name, value in macros), *(f'-I{folder}' for folder in includes)]
+            command += [*_architecture_flags(nvcc), *_flags('NVCC_FLAGS')]
             _run(command)
             return [str(target)]
 
         nvcc = _nvcc(torch)
+        processes = int(os.environ.get('MAX_JOBS', os.cpu_count()))  # nvcc's --threads: architectures side by side
         jobs = [(compile_cpp, source) for source in ext.sources]
         jobs += [(compile_cu, str(source)) for source in sorted(CSRC.glob('cuda/*.cu')) if nvcc]
-        with ThreadPoolExecutor(int(os.environ.get('MAX_JOBS', os.cpu_count()))) as pool:
+        with ThreadPoolExecutor(processes) as pool:
             objects = sum(pool.map(lambda job: job[0](job[1]), jobs), [])
 
         target = self.get_ext_fullpath(ext.name)
