@@ -12,6 +12,9 @@ ROOT = Path(__file__).parents[1]
 GPU = ROOT / 'benchmarks/gpu'
 sys.path[:0] = [str(GPU), str(ROOT / 'benchmarks')]
 import check  # noqa: E402
+import ops  # noqa: E402
+import peers  # noqa: E402
+import timing  # noqa: E402
 import variants  # noqa: E402
 import wheels  # noqa: E402
 
@@ -115,6 +118,60 @@ def test_the_plan_with_and_without_a_gpu(tmp_path):
         assert bool(plan['variants'].needs) == (not gpus)
         assert plan['build'].environment.get('TORCH_CUDA_ARCH_LIST') == ('9.0' if gpus else None)
         assert bool(plan['two processes'].needs) == (len(gpus) == 1)
+
+
+def test_what_breaks_the_device_costs_its_own_case_only(monkeypatch, tmp_path):
+    """The script starts itself again, keeps what it has, and leaves out the culprit."""
+    calls, commands, out = [], [], tmp_path / 'ops.json'
+
+    def measure(peer, case, bandwidth):
+        calls.append((case, peer))
+        return dict(error='an illegal memory access', broke_device=True) if peer == 'theirs' else dict(forward=1)
+
+    def execv(program, command):
+        commands.append(command)
+        raise SystemExit
+
+    cases = [ops.attention.Case('decoder', B, 'float32', 'cpu') for B in (1, 2)]
+    monkeypatch.setattr(ops, 'measure_attention', measure)
+    monkeypatch.setattr(ops, 'cases', lambda: cases)
+    monkeypatch.setattr(ops, 'measure_losses', dict)
+    monkeypatch.setattr(ops, 'copy_bandwidth', lambda: 1e9)
+    monkeypatch.setattr(ops.attention, 'available', lambda device: ['theirs', 'others'])
+    monkeypatch.setattr(timing.os, 'execv', execv)
+    monkeypatch.setattr(sys, 'argv', ['ops.py', '--out', str(out)])
+    with pytest.raises(SystemExit):
+        ops.main()
+    assert commands == [[sys.executable, 'ops.py', '--out', str(out), '--go-on']]
+    monkeypatch.setattr(sys, 'argv', commands[0][1:])
+    ops.main()
+    assert len(calls) == len(set(calls))
+    assert [case.B for case, peer in calls if peer == 'theirs'] == [1]
+    assert [case.B for case, peer in calls if peer == 'others'] == [1, 2]
+    assert json.loads(out.read_text())['attention'][cases[0].name]['theirs']['error']
+
+
+@pytest.mark.parametrize('slim', [True, False])
+def test_what_a_slim_cuda_toolkit_lacks_comes_from_the_packages_of_torch(slim, monkeypatch, tmp_path):
+    from torch.utils import cpp_extension
+
+    packages, toolkit = tmp_path / 'nvidia', tmp_path / 'toolkit'
+    for path in ('cudnn/include/cudnn.h', 'cu13/include/cusparse.h', 'cu13/lib/libcudart.so.13'):
+        (packages / path).parent.mkdir(parents=True, exist_ok=True)
+        (packages / path).touch()
+    for path in [] if slim else ['include/cusparse.h', 'lib64/libcudart.so']:
+        (toolkit / path).parent.mkdir(parents=True, exist_ok=True)
+        (toolkit / path).touch()
+    monkeypatch.setattr(cpp_extension, 'CUDA_HOME', str(toolkit))
+    monkeypatch.setattr('torch.__file__', str(tmp_path / 'torch/__init__.py'))
+    monkeypatch.setenv('CPATH', '/mine')
+    monkeypatch.delenv('LIBRARY_PATH', raising=False)
+    found = peers.complete_toolkit(tmp_path / 'out')
+    if slim:
+        assert found == dict(CPATH=f'{packages}/cu13/include:/mine', LIBRARY_PATH=f'{tmp_path}/out/lib')
+        assert (tmp_path / 'out/lib/libcudart.so').resolve() == packages / 'cu13/lib/libcudart.so.13'
+    else:
+        assert found == {}
 
 
 def test_a_machine_without_git_and_nvcc(monkeypatch):

@@ -68,7 +68,7 @@ def stages(wheels: Path | None, gpus: list[dict]) -> list[Stage]:
     else:
         pytest += ['tests/ops/test_attention_values.py', '-k', 'cpu']
     result = [
-        Stage('build', 150, [PYTHON, 'setup.py', '-q', 'build_ext', '--inplace', '--force'], environment=build),
+        Stage('build', 120, [PYTHON, 'setup.py', '-q', 'build_ext', '--inplace', '--force'], environment=build),
         Stage(
             'peers',
             150,
@@ -79,7 +79,7 @@ def stages(wheels: Path | None, gpus: list[dict]) -> list[Stage]:
         ),
         Stage('tests', 120, pytest),
         Stage('ops', 120, [PYTHON, HERE / 'ops.py'], 'ops.json', environment=with_peers),
-        Stage('model', 120, [PYTHON, HERE / 'model.py'], 'model.json', environment=with_peers),
+        Stage('model', 160, [PYTHON, HERE / 'model.py'], 'model.json', environment=with_peers),
         Stage('variants', 100, [PYTHON, HERE / 'variants.py'], 'variants.json', needs=no_gpu),
     ]
     for tool in ('memcheck', 'racecheck', 'synccheck'):

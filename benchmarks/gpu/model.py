@@ -196,7 +196,7 @@ def main():
             continue
         try:
             with context():
-                result['steps'][name] = wall_ms(make(), 20 if on_gpu() else 1)
+                result['steps'][name] = wall_ms(make(), 10 if on_gpu() else 1)
         except Exception as error:  # noqa: BLE001  one variant that fails must not cost the others
             result['steps'][name] = dict(error=f'{type(error).__name__}: {error}'[:500])
         print(name, result['steps'][name], flush=True)
