@@ -100,6 +100,23 @@ def machine(device: str) -> str:
     return f'{name}; torch {torch.__version__}; {time.strftime("%Y-%m-%d")}'
 
 
+def build_model(config: dict) -> torch.nn.Module:
+    """A model with initialised weights, none of them downloaded.
+
+    Args:
+        config: of the model, with the types of mmdet's registry. Changed in place.
+    """
+    from mmdet.registry import MODELS
+    from mmengine.logging import MMLogger
+
+    from mmdet_ddetr.testing import without_download
+
+    model = MODELS.build(without_download(config))
+    MMLogger.get_current_instance().setLevel('WARNING')  # else the next line tells of every parameter
+    model.init_weights()  # until then some parameters of mmdet's models are whatever lies in memory
+    return model
+
+
 def milliseconds(samples: Sequence[float]) -> str:
     """Minimum (median) in ms."""
     low, middle = min(samples) * 1e3, statistics.median(samples) * 1e3

@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from _measure import machine, milliseconds, peak_memory, table, times
+from _measure import build_model, machine, milliseconds, peak_memory, table, times
 from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
 
-from mmdet_ddetr.testing import make_batch, without_download  # before mmdet's own: it stands in for a compiled mmcv
+from mmdet_ddetr.testing import make_batch  # before mmdet's own: it stands in for a compiled mmcv
 
 OURS = {'type': 'mmdet_ddetr.DeformableDETR', 'bbox_head.type': 'mmdet_ddetr.SetHead'}
 PEERS = {'mmdet': {}, 'mmdet_ddetr': OURS}  # changes to the config
@@ -24,13 +24,12 @@ PEERS = {'mmdet': {}, 'mmdet_ddetr': OURS}  # changes to the config
 def step(changes: dict[str, str], size: tuple[int, int], images: int, device: str):
     """What is timed."""
     from mmdet.apis import DetInferencer  # noqa: F401  (registers everything of mmdet)
-    from mmdet.registry import MODELS
 
     init_default_scope('mmdet')
     config = get_config('mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py')
     config.merge_from_dict({f'model.{key}': value for key, value in changes.items()})
     torch.manual_seed(0)
-    model = MODELS.build(without_download(config.model)).to(device).train()
+    model = build_model(config.model).to(device).train()
     inputs, samples = make_batch([size] * images, [7] * images, num_classes=80)
     inputs, samples = inputs.to(device), [sample.to(device) for sample in samples]
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)

@@ -134,6 +134,7 @@ def install(wheels: Path, target: Path) -> None:
     if subprocess.run([*command, '--target', target, *files]).returncode:
         raise SystemExit(f'the wheels of {wheels} do not install; they are for Python 3.12 unless made with --python')
     os.environ['PYTHONPATH'] = os.pathsep.join(map(str, filter(None, [ROOT, target, os.environ.get('PYTHONPATH')])))
+    sys.path.insert(0, str(target))  # for the versions in the report
 
 
 class Running:

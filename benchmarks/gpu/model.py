@@ -19,10 +19,10 @@ import torch
 from timing import device, device_is_broken, on_gpu, start_again
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from _measure import machine
+from _measure import build_model, machine
 from train_step import OURS
 
-from mmdet_ddetr.testing import make_batch, without_download  # before mmdet's own: it stands in for a compiled mmcv
+from mmdet_ddetr.testing import make_batch  # before mmdet's own: it stands in for a compiled mmcv
 
 SIZE, IMAGES, BOXES = ((800, 1333), 2, 7) if on_gpu() else ((64, 96), 2, 2)
 
@@ -30,7 +30,6 @@ SIZE, IMAGES, BOXES = ((800, 1333), 2, 7) if on_gpu() else ((64, 96), 2, 2)
 def build(changes: dict):
     """The model and a batch for it."""
     from mmdet.apis import DetInferencer  # noqa: F401  registers everything of mmdet
-    from mmdet.registry import MODELS
     from mmengine.hub import get_config
     from mmengine.registry import init_default_scope
 
@@ -38,7 +37,7 @@ def build(changes: dict):
     config = get_config('mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py')
     config.merge_from_dict({f'model.{key}': value for key, value in changes.items()})
     torch.manual_seed(0)
-    model = MODELS.build(without_download(config.model)).to(device())
+    model = build_model(config.model).to(device())
     inputs, samples = make_batch([SIZE] * IMAGES, [BOXES] * IMAGES, num_classes=80)
     return model, inputs.to(device()), [sample.to(device()) for sample in samples]
 

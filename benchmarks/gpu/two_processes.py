@@ -4,16 +4,20 @@ torchrun --nproc-per-node 2 benchmarks/gpu/two_processes.py    # NCCL on two GPU
 """
 
 import os
+import sys
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from _measure import build_model
 
 import mmdet_ddetr
 from mmdet_ddetr.testing import make_batch, shrink
 
 
 def main():
-    from mmdet.registry import MODELS
     from mmengine.registry import init_default_scope
 
     rank, on_gpus = int(os.environ['LOCAL_RANK']), torch.cuda.device_count() >= 2
@@ -24,7 +28,7 @@ def main():
     init_default_scope('mmdet')
     torch.manual_seed(rank)  # different at first: DDP has to send those of rank 0
     config = mmdet_ddetr.get_config('deformable-detr-refine-twostage_r50_16xb2-50e_coco')
-    model = MODELS.build(shrink(config.model)).to(device).train()
+    model = build_model(shrink(config.model)).to(device).train()
     model = torch.nn.parallel.DistributedDataParallel(model, device_ids=[rank] if on_gpus else None)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     for step in range(3):
