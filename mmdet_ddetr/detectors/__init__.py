@@ -1,6 +1,7 @@
 from .. import checkpoints  # noqa: F401  registers the loader of hf:// addresses for load_from and init_cfg
 from .base import BaseDETR
 from .conditional_detr import ConditionalDETR
+from .dab_detr import DABDETR
 from .deformable_detr import DeformableDETR
 from .detr import DETR
 from .segmentation import DeformableDETRWithMasks, DETRWithMasks
@@ -9,6 +10,7 @@ from .tta import DDetrTTAModel
 __all__ = [
     'BaseDETR',
     'ConditionalDETR',
+    'DABDETR',
     'DDetrTTAModel',
     'DETR',
     'DETRWithMasks',

@@ -32,6 +32,7 @@ class BaseDETR(TrainingQueries, DetectionTransformer):
     decoder_type: type = DetrDecoder
     refines_boxes = False  # whether each layer's references are the boxes of the layer before
     shares_branches = True  # whether one class and one box branch serve all layers
+    reference_eps = 1e-5  # the head's, where its config says nothing
     as_two_stage = False  # whether the encoder proposes boxes, with branches of its own
 
     def __init__(self, *args, encoder: dict, decoder: dict, bbox_head: dict, own_maps: bool = False, **kwargs):
@@ -42,6 +43,7 @@ class BaseDETR(TrainingQueries, DetectionTransformer):
                 f'{self.how_to_refine_boxes}'
             )
         self.own_maps = own_maps
+        bbox_head.setdefault('reference_eps', self.reference_eps)
         bbox_head.setdefault('embed_dims', encoder['layer_cfg']['self_attn_cfg'].get('embed_dims', 256))
         bbox_head.update(
             share_pred_layer=self.shares_branches,

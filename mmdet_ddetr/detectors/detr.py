@@ -69,6 +69,9 @@ class DETR(BaseDETR):
         return dict(memory=self.encoder(feat, query_pos=feat_pos, key_padding_mask=feat_mask))
 
     def pre_decoder(self, memory: Tensor) -> tuple[dict, dict]:  # memory [B, S, C]
-        """The learned queries: positions, without content."""
-        query_pos = self.query_embedding.weight[: self.num_decoder_queries].expand(memory.shape[0], -1, -1)
-        return dict(query=torch.zeros_like(query_pos), query_pos=query_pos, memory=memory), {}
+        return dict(self.learned_queries(memory.shape[0]), memory=memory), {}
+
+    def learned_queries(self, batch_size: int) -> dict[str, Tensor]:
+        """Positions without content, [B, Q, C] each, the same for every image."""
+        query_pos = self.query_embedding.weight[: self.num_decoder_queries].expand(batch_size, -1, -1)
+        return dict(query=torch.zeros_like(query_pos), query_pos=query_pos)

@@ -35,7 +35,7 @@ ASSIGNER = dict(
 class SetHead(BaseModule):
     """Predicts a set: a class and a box per query and layer, trained with one-to-one matching.
 
-    Takes the config and state_dict of mmdet's ``DeformableDETRHead`` and ``DETRHead``.
+    Takes the config and state_dict of mmdet's ``DeformableDETRHead``, ``DETRHead`` and ``DABDETRHead``.
 
     Args:
         num_classes: classes without background.
@@ -54,6 +54,7 @@ class SetHead(BaseModule):
         wh_bias: initial bias of w and h in the first box branch (0 with ``as_two_stage``). All else in the last layer
             of the box branches starts at 0, so boxes start at their reference. None: PyTorch's initialisation, for
             boxes without a reference (DETR).
+        reference_eps: bounds the references' distance from 0 and 1 where boxes are added to them.
         train_cfg: ``assigner``; mmdet's assigner and cost names are read as ours.
         test_cfg: ``max_per_img``, detections kept per image (default: one per query).
     """
@@ -71,6 +72,7 @@ class SetHead(BaseModule):
         num_pred_layer: int = 6,
         as_two_stage: bool = False,
         wh_bias: float | None = -2.0,
+        reference_eps: float = 1e-5,
         train_cfg: dict | None = None,
         test_cfg: dict | None = None,
         init_cfg: dict | None = None,
@@ -83,6 +85,7 @@ class SetHead(BaseModule):
         self.num_pred_layer = num_pred_layer
         self.as_two_stage = as_two_stage
         self.wh_bias = wh_bias
+        self.reference_eps = reference_eps
         self.train_cfg = train_cfg
         self.test_cfg = test_cfg or {}
         self.assigner = self._build_assigner((train_cfg or {}).get('assigner', ASSIGNER))
@@ -128,11 +131,13 @@ class SetHead(BaseModule):
             nn.init.constant_(self.reg_branches[0][-1].bias.data[2:], self.wh_bias)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
-        """Accept the names of mmdet's ``DETRHead``, whose one class and one box branch serve all layers."""
+        """Accept the names of mmdet's ``DETRHead`` and ``DABDETRHead``, where one branch serves all layers."""
         last = self.num_reg_fcs
         names = {'fc_cls': 'cls_branches.{}', 'fc_reg': f'reg_branches.{{}}.{2 * last}'}
         for i in range(last):
             names[f'reg_ffn.layers.{i}' + ('' if i == last - 1 else '.0')] = f'reg_branches.{{}}.{2 * i}'
+        for i in range(last + 1):
+            names[f'fc_reg.layers.{i}'] = f'reg_branches.{{}}.{2 * i}'
         for theirs, ours in names.items():
             for kind in ('weight', 'bias'):
                 tensor = state_dict.pop(f'{prefix}{theirs}.{kind}', None)
@@ -143,7 +148,7 @@ class SetHead(BaseModule):
 
     def refine(self, layer: int, hidden: Tensor, reference: Tensor) -> Tensor:
         """Boxes of decoder layer ``layer``: hidden [B, Q, C], reference [B, Q, 2 or 4] -> [B, Q, 4]."""
-        return refine_box(self.reg_branches[layer](hidden), reference)
+        return refine_box(self.reg_branches[layer](hidden), reference, self.reference_eps)
 
     def forward(
         self,

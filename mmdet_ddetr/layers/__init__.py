@@ -1,6 +1,8 @@
+from .anchor_queries import FixedCentres, at_every_place
 from .boxes import inverse_sigmoid, refine_box
 from .conditional_attn import ConditionalAttention
 from .conditional_transformer import ConditionalDecoder, ConditionalDecoderLayer
+from .dab_transformer import DABDecoder, DABEncoder
 from .deformable_transformer import (
     DeformableDecoder,
     DeformableDecoderLayer,
@@ -24,6 +26,8 @@ __all__ = [
     'ConditionalAttention',
     'ConditionalDecoder',
     'ConditionalDecoderLayer',
+    'DABDecoder',
+    'DABEncoder',
     'DeformableDecoder',
     'DeformableDecoderLayer',
     'DeformableEncoder',
@@ -36,11 +40,13 @@ __all__ = [
     'DotProductAttention',
     'Dropout',
     'FFN',
+    'FixedCentres',
     'LearnedPositionalEncoding',
     'MSDeformAttn',
     'MultiheadAttention',
     'OwnLevelDeformAttn',
     'QueryGroups',
+    'at_every_place',
     'inverse_sigmoid',
     'is_padded',
     'log_gaussian',

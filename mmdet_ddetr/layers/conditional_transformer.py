@@ -1,6 +1,7 @@
 """The decoder of Conditional DETR (Meng et al., ICCV 2021, section 3.3)."""
 
 from mmdet.models.layers import MLP
+from mmengine.model import ModuleList
 from torch import Tensor
 
 from mmdet_ddetr.registry import MODELS
@@ -26,6 +27,13 @@ def position_of(reference_points: Tensor, embed_dims: int) -> Tensor:  # [B, Q, 
     return sine_embedding(reference_points[..., order], embed_dims // 2)
 
 
+def keep_query_pos_in_the_first_layer(layers: ModuleList) -> None:
+    """Later layers know the queries' positions from ``ref_sine_embed`` alone, unless their config says otherwise."""
+    for layer in layers[1:]:
+        if isinstance(layer.cross_attn, ConditionalAttention) and not layer.cross_attn.keep_query_pos:
+            layer.cross_attn.qpos_proj = None
+
+
 @MODELS.register_module()
 class ConditionalDecoder(DetrDecoder):
     """Decoder whose queries look around a reference point of their own, (cx, cy) in [0, 1], the same in every layer.
@@ -41,13 +49,7 @@ class ConditionalDecoder(DetrDecoder):
         C = self.embed_dims
         self.query_scale = MLP(C, C, C, 2)
         self.ref_point_head = MLP(C, C, 2, 2)
-        self._keep_query_pos_in_the_first_layer()
-
-    def _keep_query_pos_in_the_first_layer(self) -> None:
-        """Later layers know the queries' positions from ``ref_sine_embed`` alone."""
-        for layer in self.layers[1:]:
-            if isinstance(layer.cross_attn, ConditionalAttention) and not layer.cross_attn.keep_query_pos:
-                layer.cross_attn.qpos_proj = None
+        keep_query_pos_in_the_first_layer(self.layers)
 
     def forward(self, query: Tensor, *, query_pos: Tensor, **inputs) -> tuple[Tensor, Tensor]:
         """query, query_pos [B, Q, C]; the rest as ``DetrDecoder.forward``, without references."""

@@ -131,8 +131,13 @@ class DetrEncoder(TransformerStack):
         **kwargs,
     ) -> Tensor:  # [B, S, C]
         for index in range(self.num_layers):
-            query = self.run(index, query, query_pos=query_pos, key_padding_mask=key_padding_mask, **kwargs)
+            inputs = self.layer_inputs(index, query, query_pos=query_pos, **kwargs)
+            query = self.run(index, query, key_padding_mask=key_padding_mask, **inputs)
         return query
+
+    def layer_inputs(self, index: int, query: Tensor, **inputs) -> dict:
+        """What layer ``index`` gets beside its pixels ``query`` [B, S, C]: ``inputs`` as ``forward`` was given them."""
+        return inputs
 
 
 @MODELS.register_module()
