@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from _measure import machine, milliseconds, table, times
+from _measure import machine, milliseconds, peak_memory, table, times
 from mmengine.device import get_device
 
 SHAPES = dict(size=128, train=1600, val=150, test=150)  # px and images
@@ -85,18 +85,28 @@ def steps_per_epoch(model: Model, data: str) -> int:
     return math.ceil(len(read_coco(Path(innermost_dataset(loader).ann_file))['images']) / loader.batch_size)
 
 
-def make_step(model: Model, data: str, out: Path):
-    """A training step on a batch of the data, without the loading of it."""
-    from mmdet_ddetr.apis.finetune import build_runner, silence
+def runner_to_measure(model: Model, data: str, out: Path):
+    from mmdet_ddetr.apis.finetune import build_runner
 
     cfg = config_of(model, data)
     cfg.train_dataloader.update(num_workers=0, persistent_workers=False)
     cfg.work_dir = str(out / 'timing')
     cfg.experiment_name = f'{model.slug}_timing'
-    runner = build_runner(cfg)
-    optim_wrapper = runner.build_optim_wrapper(cfg.optim_wrapper)
+    return build_runner(cfg)
+
+
+def count_parameters(model: Model, data: str, out: Path) -> int:
+    return sum(parameter.numel() for parameter in runner_to_measure(model, data, out).model.parameters())
+
+
+def make_step(model: Model, data: str, out: Path):
+    """A training step on a batch of the data, without the loading of it."""
+    from mmdet_ddetr.apis.finetune import silence
+
+    runner = runner_to_measure(model, data, out)
+    optim_wrapper = runner.build_optim_wrapper(runner.cfg.optim_wrapper)
     with silence():
-        batch = next(iter(runner.build_dataloader(cfg.train_dataloader)))
+        batch = next(iter(runner.build_dataloader(runner.cfg.train_dataloader)))
     runner.model.train()
     return lambda: runner.model.train_step(batch, optim_wrapper)
 
@@ -169,7 +179,7 @@ def study(model: Model, rates: list[float], trial_epochs: int, epochs: int, data
 
 
 def plan(models: list[Model], data: str, out: Path, seconds: float) -> dict:
-    """Machine, models, data and the time of a step; measured once, so that an interrupted benchmark goes on as planned.
+    """Machine, data, time and memory of a step; measured once, so that an interrupted benchmark goes on as planned.
 
     Raises:
         SystemExit: ``out`` belongs to other models or data.
@@ -184,7 +194,13 @@ def plan(models: list[Model], data: str, out: Path, seconds: float) -> dict:
     device = get_device()
     samples = times({model.name: make_step(model, data, out) for model in models}, seconds, device)
     minutes = {model.name: min(samples[model.name]) * steps_per_epoch(model, data) / 60 for model in models}
-    planned = request | {'machine': machine(device), 'seconds per step': samples, 'minutes per epoch': minutes}
+    planned = request | {
+        'machine': machine(device),
+        'seconds per step': samples,
+        'minutes per epoch': minutes,
+        'parameters': {model.name: count_parameters(model, data, out) for model in models},
+        'MB a step': {model.name: peak_memory(make_step, model, data, out, device=device) for model in models},
+    }
     path.write_text(json.dumps(planned))
     return planned
 
@@ -232,7 +248,9 @@ def report(results: dict) -> str:
         seconds = milliseconds(results['seconds per step'][name])
         spent = f'{run["epochs"] * minutes[name]:.1f}'
         figures = [f'{split[figure]:.3f}' for split in (last, run['test']) for figure in FIGURES]
-        trainings.append([name, f'{run["lr"]:.2g}', seconds, str(run['epochs']), spent, *figures])
+        size = f'{results["parameters"][name] / 1e6:.2f} M'
+        memory = f'{results["MB a step"][name]:.0f}'
+        trainings.append([name, size, f'{run["lr"]:.2g}', seconds, memory, str(run['epochs']), spent, *figures])
     equal = [row for figure in PLOTTED for row in crossings(results, figure)]
     first = next(iter(studies))
     tables = [
@@ -240,8 +258,10 @@ def report(results: dict) -> str:
         (
             [
                 'model',
+                'parameters',
                 'learning rate',
                 'ms a step',
+                'MB a step',
                 'epochs',
                 'minutes',
                 *FIGURES,
