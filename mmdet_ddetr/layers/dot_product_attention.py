@@ -1,5 +1,6 @@
 """The product of every dense attention here: softmax over all keys, in whatever kernel PyTorch has for it."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,13 +21,13 @@ class DotProductAttention(nn.Module):
     def forward(
         self,
         query: Tensor,  # [B, Q, M*D], the channels of one head after those of another
-        key: Tensor,  # [B, S, M*D]
+        key: Tensor,  # [B, S, M*D], or [B, S, D], the same for all heads
         value: Tensor,  # [B, S, M*E]
         key_padding_mask: Tensor | None = None,  # [B, S], True = padding
         attn_mask: Tensor | None = None,  # [Q, S], True = not seen
         bias: Tensor | None = None,  # [B, M or 1, Q, S], added to the products
     ) -> Tensor:  # [B, Q, M*E]
-        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (query, key, value))
+        q, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (query, value))
         mask = attn_mask  # True = not seen; scaled_dot_product_attention wants the opposite
         if key_padding_mask is not None:
             padding = key_padding_mask[:, None, None]
@@ -37,4 +38,23 @@ class DotProductAttention(nn.Module):
         elif mask is not None:
             mask = ~mask
         p = self.dropout.p if self.training else 0.0
-        return F.scaled_dot_product_attention(q, k, v, mask, p).transpose(1, 2).flatten(2)
+        if key.shape[-1] == query.shape[-1]:
+            k = key.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            output = F.scaled_dot_product_attention(q, k, v, mask, p)
+        else:
+            output = _attend_to_shared_keys(q, key, v, mask, p)
+        return output.transpose(1, 2).flatten(2)
+
+
+def _attend_to_shared_keys(
+    q: Tensor,  # [B, M, Q, D]
+    k: Tensor,  # [B, S, D]
+    v: Tensor,  # [B, M, S, E]
+    mask: Tensor | None,  # as for scaled_dot_product_attention
+    p: float,
+) -> Tensor:  # [B, M, Q, E]
+    """``scaled_dot_product_attention`` without a copy of the keys for each head, which takes as long as the rest."""
+    logits = ((q / q.shape[-1] ** 0.5).flatten(1, 2) @ k.transpose(1, 2)).unflatten(1, q.shape[1:3])
+    if mask is not None:
+        logits = logits.masked_fill(~mask, float('-inf')) if mask.dtype is torch.bool else logits + mask
+    return F.dropout(logits.softmax(-1).to(v.dtype), p) @ v

@@ -178,11 +178,8 @@ class DetrDecoder(TransformerStack):
     def forward(
         self,
         query: Tensor,  # [B, Q, C]
-        value: Tensor,  # [B, S, C]
-        key_padding_mask: Tensor | None,  # [B, S], True = padding
         reference_points: Tensor | None = None,  # [B, Q, 2 or 4]
         refine: Refine | None = None,
-        self_attn_mask: Tensor | None = None,  # [Q, Q], True = not seen
         **inputs,
     ) -> tuple[Tensor, Tensor | None]:
         """Run the layers.
@@ -191,21 +188,14 @@ class DetrDecoder(TransformerStack):
             reference_points: (cx, cy) or (cx, cy, w, h) in [0, 1], normalised by the unpadded image; None: the queries
                 have no place.
             refine: gives the next reference from a layer's state (iterative box refinement); None keeps the first.
-            inputs: for ``layer_inputs``.
+            inputs: for ``layer_inputs``: ``value`` [B, S, C] and ``key_padding_mask`` [B, S], True = padding, ...
 
         Returns:
             hidden [layers, B, Q, C] and the reference that each layer *started from*, [layers, B, Q, 2 or 4], or None.
         """
         hidden, references, reference = [], [], reference_points
         for index in range(self.num_layers):
-            query = self.run(
-                index,
-                query,
-                value=value,
-                key_padding_mask=key_padding_mask,
-                self_attn_mask=self_attn_mask,
-                **self.layer_inputs(index, query, reference_points, **inputs),
-            )
+            query = self.run(index, query, **self.layer_inputs(index, query, reference_points, **inputs))
             state = self.post_norm(query)
             hidden.append(state)
             references.append(reference)
@@ -224,11 +214,12 @@ class DetrDecoder(TransformerStack):
         return torch.stack(hidden), torch.stack(references)
 
     def layer_inputs(self, index: int, query: Tensor, reference_points: Tensor | None, **inputs) -> dict:
-        """What layer ``index`` gets beside queries and values: positions of queries and keys, references, ...
+        """What layer ``index`` gets beside its queries: keys and values, positions of both, references, ...
 
         Args:
             query: [B, Q, C], the state that the layer starts from.
             reference_points: [B, Q, 2 or 4], as refined by the layers before.
-            inputs: what ``forward`` was given, here ``query_pos`` [B, Q, C] and ``key_pos`` [B, S, C].
+            inputs: what ``forward`` was given: ``value`` [B, S, C], ``key_padding_mask`` [B, S], True = padding,
+                ``self_attn_mask`` [Q, Q], True = not seen; here ``query_pos`` [B, Q, C] and ``key_pos`` [B, S, C].
         """
         return inputs
