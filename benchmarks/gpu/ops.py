@@ -26,6 +26,7 @@ from mmdet_ddetr import ops
 from mmdet_ddetr.ops import reference
 
 DETERMINISTIC = 'ms_deform_attn, deterministic'
+inputs = lru_cache(1)(attention.inputs)  # once for all peers: an encoder's take the CPU a second
 SINGLE_PRECISION = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -38,12 +39,6 @@ def cases() -> list[attention.Case]:
     clustered = [attention.Case(part, B, dtype, 'cuda') for part, B in order for dtype in dtypes]
     uniform = [attention.Case(part, 1, dtype, 'cuda', 'uniform') for part, _ in order[:2] for dtype in dtypes[:2]]
     return [*clustered[:6], *uniform, *clustered[6:]]
-
-
-@lru_cache(1)
-def inputs(case: attention.Case) -> dict[str, torch.Tensor]:
-    """Made once for all peers: an encoder's take the CPU a second."""
-    return attention.inputs(case)
 
 
 def attention_passes(peer: str, case: attention.Case) -> tuple[Callable, Callable]:

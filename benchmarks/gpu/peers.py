@@ -12,6 +12,8 @@ import re
 import subprocess
 import sys
 import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 MMCV = 'mmdet_ddetr_peer_mmcv'  # the extension's name, and its file's
@@ -42,6 +44,8 @@ def complete_toolkit(folder: Path) -> dict[str, str]:
     import torch
     from torch.utils.cpp_extension import CUDA_HOME
 
+    if CUDA_HOME is None:
+        return {}
     result = {}
     packages = Path(torch.__file__).parents[1] / 'nvidia'
     header = next(packages.glob('*/include/cusparse.h'), None)
@@ -132,15 +136,17 @@ def main():
     # Side by side, each in a process of its own: a compiler's crash or a broken setup.py ends one of them only.
     common = [sys.executable, __file__, '--sources', args.sources, '--out', args.out]
     environment = {**os.environ, **complete_toolkit(args.out)}
-    running = {
-        name: subprocess.Popen(
+
+    def run(name):
+        start = time.monotonic()
+        done = subprocess.run(
             [*common, '--only', name], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
-        for name in BUILDS
-    }
-    for name, process in running.items():
-        output = process.communicate()[0]
-        print(f'{name}: built' if process.returncode == 0 else f'{name}: left out\n{output[-800:]}', flush=True)
+        result = f'left out\n{done.stdout[-800:]}' if done.returncode else 'built'
+        print(f'{name}, {time.monotonic() - start:.0f} s: {result}', flush=True)
+
+    with ThreadPoolExecutor(len(BUILDS)) as pool:
+        list(pool.map(run, BUILDS))
 
 
 if __name__ == '__main__':

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -38,6 +39,7 @@ VARIANTS = {  # what differs from the defaults of tuning.h
 }
 DTYPES = dict(float32='float', bfloat16='c10::BFloat16')
 NARROW = 'narrow sums'
+inputs = cache(attention.inputs)  # once for all variants: an encoder's take the CPU a second
 
 
 def jobs() -> list[tuple[str, str]]:
@@ -64,7 +66,7 @@ def build(name: str, dtype: str, architecture: str, folder: Path) -> str:
 
 def measure(ops, case: attention.Case, expected: list | None) -> tuple[dict, list]:
     """Times of the op's forward and backward, and what they gave; its error against ``expected``."""
-    tensors = attention.inputs(case)
+    tensors = inputs(case)
     points = attention.points(*(tensors[name] for name in ('reference', 'offsets', 'logits')))
     shapes = [side for shape in attention.MAPS for side in shape]
     arguments = (tensors['value'], shapes, *points)
