@@ -6,6 +6,7 @@ the 80 classes in the order of their ids. DETR has a last row for "no object" in
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from .branches import class_branches, is_two_stage, num_decoder_layers
@@ -77,6 +78,23 @@ def to_91(state_dict: dict[str, Tensor], report: ConversionReport) -> None:
         after[rows] = before
         state_dict[key] = after
         report.resize(key, before.shape, after.shape, 'a row for each COCO category id')
+
+
+def drop_last_row(state_dict: dict[str, Tensor], report: ConversionReport) -> None:
+    """Take away the row of no class. Changes ``state_dict``."""
+    for key, _ in _branches(state_dict):
+        before = state_dict[key]
+        state_dict[key] = before[:-1]
+        report.resize(key, before.shape, state_dict[key].shape, 'without the last row, which is of no class')
+
+
+def add_last_row(state_dict: dict[str, Tensor], report: ConversionReport) -> None:
+    """The inverse of :func:`drop_last_row`, with a row that no score survives."""
+    for key, _ in _branches(state_dict):
+        before = state_dict[key]
+        row = before.new_full((1, *before.shape[1:]), NEVER if before.dim() == 1 else 0)
+        state_dict[key] = torch.cat([before, row])
+        report.resize(key, before.shape, state_dict[key].shape, 'with a last row of no class')
 
 
 def _branches(state_dict: dict[str, Tensor]) -> list[tuple[str, bool]]:

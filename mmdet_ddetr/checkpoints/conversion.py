@@ -74,6 +74,8 @@ def _to_native(state_dict: dict[str, Tensor], layout: Layout, report: Conversion
     for key in ('encoder.layers.0.norms.0.weight', 'decoder.layers.0.norms.0.weight'):
         if key not in native:
             raise CheckpointError(f'{layout.name} {layout.architecture} is incomplete: {key} is missing')
+    if layout.unused_row:
+        coco_classes.drop_last_row(native, report)
     branches.spread(native, report)
     return native
 
@@ -89,6 +91,8 @@ def _from_native(native: dict[str, Tensor], layout: Layout, report: ConversionRe
     }
     if layout.one_head:
         branches.gather(native, report)
+    if layout.unused_row:
+        coco_classes.add_last_row(native, report)
     theirs = layout.keys.to_theirs(native, {name for name, is_so in traits.items() if is_so}, report)
     return masks.wrap(theirs, layout.box_model)
 

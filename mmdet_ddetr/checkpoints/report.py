@@ -21,7 +21,8 @@ class ConversionReport:
 
     def resize(self, key: str, before, after, why: str) -> None:
         """Note that tensor ``key`` had shape ``before`` and has shape ``after``."""
-        self.resized[key] = f'{list(before)} -> {list(after)}, {why}'
+        step = f'{list(before)} -> {list(after)}, {why}'
+        self.resized[key] = f'{self.resized[key]}; {step}' if key in self.resized else step
 
     def every_key(self) -> str:
         """All keys, a line each."""

@@ -5,6 +5,7 @@ from .dab_detr import DABDETR
 from .deformable_detr import DeformableDETR
 from .detr import DETR
 from .segmentation import DeformableDETRWithMasks, DETRWithMasks
+from .smca_detr import SMCADETR
 from .tta import DDetrTTAModel
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     'DETRWithMasks',
     'DeformableDETR',
     'DeformableDETRWithMasks',
+    'SMCADETR',
 ]

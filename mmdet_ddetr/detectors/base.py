@@ -60,6 +60,7 @@ class BaseDETR(TrainingQueries, DetectionTransformer):
         self.encoder = build(self.encoder, self.encoder_type)
         self.decoder = build(self.decoder, self.decoder_type)
         self.embed_dims = self.encoder.embed_dims
+        self.level_embed: nn.Parameter | None = None  # [L, C], tells the levels apart where there are several
         channels = 2 * getattr(self.positional_encoding, 'num_feats', self.embed_dims / 2)
         if channels != self.embed_dims:
             raise ValueError(
@@ -120,6 +121,23 @@ class BaseDETR(TrainingQueries, DetectionTransformer):
         if self.training and (groups := self.add_training_queries(decoder_inputs, batch_data_samples)) is not None:
             head_inputs['groups'] = groups
         return dict(head_inputs, **self.forward_decoder(**decoder_inputs))
+
+    def flatten_levels(
+        self,
+        mlvl_feats: tuple[Tensor, ...],  # [B, C, H, W] per level
+        masks: list[Tensor | None],  # [B, H, W] per level
+    ) -> tuple[list[Tensor], list[Tensor | None], list[Tensor]]:
+        """Per level, the cells [B, H*W, C], which of them are padding [B, H*W], and their positions [B, H*W, C].
+
+        The positions include ``level_embed`` [L, C] where the detector has one.
+        """
+        feats, flat_masks, positions = [], [], []
+        for level, (feat, mask) in enumerate(zip(mlvl_feats, masks)):
+            position = self.positional_encoding(mask, input=feat).flatten(2).transpose(1, 2).to(feat.dtype)
+            feats.append(feat.flatten(2).transpose(1, 2))
+            flat_masks.append(mask if mask is None else mask.flatten(1))
+            positions.append(position if self.level_embed is None else position + self.level_embed[level])
+        return feats, flat_masks, positions
 
     def forward_decoder(
         self,

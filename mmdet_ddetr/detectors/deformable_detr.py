@@ -1,9 +1,5 @@
 """Deformable DETR (Zhu et al., ICLR 2021, arXiv:2010.04159)."""
 
-import copy
-import inspect
-from collections.abc import Mapping
-
 import torch
 from mmdet.structures import OptSampleList
 from mmengine.model import xavier_init
@@ -11,11 +7,10 @@ from torch import Tensor, nn
 
 from mmdet_ddetr.layers import DeformableDecoder, DeformableEncoder, MSDeformAttn, padding_masks, sine_embedding
 from mmdet_ddetr.ops import host_shapes
-from mmdet_ddetr.registry import MODELS, class_of
+from mmdet_ddetr.registry import MODELS
 
 from .base import BaseDETR
-
-ATTENTIONS = ('self_attn_cfg', 'cross_attn_cfg')
+from .levels import tie_levels
 
 
 @MODELS.register_module()
@@ -60,22 +55,8 @@ class DeformableDETR(BaseDETR):
         self.num_feature_levels = num_feature_levels
         self.proposals_on_padding = proposals_on_padding
         self.mixed_selection = mixed_selection
-        super().__init__(*args, encoder=self._tie_levels(encoder), decoder=self._tie_levels(decoder), **kwargs)
-
-    def _tie_levels(self, stack: dict) -> dict:
-        """Give every attention that asks for a number of levels the detector's, and refuse one that differs."""
-        stack = copy.deepcopy(stack)
-        for name in ATTENTIONS:
-            cfg = stack['layer_cfg'].get(name)
-            is_dense = name == 'self_attn_cfg' and 'cross_attn_cfg' in stack['layer_cfg']
-            if cfg is None or is_dense or 'num_levels' not in _arguments_of(cfg.get('type', MSDeformAttn)):
-                continue
-            if cfg.setdefault('num_levels', self.num_feature_levels) != self.num_feature_levels:
-                raise ValueError(
-                    f'{name}.num_levels must equal num_feature_levels={self.num_feature_levels}, '
-                    f'got {cfg["num_levels"]}'
-                )
-        return stack
+        encoder, decoder = (tie_levels(stack, num_feature_levels, MSDeformAttn) for stack in (encoder, decoder))
+        super().__init__(*args, encoder=encoder, decoder=decoder, **kwargs)
 
     def _init_layers(self) -> None:
         super()._init_layers()
@@ -125,12 +106,7 @@ class DeformableDETR(BaseDETR):
         if torch.jit.is_tracing():  # shapes become constants: expand refuses maps of any other, also turned ones
             mlvl_feats = tuple(feat.expand(-1, -1, *shape) for feat, shape in zip(mlvl_feats, spatial_shapes))
         masks = padding_masks(spatial_shapes, batch_data_samples, mlvl_feats[0].device, self.own_maps)
-        feats, positions, flat_masks = [], [], []
-        for level, (feat, mask) in enumerate(zip(mlvl_feats, masks)):
-            position = self.positional_encoding(mask, input=feat)
-            feats.append(feat.flatten(2).transpose(1, 2))  # [B, H*W, C]
-            positions.append(position.flatten(2).transpose(1, 2).to(feat.dtype) + self.level_embed[level])
-            flat_masks.append(mask if mask is None else mask.flatten(1))
+        feats, flat_masks, positions = self.flatten_levels(mlvl_feats, masks)
         feat_mask = None if masks[0] is None else torch.cat(flat_masks, 1)  # [B, S]
         geometry = dict(spatial_shapes=spatial_shapes, valid_ratios=self._valid_ratios(masks, mlvl_feats))
         encoder_inputs = dict(feat=torch.cat(feats, 1), feat_mask=feat_mask, feat_pos=torch.cat(positions, 1))
@@ -255,11 +231,6 @@ class DeformableDETR(BaseDETR):
         if memory_mask is not None:
             usable = usable & ~memory_mask[..., None]
         return torch.log(proposals / (1 - proposals)).masked_fill(~usable, float('inf')), usable
-
-
-def _arguments_of(type_: str | type) -> Mapping[str, inspect.Parameter]:
-    cls = class_of(type_, MODELS)
-    return {} if cls is None else inspect.signature(cls).parameters  # where there is no such type, its building says so
 
 
 def halves(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -52,12 +52,11 @@ class DETR(BaseDETR):
         """
         if len(mlvl_feats) != 1:
             raise ValueError(f'the neck gives {len(mlvl_feats)} feature maps, {type(self).__name__} reads one')
-        (feat,) = mlvl_feats
-        (mask,) = padding_masks([tuple(feat.shape[-2:])], batch_data_samples, feat.device, self.own_maps)
-        position = self.positional_encoding(mask, input=feat)
-        position = position.flatten(2).transpose(1, 2).to(feat.dtype)  # [B, H*W, C]
-        mask = mask if mask is None else mask.flatten(1)  # [B, H*W]
-        encoder_inputs = dict(feat=feat.flatten(2).transpose(1, 2), feat_mask=mask, feat_pos=position)
+        masks = padding_masks(
+            [tuple(mlvl_feats[0].shape[-2:])], batch_data_samples, mlvl_feats[0].device, self.own_maps
+        )
+        (feat,), (mask,), (position,) = self.flatten_levels(mlvl_feats, masks)
+        encoder_inputs = dict(feat=feat, feat_mask=mask, feat_pos=position)
         return encoder_inputs, dict(memory_mask=mask, key_pos=position)
 
     def forward_encoder(

@@ -3,6 +3,7 @@ from .boxes import inverse_sigmoid, refine_box
 from .conditional_attn import ConditionalAttention
 from .conditional_transformer import ConditionalDecoder, ConditionalDecoderLayer
 from .dab_transformer import DABDecoder, DABEncoder
+from .conv_exchange import ConvExchange
 from .deformable_transformer import (
     DeformableDecoder,
     DeformableDecoderLayer,
@@ -17,9 +18,19 @@ from .gaussian import log_gaussian
 from .ms_deform_attn import MSDeformAttn
 from .multihead_attention import MultiheadAttention
 from .own_level_attn import OwnLevelDeformAttn
-from .padding import is_padded, on_own_maps, padding_masks
+from .padding import is_padded, on_own_maps, padding_masks, shapes_on_own_maps, sizes_in_cells
 from .positional import LearnedPositionalEncoding, sine_embedding
 from .query_groups import QueryGroups
+from .smca_attn import SpatiallyModulatedAttention
+from .smca_transformer import (
+    ConvEncoder,
+    ConvEncoderLayer,
+    OwnLevelAttention,
+    SMCADecoder,
+    SMCADecoderLayer,
+    SMCAEncoder,
+    SMCAEncoderLayer,
+)
 from .transformer import DetrDecoder, DetrDecoderLayer, DetrEncoder, DetrEncoderLayer
 
 __all__ = [
@@ -28,6 +39,9 @@ __all__ = [
     'ConditionalDecoderLayer',
     'DABDecoder',
     'DABEncoder',
+    'ConvEncoder',
+    'ConvEncoderLayer',
+    'ConvExchange',
     'DeformableDecoder',
     'DeformableDecoderLayer',
     'DeformableEncoder',
@@ -44,9 +58,15 @@ __all__ = [
     'LearnedPositionalEncoding',
     'MSDeformAttn',
     'MultiheadAttention',
+    'OwnLevelAttention',
     'OwnLevelDeformAttn',
     'QueryGroups',
     'at_every_place',
+    'SMCADecoder',
+    'SMCADecoderLayer',
+    'SMCAEncoder',
+    'SMCAEncoderLayer',
+    'SpatiallyModulatedAttention',
     'inverse_sigmoid',
     'is_padded',
     'log_gaussian',
@@ -54,4 +74,6 @@ __all__ = [
     'padding_masks',
     'refine_box',
     'sine_embedding',
+    'shapes_on_own_maps',
+    'sizes_in_cells',
 ]

@@ -35,14 +35,34 @@ def padding_masks(
     """
     if not is_padded(batch_data_samples):
         return [None] * len(spatial_shapes)
-    images = [tuple(sample.img_shape[:2]) for sample in batch_data_samples]
     if own_shapes:
-        shapes = own_map_shapes(spatial_shapes, images, _largest(images))
+        shapes = shapes_on_own_maps(spatial_shapes, batch_data_samples)
         if all(own == whole for level, whole in zip(shapes, spatial_shapes) for own in level):
             return [None] * len(spatial_shapes)
         return [_outside(own, whole, device).bool() for own, whole in zip(shapes, spatial_shapes)]
+    images = [tuple(sample.img_shape[:2]) for sample in batch_data_samples]
     pixels = _outside(images, batch_data_samples[0].batch_input_shape, device)
     return [F.interpolate(pixels[None], size=shape)[0].bool() for shape in spatial_shapes]
+
+
+def sizes_in_cells(
+    spatial_shapes: list[Shape], batch_data_samples: OptSampleList, device: torch.device, own_shapes: bool = False
+) -> Tensor:  # [B or 1, L, 2]
+    """(width, height) of the unpadded images in cells of each map, no whole numbers in general.
+
+    Args:
+        spatial_shapes, own_shapes: as in :func:`padding_masks`.
+        batch_data_samples: tell the images' sizes; None: the images end where the finest map does.
+    """
+    if batch_data_samples:
+        images = [tuple(sample.img_shape[:2]) for sample in batch_data_samples]
+        H, W = _largest(images) if own_shapes else batch_data_samples[0].batch_input_shape
+    else:
+        H, W = _largest(spatial_shapes)
+        images = [(H, W)]
+    cell = [max(_pixels(H, rows), _pixels(W, columns)) for rows, columns in spatial_shapes]  # a short side is ambiguous
+    sizes = torch.tensor([[(w / pixels, h / pixels) for pixels in cell] for h, w in images])
+    return sizes.to(device, non_blocking=True)
 
 
 def own_map_shapes(spatial_shapes: list[Shape], images: list[Shape], whole: Shape) -> list[list[Shape]]:
@@ -55,6 +75,12 @@ def own_map_shapes(spatial_shapes: list[Shape], images: list[Shape], whole: Shap
     """
     H, W = whole
     return [[(_cells(h, H, rows), _cells(w, W, columns)) for h, w in images] for rows, columns in spatial_shapes]
+
+
+def shapes_on_own_maps(spatial_shapes: list[Shape], batch_data_samples: SampleList) -> list[list[Shape]]:
+    """:func:`own_map_shapes` of maps that :func:`on_own_maps` gives."""
+    images = [tuple(sample.img_shape[:2]) for sample in batch_data_samples]
+    return own_map_shapes(spatial_shapes, images, _largest(images))
 
 
 def on_own_maps(
@@ -82,14 +108,40 @@ def _pad_together(images: Sequence[Tensor]) -> Tensor:  # [1, C, h, w] each -> [
     return torch.cat([F.pad(image, (0, W - image.shape[-1], 0, H - image.shape[-2])) for image in images])
 
 
+def crop_levels(x: Tensor, spatial_shapes: Sequence[Shape], own: Sequence[Shape]) -> Tensor:  # [B, S, C] -> [B, s, C]
+    """The upper left (h, w) of each of the levels, whose cells stand one after the other."""
+    levels = x.split([H * W for H, W in spatial_shapes], 1)
+    maps = (level.unflatten(1, shape)[:, :h, :w] for level, shape, (h, w) in zip(levels, spatial_shapes, own))
+    return torch.cat([cells.flatten(1, 2) for cells in maps], 1)
+
+
+def pad_levels(x: Tensor, own: Sequence[Shape], spatial_shapes: Sequence[Shape]) -> Tensor:  # [B, s, C] -> [B, S, C]
+    """The inverse of :func:`crop_levels`, with zeros in the padding."""
+    levels = x.split([h * w for h, w in own], 1)
+    maps = (
+        F.pad(level.unflatten(1, (h, w)), (0, 0, 0, W - w, 0, H - h))
+        for level, (h, w), (H, W) in zip(levels, own, spatial_shapes)
+    )
+    return torch.cat([cells.flatten(1, 2) for cells in maps], 1)
+
+
 def _cells(own: int, whole: int, cells: int) -> int:
     """Of a map with ``cells`` along a side of ``whole`` px: how many a side of ``own`` px has."""
+    stride = _stride(whole, cells)
+    return -(-own * cells // whole) if stride is None else -(-own // stride)
+
+
+def _pixels(whole: int, cells: int) -> float:
+    """Of a map with ``cells`` along a side of ``whole`` px: the side of a cell in px."""
+    return _stride(whole, cells) or whole / cells
+
+
+def _stride(whole: int, cells: int) -> int | None:
+    """The smallest power of two that makes ``cells`` of ``whole`` px; None: there is none."""
     stride = 1
     while -(-whole // stride) > cells:
         stride *= 2
-    if -(-whole // stride) == cells:
-        return -(-own // stride)
-    return -(-own * cells // whole)  # the stride is no power of two
+    return stride if -(-whole // stride) == cells else None
 
 
 def _outside(shapes: list[Shape], whole: Shape, device: torch.device) -> Tensor:  # [B, H, W]

@@ -123,6 +123,11 @@ class DetrEncoder(TransformerStack):
 
     layer = DetrEncoderLayer
 
+    @staticmethod
+    def memory_levels(num_levels: int) -> list[int]:
+        """For each map that is encoded, of ``num_levels``: which level's cells it has in the memory."""
+        return list(range(num_levels))
+
     def forward(
         self,
         query: Tensor,  # [B, S, C]

@@ -17,6 +17,7 @@ class Layout:
         coco91: class branches have a row for each of COCO's category ids, 0 to 90, not for each of its 80 classes
             (DETR's have one more for "no object").
         one_head: a single class and box branch, stored once, serves all decoder layers.
+        unused_row: class branches end in a row for "no object", which their sigmoids do not need: no target is of it.
         box_model: what all keys but the mask head's begin with in a model that has one.
         spellings: regular expressions of names that other versions of that code use, and what they stand for.
     """
@@ -26,6 +27,7 @@ class Layout:
     keys: KeyMap
     coco91: bool = False
     one_head: bool = False
+    unused_row: bool = False
     box_model: str = ''
     spellings: dict[str, str] = field(default_factory=dict)
 
