@@ -33,8 +33,8 @@ from mmdet_ddetr.testing import make_batch, randomise, shrink
 
 FIXTURES = Path(__file__).parent / 'fixtures'
 SINGLE = 'smca-detr_r50_8xb2-50e_coco'
-MULTI = 'smca-detr-ms_r50_8xb2-50e_coco'
-CONV = 'smca-detr-ms-conv_r50_8xb1-50e_coco'
+MULTI = 'smca-detr-multi-scale_r50_8xb1-50e_coco'
+CONV = 'smca-detr-multi-scale-conv_r50_8xb1-50e_coco'
 CASES = {
     'single-scale': ('smca_detr.pt', SINGLE, {}),
     'archive': ('smca_detr_archive.pt', CONV, dict(kernel_size=5, shared=False)),

@@ -1,5 +1,5 @@
 # SMCA-DETR, multi-scale as in the released archive, R50, 50 epochs: 44.4 AP (its log).
-_base_ = 'smca-detr-ms_r50_8xb2-50e_coco.py'
+_base_ = 'smca-detr-multi-scale_r50_8xb1-50e_coco.py'
 model = dict(
     num_feature_levels=4,  # strides 8, 16, 32, 64, the first of them halved for the decoder
     own_maps=True,  # else the convolutions see the padding of a batch; the archive trained with one image a GPU
@@ -17,5 +17,3 @@ model = dict(
     ),
     decoder=dict(layer_cfg=dict(cross_attn_cfg=dict(smooth=[16.0, 16.0, 8.0, 4.0]))),
 )
-train_dataloader = dict(batch_size=1)
-auto_scale_lr = dict(base_batch_size=8)
