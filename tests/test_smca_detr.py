@@ -3,8 +3,8 @@
 The fixtures hold random weights of the official model (C = 16, 8 heads, 2 + 2 layers, no backbone), what it gives for
 features cos(0), cos(1), ... of two padded images, and of each parameter's gradient the norm and the product with
 cos(0), cos(1), ...: of the sum of logits and boxes, each times such a cosine. ``smca_detr.pt`` is of
-gaopengcuhk/SMCA-DETR; its hard-coded width of the point's MLP was set to C. ``smca_detr_archive*.pt`` are of that
-repository's Multi_scale_SMCA.zip, with 256 replaced by C and 6 by the number of layers: of models/transformer.py, and of
+gaopengcuhk/SMCA-DETR; the hard-coded width of its point's MLP was set to C. ``smca_detr_archive*.pt`` are of
+Multi_scale_SMCA.zip in there, with 256 replaced by C and 6 by the number of layers: of models/transformer.py, and of
 models/transformer_44_dot_4.py, whose levels share two convolutions. Each image went through the archive's code alone,
 with its padding, because that code weighs the levels of all images as those of the first.
 """
@@ -16,20 +16,11 @@ import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.registry import init_default_scope
-from parity import TOLERANCE, without_gradient
+from parity import TOLERANCE
 
 from mmdet_ddetr import get_config
-from mmdet_ddetr.checkpoints import convert, find_layout
-from mmdet_ddetr.layers import (
-    ConvEncoder,
-    ConvExchange,
-    OwnLevelAttention,
-    SMCADecoder,
-    SMCAEncoder,
-    SpatiallyModulatedAttention,
-    sizes_in_cells,
-)
-from mmdet_ddetr.testing import make_batch, randomise, shrink
+from mmdet_ddetr.checkpoints import convert
+from mmdet_ddetr.testing import shrink
 
 FIXTURES = Path(__file__).parent / 'fixtures'
 SINGLE = 'smca-detr_r50_8xb2-50e_coco'

@@ -52,9 +52,8 @@ class DETR(BaseDETR):
         """
         if len(mlvl_feats) != 1:
             raise ValueError(f'the neck gives {len(mlvl_feats)} feature maps, {type(self).__name__} reads one')
-        masks = padding_masks(
-            [tuple(mlvl_feats[0].shape[-2:])], batch_data_samples, mlvl_feats[0].device, self.own_maps
-        )
+        (feat,) = mlvl_feats
+        masks = padding_masks([tuple(feat.shape[-2:])], batch_data_samples, feat.device, self.own_maps)
         (feat,), (mask,), (position,) = self.flatten_levels(mlvl_feats, masks)
         encoder_inputs = dict(feat=feat, feat_mask=mask, feat_pos=position)
         return encoder_inputs, dict(memory_mask=mask, key_pos=position)

@@ -30,7 +30,7 @@ class SMCADETR(DETR):
 
     Args:
         num_feature_levels: levels L that the neck gives; the attentions' ``num_levels`` follows unless set.
-        **kwargs: as ``DETR``'s. ``own_maps`` also keeps the padding of a batch from the convolutions of ``ConvEncoder``.
+        **kwargs: as ``DETR``'s. With ``own_maps``, the convolutions of ``ConvEncoder`` see no padding either.
     """
 
     decoder_type = SMCADecoder

@@ -2,8 +2,8 @@ from .anchor_queries import FixedCentres, at_every_place
 from .boxes import inverse_sigmoid, refine_box
 from .conditional_attn import ConditionalAttention
 from .conditional_transformer import ConditionalDecoder, ConditionalDecoderLayer
-from .dab_transformer import DABDecoder, DABEncoder
 from .conv_exchange import ConvExchange
+from .dab_transformer import DABDecoder, DABEncoder
 from .deformable_transformer import (
     DeformableDecoder,
     DeformableDecoderLayer,
@@ -37,11 +37,11 @@ __all__ = [
     'ConditionalAttention',
     'ConditionalDecoder',
     'ConditionalDecoderLayer',
-    'DABDecoder',
-    'DABEncoder',
     'ConvEncoder',
     'ConvEncoderLayer',
     'ConvExchange',
+    'DABDecoder',
+    'DABEncoder',
     'DeformableDecoder',
     'DeformableDecoderLayer',
     'DeformableEncoder',
@@ -61,19 +61,19 @@ __all__ = [
     'OwnLevelAttention',
     'OwnLevelDeformAttn',
     'QueryGroups',
-    'at_every_place',
     'SMCADecoder',
     'SMCADecoderLayer',
     'SMCAEncoder',
     'SMCAEncoderLayer',
     'SpatiallyModulatedAttention',
+    'at_every_place',
     'inverse_sigmoid',
     'is_padded',
     'log_gaussian',
     'on_own_maps',
     'padding_masks',
     'refine_box',
-    'sine_embedding',
     'shapes_on_own_maps',
+    'sine_embedding',
     'sizes_in_cells',
 ]

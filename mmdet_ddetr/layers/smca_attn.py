@@ -25,11 +25,11 @@ class SpatiallyModulatedAttention(MultiheadAttention):
         embed_dims: channels C.
         num_heads: heads M.
         num_levels: maps L that the keys are of.
-        scale_type: what the squared distances to the point are multiplied by, per query and head: nothing
-            (``'type1'``), one factor for both axes (``'type2'``), one for each (``'type3'``, the paper's "independent"),
-            or these and one for their product (``'type4'``).
-        smooth: what the products are divided by then; one for each level, or one for all. The archive of the
-            multi-scale code has 8 at stride 32, and twice as much for half the stride.
+        scale_type: what multiplies the squared distances to the point, per query and head: nothing (``'type1'``), one
+            factor for both axes (``'type2'``), one for each (``'type3'``, the paper's), or these and one for the
+            product of both distances (``'type4'``).
+        smooth: what divides them; one for each level, or one for all. The official codes have 8 at stride 32, and twice
+            as much at half the stride.
         **kwargs: as ``MultiheadAttention``'s.
     """
 
