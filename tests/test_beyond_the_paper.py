@@ -64,7 +64,7 @@ def test_matching_queries_do_not_see_the_ground_truth():
         results = [decode(model.train(), inputs, s) for s in (samples, others, more)]
         predicted = decode(model.eval(), inputs, samples)
     groups = results[0]['groups']
-    assert groups == QueryGroups(Q, MANY, K, 0.5, dn_groups=2, dn_targets=3)
+    assert groups == QueryGroups(Q, MANY, K, 0.5, dn_groups=2, dn_size=6)
     for result in results:
         for name in ('hidden', 'reference'):
             torch.testing.assert_close(result[name][:, :, :Q], predicted[name], rtol=1e-5, atol=1e-5)
@@ -114,7 +114,7 @@ def test_denoising_losses_against_a_loop():
     logits, boxes = torch.randn(2, 2, Q + 8, CLASSES), torch.rand(2, 2, Q + 8, 4) * 0.4 + 0.3
     _, samples = make_batch(SHAPES, [2, 1], CLASSES)
     truth, metas = [s.gt_instances for s in samples], [s.metainfo for s in samples]
-    groups = QueryGroups(Q, dn_groups=2, dn_targets=2)
+    groups = QueryGroups(Q, dn_groups=2, dn_size=4)
     losses = head.loss_by_feat(logits, boxes, None, None, truth, metas, groups)
     targets = head.collect_targets(truth, metas)
     positives = {(0, 0): 0, (0, 1): 1, (0, 4): 0, (0, 5): 1, (1, 0): 2, (1, 4): 2}  # (image, query): target

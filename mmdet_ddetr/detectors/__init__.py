@@ -1,7 +1,7 @@
 from .. import checkpoints  # noqa: F401  registers the loader of hf:// addresses for load_from and init_cfg
 from .base import BaseDETR
 from .conditional_detr import ConditionalDETR
-from .dab_detr import DABDETR
+from .dab_detr import DABDETR, DABDeformableDETR
 from .deformable_detr import DeformableDETR
 from .detr import DETR
 from .segmentation import DeformableDETRWithMasks, DETRWithMasks
@@ -12,6 +12,7 @@ __all__ = [
     'BaseDETR',
     'ConditionalDETR',
     'DABDETR',
+    'DABDeformableDETR',
     'DDetrTTAModel',
     'DETR',
     'DETRWithMasks',

@@ -1,9 +1,12 @@
 """DAB-DETR (Liu et al., ICLR 2022, arXiv:2201.12329)."""
 
-from mmdet_ddetr.layers import DABDecoder, DABEncoder
+from torch import Tensor, nn
+
+from mmdet_ddetr.layers import DABDecoder, DABDeformableDecoder, DABEncoder
 from mmdet_ddetr.registry import MODELS
 
 from .box_queries import BoxQueries
+from .deformable_detr import DeformableDETR
 from .detr import DETR
 
 
@@ -26,3 +29,45 @@ class DABDETR(BoxQueries, DETR):
     @property
     def query_dim(self) -> int:
         return self.decoder.query_dim
+
+
+@MODELS.register_module()
+class DABDeformableDETR(BoxQueries, DeformableDETR):
+    """Deformable DETR whose queries are boxes, with learned contents.
+
+    Two-stage, its queries start from proposals as in detrex: an encoder that tells classes chooses them, and their
+    contents are the encoder's memory. (The official code's two-stage variant does not run.)
+
+    Args:
+        with_box_refine, as_two_stage, ...: as ``DeformableDETR``'s; each layer refines the boxes of the one before.
+        num_patterns, with_random_refpoints: as ``BoxQueries``', for queries that are learned.
+    """
+
+    decoder_type = DABDeformableDecoder
+    reference_eps = 1e-3
+
+    def __init__(self, *args, bbox_head: dict, with_box_refine: bool = True, as_two_stage: bool = False, **kwargs):
+        learned = [name for name in ('num_patterns', 'with_random_refpoints') if kwargs.get(name)]
+        if as_two_stage and learned:
+            raise ValueError(f'{learned[0]} must not be set with as_two_stage=True: no query starts from a learned box')
+        super().__init__(
+            *args,
+            bbox_head={'classifies_proposals': as_two_stage, **bbox_head},
+            with_box_refine=with_box_refine,
+            as_two_stage=as_two_stage,
+            **kwargs,
+        )
+
+    def _init_queries(self) -> None:
+        if not self.as_two_stage:
+            super()._init_queries()
+        if not self.as_two_stage or self.mixed_selection:
+            self.content_embedding = nn.Embedding(self.num_learned_queries, self.embed_dims)
+
+    def contents_of(self, boxes: Tensor) -> Tensor:  # [Q, 4] -> [Q, C]
+        return self.content_embedding.weight[: len(boxes)]
+
+    def queries_of_proposals(self, features: Tensor, boxes: Tensor) -> dict[str, Tensor]:
+        if self.mixed_selection:
+            features = self.content_embedding.weight[: features.shape[1]].expand_as(features)
+        return self.queries_of_boxes(features, boxes)

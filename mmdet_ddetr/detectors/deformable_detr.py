@@ -51,7 +51,8 @@ class DeformableDETR(BaseDETR):
             raise ValueError('mixed_selection needs as_two_stage=True: its queries start from proposals')
         self.with_box_refine = self.refines_boxes = with_box_refine
         self.shares_branches = not with_box_refine
-        self.as_two_stage = self.starts_from_boxes = as_two_stage
+        self.as_two_stage = as_two_stage
+        self.starts_from_boxes = self.starts_from_boxes or as_two_stage
         self.num_feature_levels = num_feature_levels
         self.proposals_on_padding = proposals_on_padding
         self.mixed_selection = mixed_selection
@@ -151,13 +152,24 @@ class DeformableDETR(BaseDETR):
         """Queries and their first references: learned, or the encoder's best proposals (two-stage)."""
         if not self.as_two_stage:
             return dict(self.learned_queries(memory.shape[0]), memory=memory), {}
-        logits, boxes_unact, best = self.propose(memory, memory_mask, spatial_shapes, valid_ratios)
-        boxes = boxes_unact.gather(1, best[..., None].expand(-1, -1, 4)).detach().sigmoid()
-        queries = self.queries_of_boxes(None, boxes, memory.dtype)
-        if self.mixed_selection:
-            query = queries['query']
-            queries['query'] = self.query_embedding.weight[: query.shape[1]].expand_as(query)
+        features, logits, boxes_unact = self.propose(memory, memory_mask, spatial_shapes, valid_ratios)
+        # Class 0 stands for "object" where the encoder's targets are all of class 0.
+        scores = (logits.amax(-1) if self.bbox_head.classifies_proposals else logits[..., 0]).detach()  # [B, S]
+        if memory_mask is not None and not self.proposals_on_padding:
+            scores = scores.masked_fill(memory_mask, float('-inf'))
+        best = scores.topk(min(self.num_decoder_queries, scores.shape[1]), dim=1)[1][..., None]  # [B, Q, 1]
+        chosen = [x.gather(1, best.expand(-1, -1, x.shape[-1])) for x in (features, logits, boxes_unact)]
+        queries = self.queries_of_proposals(chosen[0].detach(), chosen[2].detach().sigmoid())
+        if self.bbox_head.classifies_proposals:
+            logits, boxes_unact = chosen[1:]
         return dict(queries, memory=memory), dict(enc_outputs_class=logits, enc_outputs_coord=boxes_unact.sigmoid())
+
+    def queries_of_proposals(self, features: Tensor, boxes: Tensor) -> dict[str, Tensor]:
+        """The decoder's inputs of queries that start from proposals: their memory [B, Q, C] and boxes [B, Q, 4]."""
+        queries = self.queries_of_boxes(None, boxes, features.dtype)
+        if self.mixed_selection:
+            queries['query'] = self.query_embedding.weight[: features.shape[1]].expand_as(features)
+        return queries
 
     def learned_queries(self, batch_size: int) -> dict[str, Tensor]:
         """Contents, positions and first references, [B, Q, *] each, the same for every image."""
@@ -177,7 +189,8 @@ class DeformableDETR(BaseDETR):
         """The encoder as a detector, one proposal per pixel.
 
         Returns:
-            logits [B, S, classes], boxes [B, S, 4] before the sigmoid, and the indices [B, Q] of the best.
+            memory [B, S, C] as the encoder's branches see it, logits [B, S, classes], and boxes [B, S, 4] before the
+            sigmoid.
         """
         proposals, is_object_place = self.encoder_proposals(spatial_shapes, valid_ratios, memory_mask)
         memory_of_proposals = memory.masked_fill(~is_object_place, 0.0)
@@ -185,11 +198,7 @@ class DeformableDETR(BaseDETR):
         head, last = self.bbox_head, self.decoder.num_layers
         logits = head.cls_branches[last](memory_of_proposals)  # [B, S, classes]
         boxes_unact = head.reg_branches[last](memory_of_proposals).float() + proposals  # [B, S, 4]
-        # Class 0 stands for "object": the encoder's targets are all of class 0.
-        scores = logits[..., 0].detach()  # [B, S]
-        if memory_mask is not None and not self.proposals_on_padding:
-            scores = scores.masked_fill(memory_mask, float('-inf'))
-        return logits, boxes_unact, scores.topk(min(self.num_decoder_queries, scores.shape[1]), dim=1)[1]
+        return memory_of_proposals, logits, boxes_unact
 
     def queries_of_boxes(
         self,

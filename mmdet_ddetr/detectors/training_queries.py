@@ -86,6 +86,6 @@ class TrainingQueries:
             content, boxes, dn_groups = self.dn_query_generator(targets)
             for name, noisy in self.queries_of_boxes(content.to(query.dtype), boxes).items():
                 decoder_inputs[name] = torch.cat([decoder_inputs[name], noisy.to(decoder_inputs[name].dtype)], 1)
-            groups = replace(groups, dn_groups=dn_groups, dn_targets=max(targets.counts))
+            groups = replace(groups, dn_groups=dn_groups, dn_size=content.shape[1] // dn_groups)
         decoder_inputs['self_attn_mask'] = groups.attention_mask(query.device)
         return groups

@@ -51,6 +51,7 @@ class SetHead(BaseModule):
         share_pred_layer: one branch for all layers (no box refinement) instead of one each.
         num_pred_layer: branches; one more than decoder layers with a two-stage encoder head.
         as_two_stage: the last branch scores the encoder's proposals.
+        classifies_proposals: it tells their classes, too. By default it says "object" alone, as class 0.
         wh_bias: initial bias of w and h in the first box branch (0 with ``as_two_stage``). All else in the last layer
             of the box branches starts at 0, so boxes start at their reference. None: PyTorch's initialisation, for
             boxes without a reference (DETR).
@@ -71,6 +72,7 @@ class SetHead(BaseModule):
         share_pred_layer: bool = False,
         num_pred_layer: int = 6,
         as_two_stage: bool = False,
+        classifies_proposals: bool = False,
         wh_bias: float | None = -2.0,
         reference_eps: float = 1e-5,
         train_cfg: dict | None = None,
@@ -84,6 +86,7 @@ class SetHead(BaseModule):
         self.share_pred_layer = share_pred_layer
         self.num_pred_layer = num_pred_layer
         self.as_two_stage = as_two_stage
+        self.classifies_proposals = classifies_proposals
         self.wh_bias = wh_bias
         self.reference_eps = reference_eps
         self.train_cfg = train_cfg
@@ -236,8 +239,10 @@ class SetHead(BaseModule):
             )
             to_match = {'': (matching, targets)}
             if enc_cls_scores is not None:
-                # The encoder tells object from background only: every target is of class 0 (official code).
-                objects = replace(targets, labels=torch.zeros_like(targets.labels))
+                objects = targets
+                if not self.classifies_proposals:
+                    # The encoder tells object from background only: every target is of class 0 (official code).
+                    objects = replace(targets, labels=torch.zeros_like(targets.labels))
                 to_match['enc_'] = ((enc_cls_scores.float()[None], enc_bbox_preds.float()[None]), objects)
             if groups.k_one2many:
                 to_match['one2many_'] = (one2many, targets.repeat(groups.k_one2many))
@@ -265,7 +270,7 @@ class SetHead(BaseModule):
         """Denoising queries need no matching: the positive one of each target in each group is known."""
         L, G, T = num_layers, groups.dn_groups, len(targets.labels)
         device = targets.labels.device
-        first = torch.arange(G, device=device)[:, None] * 2 * groups.dn_targets
+        first = torch.arange(G, device=device)[:, None] * groups.dn_size
         rows = [
             torch.arange(L, device=device)[:, None, None],
             targets.image,

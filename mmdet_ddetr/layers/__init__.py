@@ -3,7 +3,7 @@ from .boxes import inverse_sigmoid, refine_box
 from .conditional_attn import ConditionalAttention
 from .conditional_transformer import ConditionalDecoder, ConditionalDecoderLayer
 from .conv_exchange import ConvExchange
-from .dab_transformer import DABDecoder, DABEncoder
+from .dab_transformer import DABDecoder, DABDeformableDecoder, DABEncoder
 from .deformable_transformer import (
     DeformableDecoder,
     DeformableDecoderLayer,
@@ -41,6 +41,7 @@ __all__ = [
     'ConvEncoderLayer',
     'ConvExchange',
     'DABDecoder',
+    'DABDeformableDecoder',
     'DABEncoder',
     'DeformableDecoder',
     'DeformableDecoderLayer',

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from mmdet_ddetr.registry import MODELS
 
 from .conditional_transformer import ConditionalDecoderLayer, keep_query_pos_in_the_first_layer, position_of
+from .deformable_transformer import DeformableDecoder
 from .transformer import DetrDecoder, DetrEncoder, Refine
 
 
@@ -94,3 +95,32 @@ class DABDecoder(DetrDecoder):
             position = position * self.query_scale(query)
         query_pos = self.ref_point_head(embedding.to(query.dtype))
         return dict(inputs, query_pos=query_pos, ref_sine_embed=position)
+
+
+@MODELS.register_module()
+class DABDeformableDecoder(DeformableDecoder):
+    """Decoder of deformable attention whose queries' positions follow from their boxes, as the layers refine them.
+
+    Args:
+        position_in_padded_map: embed the boxes in the coordinates of the first level's padded map, as the official code
+            does, so that an image's detections depend on its neighbours. By default in those of the image.
+    """
+
+    def __init__(self, *args, position_in_padded_map: bool = False, **kwargs):
+        super().__init__(*args, **kwargs)
+        C = self.embed_dims
+        self.position_in_padded_map = position_in_padded_map
+        self.query_scale = MLP(C, C, C, 2)
+        self.ref_point_head = MLP(2 * C, C, C, 2)
+
+    def layer_inputs(
+        self,
+        index: int,
+        query: Tensor,  # [B, Q, C]
+        reference_points: Tensor,  # [B, Q, 4]
+        **inputs,
+    ) -> dict:
+        inputs = super().layer_inputs(index, query, reference_points, **inputs)
+        boxes = inputs['reference_points'][:, :, 0] if self.position_in_padded_map else reference_points
+        query_pos = self.ref_point_head(position_of(boxes, self.embed_dims).to(query.dtype))
+        return dict(inputs, query_pos=query_pos if index == 0 else query_pos * self.query_scale(query))

@@ -1,4 +1,4 @@
-"""Contrastive denoising queries (DINO, arXiv:2203.03605, section 3.3)."""
+"""Denoising queries (DN-DETR, arXiv:2203.01305, section 4; contrastive: DINO, arXiv:2203.03605, section 3.3)."""
 
 import torch
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_xyxy_to_cxcywh
@@ -24,6 +24,8 @@ class DenoisingQueries(BaseModule):
         embed_dims: channels C of the queries.
         label_noise_scale: half of it is the share of labels replaced by a random class.
         box_noise_scale: corners move by up to half of it times the box's size, a negative query's by half to all of it.
+        contrastive: give negative queries, too. False: DN-DETR's form, where a positive query's centre moves by up to
+            ``box_noise_scale`` times half of the box's size, and its size changes by up to as much of itself.
         group_cfg: ``num_groups`` groups if not ``dynamic``, else as many as ``num_dn_queries`` positive queries fill.
     """
 
@@ -33,6 +35,7 @@ class DenoisingQueries(BaseModule):
         embed_dims: int,
         label_noise_scale: float = 0.5,
         box_noise_scale: float = 1.0,
+        contrastive: bool = True,
         group_cfg: dict = dict(dynamic=True, num_dn_queries=100),
         init_cfg: dict | None = None,
     ):
@@ -43,6 +46,7 @@ class DenoisingQueries(BaseModule):
         self.embed_dims = embed_dims
         self.label_noise_scale = label_noise_scale
         self.box_noise_scale = box_noise_scale
+        self.contrastive = contrastive
         self.group_cfg = dict(group_cfg)
         self.label_embedding = nn.Embedding(num_classes, embed_dims)
 
@@ -57,15 +61,16 @@ class DenoisingQueries(BaseModule):
 
         Returns:
             content [B, Q, C] and boxes [B, Q, 4], (cx, cy, w, h) normalised by the unpadded image, where Q is groups x
-            (positive, negative) x most targets of an image; and the number of groups. Where an image has fewer targets,
-            the content is zero and the box half of the image.
+            kinds (positive, negative) x most targets of an image; and the number of groups. Where an image has fewer
+            targets, the content is zero and the box half of the image.
         """
         B, T = len(targets.counts), max(targets.counts)
         G = self.num_groups(T)
-        labels = self.noisy_labels(targets.labels.expand(G, 2, -1))
-        boxes = self.noisy_boxes(targets.boxes.expand(G, 2, -1, -1))
-        content = boxes.new_zeros(G, 2, B, T, self.embed_dims)
-        references = boxes.new_full((G, 2, B, T, 4), 0.5)
+        kinds = 1 + self.contrastive
+        labels = self.noisy_labels(targets.labels.expand(G, kinds, -1))
+        boxes = self.noisy_boxes(targets.boxes.expand(G, kinds, -1, -1))
+        content = boxes.new_zeros(G, kinds, B, T, self.embed_dims)
+        references = boxes.new_full((G, kinds, B, T, 4), 0.5)
         image, index = targets.image, targets.index_in_image
         content[:, :, image, index] = self.label_embedding(labels).to(content.dtype)
         references[:, :, image, index] = boxes
@@ -77,12 +82,21 @@ class DenoisingQueries(BaseModule):
         chosen = torch.rand(labels.shape, device=labels.device) < self.label_noise_scale / 2
         return torch.where(chosen, torch.randint_like(labels, self.num_classes), labels)
 
-    def noisy_boxes(self, boxes: Tensor) -> Tensor:  # [G, 2, T, 4] (cx, cy, w, h) -> the same
+    def noisy_boxes(self, boxes: Tensor) -> Tensor:  # [G, kinds, T, 4] (cx, cy, w, h) -> the same
+        noisy = self.moved_corners(boxes) if self.contrastive else self.moved_centres(boxes)
+        return inverse_sigmoid(noisy, eps=1e-3).sigmoid()  # off the borders, and of some size: both can be refined
+
+    def moved_centres(self, boxes: Tensor) -> Tensor:
+        """Move the centre within the box, and change the size."""
+        size = boxes[..., 2:]
+        change = torch.rand(boxes.shape, dtype=boxes.dtype, device=boxes.device) * 2 - 1
+        return (boxes + change * torch.cat([size / 2, size], -1) * self.box_noise_scale).clamp(0, 1)
+
+    def moved_corners(self, boxes: Tensor) -> Tensor:
         """Move each corner of positive queries ([:, 0]) a little, of negative ones ([:, 1]) further."""
         sign = torch.randint(0, 2, boxes.shape, dtype=boxes.dtype, device=boxes.device) * 2 - 1
         distance = torch.rand(boxes.shape, dtype=boxes.dtype, device=boxes.device)
         distance[:, 1] += 1
         size = boxes[..., 2:].repeat(1, 1, 1, 2)
         corners = bbox_cxcywh_to_xyxy(boxes) + sign * distance * size * self.box_noise_scale / 2
-        noisy = bbox_xyxy_to_cxcywh(corners.clamp(0, 1))
-        return inverse_sigmoid(noisy, eps=1e-3).sigmoid()  # off the borders, and of some size: both can be refined
+        return bbox_xyxy_to_cxcywh(corners.clamp(0, 1))

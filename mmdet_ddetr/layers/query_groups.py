@@ -16,8 +16,8 @@ class QueryGroups:
         k_one2many: copies k, 0 where the model has no such queries.
         lambda_one2many: weight of their losses.
         dn_groups: denoising groups (DINO, arXiv:2203.03605, section 3.3), 0 where the model has none.
-        dn_targets: most targets of an image. A denoising group has 2 * ``dn_targets`` queries, the positive ones of all
-            targets and then the negative ones; images with fewer targets leave the rest empty.
+        dn_size: queries of a denoising group. As many as an image has targets at most are positive ones, of one target
+            each, and the rest negative ones; images with fewer targets leave some empty.
     """
 
     matching: int
@@ -25,12 +25,12 @@ class QueryGroups:
     k_one2many: int = 0
     lambda_one2many: float = 1.0
     dn_groups: int = 0
-    dn_targets: int = 0
+    dn_size: int = 0
 
     @property
     def denoising(self) -> int:
         """Denoising queries in all."""
-        return self.dn_groups * 2 * self.dn_targets
+        return self.dn_groups * self.dn_size
 
     def split(self, tensor: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
         """The parts of the matching, the one-to-many and the denoising queries."""
@@ -41,7 +41,7 @@ class QueryGroups:
 
         The reverse would tell the matching queries the ground truth.
         """
-        sizes = torch.tensor([self.matching, self.one2many] + [2 * self.dn_targets] * self.dn_groups)
+        sizes = torch.tensor([self.matching, self.one2many] + [self.dn_size] * self.dn_groups)
         group = torch.arange(len(sizes)).repeat_interleave(sizes).to(device)
         hidden = group[:, None] != group
         hidden[self.matching + self.one2many :, : self.matching] = False

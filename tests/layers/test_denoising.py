@@ -107,8 +107,24 @@ def test_nothing_waits_for_the_accelerator():
     targets, samples = targets_of((3, 2))
     with Waits() as waits:
         content, _, groups = DenoisingQueries(CLASSES, C)(targets)
-        QueryGroups(7, dn_groups=groups, dn_targets=3).attention_mask(content.device)
+        QueryGroups(7, dn_groups=groups, dn_size=6).attention_mask(content.device)
     assert waits.names == []
     with Waits() as waits:
         CdnQueryGenerator(CLASSES, C, num_matching_queries=7)(samples)
     assert len(waits.names) > 2, "mmdet's does, or else this test would prove nothing"
+
+
+def test_positive_queries_alone():
+    """DN-DETR's form: one query a target and group, its centre within the box, its size within the noise."""
+    targets, _ = targets_of((3, 1))
+    config = dict(group_cfg=dict(dynamic=False, num_groups=50), box_noise_scale=0.4, label_noise_scale=0.0)
+    generator = DenoisingQueries(CLASSES, C, contrastive=False, **config)
+    content, boxes, groups = generator(targets)
+    assert groups == 50 and boxes.shape == (2, 50 * 3, 4)
+    truth = targets.boxes[:3]
+    change = (boxes[0].view(50, 3, 4) - truth) / truth[:, 2:].repeat(1, 2)
+    assert 0.17 < change[..., :2].abs().max() <= 0.2 + 1e-3
+    assert 0.35 < change[..., 2:].abs().max() <= 0.4 + 1e-3
+    assert torch.equal(content[0].view(50, 3, C)[7], generator.label_embedding(targets.labels[:3]))
+    match = SetHead.denoising_match(QueryGroups(7, dn_groups=50, dn_size=3), targets, num_layers=1)
+    assert match.query[:5].tolist() == [0, 1, 2, 0, 3]  # the second image's target is the first of its group
