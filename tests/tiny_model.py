@@ -13,6 +13,7 @@ NAMES = {
     'refine': 'deformable-detr-refine_r50_16xb2-50e_coco',
     'two-stage': 'deformable-detr-refine-twostage_r50_16xb2-50e_coco',
     'detr': 'detr_r50_16xb4-500e_coco',
+    'anchor': 'anchor-detr_r50_8xb1-50e_coco',
 }
 CLASSES = 3
 

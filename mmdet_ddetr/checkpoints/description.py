@@ -21,7 +21,9 @@ def describe(state_dict: dict[str, Tensor]) -> str:
     parts += [f'{len(state_dict["level_embed"])} levels'] if 'level_embed' in state_dict else []
     parts += [f'{count_names(state_dict, "encoder.layers.", 2)} + {num_decoder_layers(state_dict)} layers']
     parts += [] if are_shared(state_dict, 'reg') else ['box refinement']
-    parts += ['two-stage'] if is_two_stage(state_dict) else [f'{len(state_dict["query_embedding.weight"])} queries']
+    parts += ['two-stage'] if is_two_stage(state_dict) else []
+    for name, key in (('queries', 'query_embedding.weight'), ('patterns', 'patterns.weight')):
+        parts += [f'{len(state_dict[key])} {name}'] if key in state_dict and not is_two_stage(state_dict) else []
     return ', '.join([*parts, f'{num_rows(state_dict)} class rows'])
 
 

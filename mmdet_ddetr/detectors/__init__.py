@@ -1,4 +1,5 @@
 from .. import checkpoints  # noqa: F401  registers the loader of hf:// addresses for load_from and init_cfg
+from .anchor_detr import AnchorDETR
 from .base import BaseDETR
 from .conditional_detr import ConditionalDETR
 from .dab_detr import DABDETR, DABDeformableDETR
@@ -9,6 +10,7 @@ from .smca_detr import SMCADETR
 from .tta import DDetrTTAModel
 
 __all__ = [
+    'AnchorDETR',
     'BaseDETR',
     'ConditionalDETR',
     'DABDETR',

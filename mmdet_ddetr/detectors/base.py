@@ -72,11 +72,14 @@ class BaseDETR(TrainingQueries, DetectionTransformer):
         super().init_weights()
         if self.init_cfg:  # weights of the whole detector
             return
+        self.init_transformer()
+        self.init_own_weights()
+
+    def init_transformer(self) -> None:
         for coder in (self.encoder, self.decoder):
             for parameter in coder.parameters():
                 if parameter.dim() > 1:
                     nn.init.xavier_uniform_(parameter)
-        self.init_own_weights()
 
     def init_own_weights(self) -> None:
         """What else the paper's code initialises in its own way."""
@@ -133,11 +136,18 @@ class BaseDETR(TrainingQueries, DetectionTransformer):
         """
         feats, flat_masks, positions = [], [], []
         for level, (feat, mask) in enumerate(zip(mlvl_feats, masks)):
-            position = self.positional_encoding(mask, input=feat).flatten(2).transpose(1, 2).to(feat.dtype)
+            position = self.positions_of_cells(feat, mask)
             feats.append(feat.flatten(2).transpose(1, 2))
             flat_masks.append(mask if mask is None else mask.flatten(1))
             positions.append(position if self.level_embed is None else position + self.level_embed[level])
         return feats, flat_masks, positions
+
+    def positions_of_cells(
+        self,
+        feat: Tensor,  # [B, C, H, W]
+        mask: Tensor | None,  # [B, H, W], True = padding
+    ) -> Tensor | None:  # [B, H*W, C]; None: no attention asks for them
+        return self.positional_encoding(mask, input=feat).flatten(2).transpose(1, 2).to(feat.dtype)
 
     def forward_decoder(
         self,

@@ -5,6 +5,7 @@ from mmdet.structures import OptSampleList
 from torch import Tensor, nn
 
 from mmdet_ddetr.layers import padding_masks
+from mmdet_ddetr.ops import host_shapes
 from mmdet_ddetr.registry import MODELS
 
 from .base import BaseDETR
@@ -45,7 +46,7 @@ class DETR(BaseDETR):
         mlvl_feats: tuple[Tensor, ...],  # one [B, C, H, W]
         batch_data_samples: OptSampleList = None,
     ) -> tuple[dict, dict]:
-        """Flatten the feature map and describe it: mask and positions.
+        """Flatten the feature map and describe it: mask, positions, shape.
 
         Args:
             batch_data_samples: their ``img_shape`` and ``batch_input_shape`` tell the padding; None: no padding.
@@ -53,18 +54,21 @@ class DETR(BaseDETR):
         if len(mlvl_feats) != 1:
             raise ValueError(f'the neck gives {len(mlvl_feats)} feature maps, {type(self).__name__} reads one')
         (feat,) = mlvl_feats
-        masks = padding_masks([tuple(feat.shape[-2:])], batch_data_samples, feat.device, self.own_maps)
+        spatial_shapes = host_shapes([feat.shape[-2:]])
+        masks = padding_masks(spatial_shapes, batch_data_samples, feat.device, self.own_maps)
         (feat,), (mask,), (position,) = self.flatten_levels(mlvl_feats, masks)
-        encoder_inputs = dict(feat=feat, feat_mask=mask, feat_pos=position)
-        return encoder_inputs, dict(memory_mask=mask, key_pos=position)
+        encoder_inputs = dict(feat=feat, feat_mask=mask, feat_pos=position, spatial_shapes=spatial_shapes)
+        return encoder_inputs, dict(memory_mask=mask, key_pos=position, spatial_shapes=spatial_shapes)
 
     def forward_encoder(
         self,
         feat: Tensor,  # [B, S, C]
         feat_mask: Tensor | None,  # [B, S], True = padding
-        feat_pos: Tensor,  # [B, S, C]
+        feat_pos: Tensor | None,  # [B, S, C]
+        **inputs,
     ) -> dict:
-        return dict(memory=self.encoder(feat, query_pos=feat_pos, key_padding_mask=feat_mask))
+        """``inputs`` go on to the layers' attentions."""
+        return dict(memory=self.encoder(feat, query_pos=feat_pos, key_padding_mask=feat_mask, **inputs))
 
     def pre_decoder(self, memory: Tensor) -> tuple[dict, dict]:  # memory [B, S, C]
         return dict(self.learned_queries(memory.shape[0]), memory=memory), {}

@@ -92,15 +92,6 @@ class SMCADETR(DETR):
         )
         return encoder_inputs, decoder_inputs
 
-    def forward_encoder(
-        self,
-        feat: Tensor,  # [B, S, C]
-        feat_mask: Tensor | None,  # [B, S], True = padding
-        feat_pos: Tensor,  # [B, S, C]
-        **geometry,
-    ) -> dict:
-        return dict(memory=self.encoder(feat, query_pos=feat_pos, key_padding_mask=feat_mask, **geometry))
-
 
 def _joined(masks: list[Tensor | None]) -> Tensor | None:
     return None if masks[0] is None else torch.cat(masks, 1)

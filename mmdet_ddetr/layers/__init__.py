@@ -21,6 +21,8 @@ from .own_level_attn import OwnLevelDeformAttn
 from .padding import is_padded, on_own_maps, padding_masks, shapes_on_own_maps, sizes_in_cells
 from .positional import LearnedPositionalEncoding, sine_embedding
 from .query_groups import QueryGroups
+from .row_column_attn import RCDA
+from .row_column_product import RowColumnProduct
 from .smca_attn import SpatiallyModulatedAttention
 from .smca_transformer import (
     ConvEncoder,
@@ -62,6 +64,8 @@ __all__ = [
     'OwnLevelAttention',
     'OwnLevelDeformAttn',
     'QueryGroups',
+    'RCDA',
+    'RowColumnProduct',
     'SMCADecoder',
     'SMCADecoderLayer',
     'SMCAEncoder',

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from ..errors import CheckpointError
-from . import conditional_detr, deformable_detr, detr, smca_detr
+from . import anchor_detr, conditional_detr, deformable_detr, detr, smca_detr
 from .layout import Layout
 
 __all__ = ['LAYOUTS', 'NAMES', 'NATIVE', 'Layout', 'TARGETS', 'find_layout', 'get_target']
@@ -11,7 +11,13 @@ __all__ = ['LAYOUTS', 'NAMES', 'NATIVE', 'Layout', 'TARGETS', 'find_layout', 'ge
 NATIVE = 'mmdet_ddetr'
 TARGETS = (NATIVE, 'official', 'huggingface')  # what can be written
 # A paper whose keys are some of another's comes first, as does our layout in each.
-LAYOUTS = (*detr.LAYOUTS, *deformable_detr.LAYOUTS, *conditional_detr.LAYOUTS, *smca_detr.LAYOUTS)
+LAYOUTS = (
+    *detr.LAYOUTS,
+    *deformable_detr.LAYOUTS,
+    *conditional_detr.LAYOUTS,
+    *smca_detr.LAYOUTS,
+    *anchor_detr.LAYOUTS,
+)
 NAMES = tuple(dict.fromkeys(layout.name for layout in LAYOUTS))
 
 
