@@ -63,7 +63,7 @@ STAGES ?=
 gpu-check: install ## Build, prove and measure the CUDA side on this machine's GPU: at most 8 minutes [STAGES=build,tests]
 	@$(BIN)/python benchmarks/gpu/check.py $(if $(STAGES),--stages $(STAGES))
 
-wheel: install ## Build the wheel into dist/
+wheel: install ## Build the wheel into dist/ [FORCE_CUDA=1 brings the CUDA kernels without a GPU]
 	@$(PIP) wheel $(QUIET) --no-deps --no-build-isolation --wheel-dir dist .
 	@ls dist/*.whl
 
