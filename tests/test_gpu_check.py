@@ -151,6 +151,20 @@ def test_what_breaks_the_device_costs_its_own_case_only(monkeypatch, tmp_path):
     assert json.loads(out.read_text())['attention'][cases[0].name]['theirs']['error']
 
 
+@pytest.mark.parametrize('built', [True, False])
+def test_mmdets_model_is_never_measured_with_this_packages_ops(built, monkeypatch):
+    import model
+    from mmcv.ops import multi_scale_deform_attn as module
+
+    kernels = object()
+    for name, value in dict(IS_CUDA_AVAILABLE=True, ext_module=module.ext_module).items():
+        monkeypatch.setattr(module, name, value)
+    if built:
+        monkeypatch.setitem(sys.modules, 'mmdet_ddetr_peer_mmcv', kernels)
+    assert model.use_mmcv_kernel() == built
+    assert (module.IS_CUDA_AVAILABLE, module.ext_module is kernels) == (built, built)
+
+
 @pytest.mark.parametrize('slim', [True, False])
 def test_what_a_slim_cuda_toolkit_lacks_comes_from_the_packages_of_torch(slim, monkeypatch, tmp_path):
     from torch.utils import cpp_extension

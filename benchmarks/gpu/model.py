@@ -170,13 +170,14 @@ def variants() -> dict[str, tuple]:
 
 
 def use_mmcv_kernel() -> bool:
-    """Give mmdet's model mmcv's CUDA kernel, where peers.py has built it."""
+    """Give mmdet's model mmcv's CUDA kernel, where peers.py has built it; else grid_sample, not this package's ops."""
     from mmcv.ops import multi_scale_deform_attn as module
     from ms_deform_attn import mmcv_kernels
 
     try:
         module.ext_module = mmcv_kernels()
     except ImportError:
+        module.IS_CUDA_AVAILABLE = False  # what mmcv asks before it takes its kernel, for which ours stands in
         return False
     return True
 
