@@ -5,6 +5,7 @@ from .conditional_detr import ConditionalDETR
 from .dab_detr import DABDETR, DABDeformableDETR
 from .deformable_detr import DeformableDETR
 from .detr import DETR
+from .sam_detr import SAMDETR
 from .segmentation import DeformableDETRWithMasks, DETRWithMasks
 from .smca_detr import SMCADETR
 from .tta import DDetrTTAModel
@@ -20,5 +21,6 @@ __all__ = [
     'DETRWithMasks',
     'DeformableDETR',
     'DeformableDETRWithMasks',
+    'SAMDETR',
     'SMCADETR',
 ]

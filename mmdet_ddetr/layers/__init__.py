@@ -21,8 +21,11 @@ from .own_level_attn import OwnLevelDeformAttn
 from .padding import is_padded, on_own_maps, padding_masks, shapes_on_own_maps, sizes_in_cells
 from .positional import LearnedPositionalEncoding, sine_embedding
 from .query_groups import QueryGroups
+from .roi_align import roi_align
 from .row_column_attn import RCDA
 from .row_column_product import RowColumnProduct
+from .sam_transformer import SAMDecoder, SAMDecoderLayer
+from .semantic_aligned_attn import SemanticAlignedAttention, SemanticsAligner
 from .smca_attn import SpatiallyModulatedAttention
 from .smca_transformer import (
     ConvEncoder,
@@ -66,6 +69,10 @@ __all__ = [
     'QueryGroups',
     'RCDA',
     'RowColumnProduct',
+    'SAMDecoder',
+    'SAMDecoderLayer',
+    'SemanticAlignedAttention',
+    'SemanticsAligner',
     'SMCADecoder',
     'SMCADecoderLayer',
     'SMCAEncoder',
@@ -78,6 +85,7 @@ __all__ = [
     'on_own_maps',
     'padding_masks',
     'refine_box',
+    'roi_align',
     'shapes_on_own_maps',
     'sine_embedding',
     'sizes_in_cells',

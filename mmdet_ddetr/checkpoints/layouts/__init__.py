@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from ..errors import CheckpointError
-from . import anchor_detr, conditional_detr, deformable_detr, detr, smca_detr
+from . import anchor_detr, conditional_detr, deformable_detr, detr, sam_detr, smca_detr
 from .layout import Layout
 
 __all__ = ['LAYOUTS', 'NAMES', 'NATIVE', 'Layout', 'TARGETS', 'find_layout', 'get_target']
@@ -17,6 +17,7 @@ LAYOUTS = (
     *conditional_detr.LAYOUTS,
     *smca_detr.LAYOUTS,
     *anchor_detr.LAYOUTS,
+    *sam_detr.LAYOUTS,
 )
 NAMES = tuple(dict.fromkeys(layout.name for layout in LAYOUTS))
 
