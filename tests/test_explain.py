@@ -20,7 +20,15 @@ from mmengine.runner import Runner
 
 from mmdet_ddetr import accelerate, get_config
 from mmdet_ddetr.explain import Explanation, Recording, SampledAttention, explain, explanation_of, record
-from mmdet_ddetr.explain.figures import decoder_figure, encoder_figure, figure6, grid_figure, level_of, to_array
+from mmdet_ddetr.explain.figures import (
+    decoder_figure,
+    encoder_figure,
+    figure6,
+    gaussian_figure,
+    grid_figure,
+    level_of,
+    to_array,
+)
 from mmdet_ddetr.explain.frame import Frame
 from mmdet_ddetr.explain.page import page_data, write_page
 from mmdet_ddetr.ops import reference
@@ -54,13 +62,15 @@ def build(name, embed_dims=32):
 
 @pytest.fixture(scope='module')
 def models():
-    """Random models by name: references of two and of four coordinates, and dense attention."""
+    """Random models by name: references of two and of four coordinates, dense attention on one map and on three."""
     init_default_scope('mmdet')
     torch.manual_seed(0)
     return dict(
         points=build('deformable-detr_r50_16xb2-50e_coco'),
         boxes=build('deformable-detr-refine-twostage_r50_16xb2-50e_coco'),
         dense=build('detr_r50_16xb4-500e_coco'),
+        gaussians=build('smca-detr_r50_8xb2-50e_coco'),
+        levels=build('smca-detr-multi-scale_r50_8xb1-50e_coco'),
     )
 
 
@@ -151,7 +161,33 @@ def test_recorded_maps_are_those_of_multihead_attention(models):
                 torch.testing.assert_close(attention.weights(image, query), expected[image, :, query])
 
 
-@pytest.mark.parametrize('name', ['points', 'boxes', 'dense'])
+@pytest.mark.parametrize('name', ['gaussians', 'levels'])
+def test_recorded_maps_give_the_modules_output(models, name):
+    """Also where each level has a softmax: the values, summed by the recorded weights, are what the module adds."""
+    model, seen = models[name], []
+    modules = [layer.cross_attn for layer in model.decoder.layers]
+    if name == 'levels':
+        modules += [layer.self_attn for layer in model.encoder.layers]
+    handles = [m.register_forward_hook(lambda *args: seen.append(args), with_kwargs=True) for m in modules]
+    with record(model) as recording:
+        predict(model)
+    for handle in handles:
+        handle.remove()
+    recorded = [*recording.encoder, *recording.decoder] if name == 'levels' else recording.decoder
+    assert len(recorded) == len(seen) == len(modules)
+    for attention, (module, (query,), kwargs, output) in zip(recorded, seen):
+        projection = module.attn.in_proj_weight.chunk(3)[2], module.attn.in_proj_bias.chunk(3)[2]
+        values = torch.nn.functional.linear(kwargs.get('value', query), *projection)
+        for image in range(2):
+            for number in (0, query.shape[1] - 1):
+                weights = attention.weights(image, number)  # [M, S]
+                torch.testing.assert_close(weights.sum(-1), torch.ones(len(weights)))
+                found = (weights[:, None] @ values[image].unflatten(-1, (len(weights), -1)).transpose(0, 1)).flatten()
+                expected = output[image, number] - query[image, number]
+                torch.testing.assert_close(module.attn.out_proj(found), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['points', 'boxes', 'dense', 'levels'])
 def test_results_are_unchanged(models, name):
     """Bit for bit, while recording and afterwards; no hook stays, not even after an error."""
     model = models[name]
@@ -280,6 +316,28 @@ def test_detections_know_their_queries(models, name):
     assert_detections_know_their_queries(models[name], recording, samples)
 
 
+@pytest.mark.parametrize('name', ['gaussians', 'levels'])
+def test_gaussians(models, name):
+    """The decoder's are highest near a point; their picture is the sum over the levels on the finest map."""
+    model = models[name]
+    with record(model) as recording:
+        samples = predict(model)
+    explanation = explanation_of(model, recording, 0, samples[0], np.zeros((128, 192, 3), np.uint8), 0.0)
+    assert explanation.has_gaussians
+    levels = explanation.heats('decoder', -1, 5, gaussians=True)
+    assert [heat.shape[1:] for heat in levels] == recording.spatial_shapes
+    whole = explanation.heat('decoder', -1, 5, gaussians=True)
+    assert whole.shape == levels[0].shape and 0 < whole.max() <= 1
+    if name == 'gaussians':
+        attention = model.decoder.layers[-1].cross_attn
+        np.testing.assert_allclose(whole, recording.decoder[-1].bias[0, :, 5].exp().view(attention.num_heads, 2, 3))
+    weights = explanation.heat('decoder', -1, 5)
+    np.testing.assert_allclose(weights.sum((1, 2)), 1, rtol=1e-5)
+    assert weights.shape == whole.shape
+    figure = gaussian_figure(explanation, explanation.detections[0])
+    assert len(figure.axes) == 3 + 1 and to_array(figure).std() > 0
+
+
 # --- figures ---------------------------------------------------------------------------------------------------------
 
 
@@ -302,7 +360,7 @@ def explanations(models):
     return made
 
 
-@pytest.mark.parametrize('name', ['points', 'boxes', 'dense'])
+@pytest.mark.parametrize('name', ['points', 'boxes', 'dense', 'levels'])
 def test_figures(explanations, name):
     """Panels, their titles, and every point of the query at its place."""
     explanation = explanations[name]
@@ -313,14 +371,14 @@ def test_figures(explanations, name):
         encoder=encoder_figure(explanation, 50, 20, 0),
         grid=grid_figure(explanation, 'decoder', -1, detection.query, detection),
     )
-    heads, levels = (8, 1) if name == 'dense' else (8, 4)
+    heads, levels = 8, dict(dense=1, levels=3).get(name, 4)
     panels = dict(paper=2 * 3, decoder=3, encoder=2, grid=heads * levels)
     for kind, figure in figures.items():
         assert len(figure.axes) == panels[kind] + 1, 'and the colour bar'
         if kind != 'grid':  # 32 panels take seconds; test_tool draws smaller ones
             assert to_array(figure).std() > 0
     assert [ax.get_title() for ax in figures['decoder'].axes[:3]] == [f'decoder layer {i}' for i in (1, 2, 3)]
-    if name == 'dense':
+    if not explanation.is_sampled:
         return
     look = explanation.look('decoder', 1, detection.query)
     (points,) = figures['decoder'].axes[1].collections

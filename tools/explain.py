@@ -1,4 +1,4 @@
-"""Draw what a Deformable DETR looks at: the paper's figure 6 as PNG files, and an interactive page.
+"""Draw what a detector looks at: figure 6 of Deformable DETR as PNG files, and an interactive page.
 
 python tools/explain.py deformable-detr_r50_16xb2-50e_coco epoch_50.pth photo.jpg --out outputs/explain
 """
@@ -11,7 +11,7 @@ from _cli import run
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
-        description='Draw what the queries of a Deformable DETR or DETR look at, as PNG files and one HTML page'
+        description='Draw what the queries of a detector look at, as PNG files and one HTML page'
     )
     parser.add_argument('config', help='path of a config, or the name of one of this package')
     parser.add_argument('weights', help='checkpoint file')
@@ -73,7 +73,7 @@ def write(args):
     """Predict, and write the figures and the page."""
     from mmdet_ddetr.apis import DDetrInferencer
     from mmdet_ddetr.explain import attentions, explain
-    from mmdet_ddetr.explain.figures import decoder_figure, encoder_figure, figure6, grid_figure
+    from mmdet_ddetr.explain.figures import decoder_figure, encoder_figure, figure6, gaussian_figure, grid_figure
     from mmdet_ddetr.explain.page import write_page
 
     model = DDetrInferencer(args.config, args.weights, device=args.device, show_progress=False).model
@@ -97,8 +97,13 @@ def write(args):
     for i, detection in enumerate(objects, 1):
         name = f'{i}-{"".join(c if c.isalnum() else "-" for c in detection.name)}'
         figures[f'decoder-{name}'] = decoder_figure(explanation, detection)
+        if explanation.has_gaussians:
+            figures[f'gaussians-{name}'] = gaussian_figure(explanation, detection)
         if args.grid:
-            figures[f'grid-{name}'] = grid_figure(explanation, 'decoder', layer, detection.query, detection)
+            grid = explanation, 'decoder', layer, detection.query, detection
+            figures[f'grid-{name}'] = grid_figure(*grid)
+            if explanation.has_gaussians:
+                figures[f'grid-gaussians-{name}'] = grid_figure(*grid, close_up=False, gaussians=True)
     for x, y in args.pixel:
         figures[f'encoder-{x:g}-{y:g}'] = encoder_figure(explanation, x, y, level)
         if args.grid:

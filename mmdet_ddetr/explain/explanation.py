@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from mmdet.apis import inference_detector
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox_overlaps
@@ -108,12 +109,35 @@ class Explanation:
         corners = self.frame.to_image(torch.stack([centres - sizes / 2, centres + sizes / 2], 1))  # [Q, 2, 2]
         return torch.cat([corners.amin(1), corners.amax(1)], -1).numpy()  # a flip swaps the corners
 
-    def heat(self, part: str, layer: int, query: int) -> np.ndarray:  # [M, H, W]
-        """Attention weights of one query of a DETR over its feature map, unflipped; ``extent`` says where it lies."""
-        weights = self._attention(part, layer).weights(self.index, query)
-        heat = weights.unflatten(-1, self.recording.spatial_shapes[0]).cpu()
+    def heat(self, part: str, layer: int, query: int, gaussians: bool = False) -> np.ndarray:  # [M, H, W]
+        """What one query of a dense attention weighs over its finest map, unflipped; ``extent`` says where it lies.
+
+        Args:
+            gaussians: the Gaussians by which the attention is modulated instead of its weights.
+        """
+        heats = self.heats(part, layer, query, gaussians)
+        if len(heats) == 1:
+            return heats[0]
+        _, H, W = heats[0].shape
+        sums = 0.0
+        for heat in map(torch.from_numpy, heats):
+            spread = 1.0 if gaussians else heat[0].numel() / (H * W)  # a weight goes to all the cells that it covers
+            sums = sums + spread * F.interpolate(heat[None], size=(H, W))[0]
+        return sums.numpy()
+
+    def heats(self, part: str, layer: int, query: int, gaussians: bool = False) -> list[np.ndarray]:
+        """As ``heat``, [M, H, W] for each level."""
+        attention = self._attention(part, layer)
+        weights = (attention.gaussians if gaussians else attention.weights)(self.index, query).cpu()
+        shapes = self.recording.spatial_shapes
         axes = dict(horizontal=[-1], vertical=[-2], diagonal=[-1, -2]).get(self.frame.flip, [])
-        return heat.flip(axes).numpy()
+        levels = weights.split([H * W for H, W in shapes], -1)
+        return [level.unflatten(-1, shape).flip(axes).numpy() for level, shape in zip(levels, shapes)]
+
+    @property
+    def has_gaussians(self) -> bool:
+        """Whether the decoder's attention is modulated by Gaussians (SMCA)."""
+        return not self.is_sampled and self.recording.decoder[0].bias is not None
 
     def _attention(self, part: str, layer: int) -> SampledAttention | DenseAttention:
         layers = getattr(self.recording, part)

@@ -88,6 +88,17 @@ def encoder_figure(explanation: Explanation, x: float, y: float, level: int = 0)
     return _figure(explanation, [row])
 
 
+def gaussian_figure(explanation: Explanation, detection: Detection, close_up: bool = False) -> Figure:
+    """The Gaussians of one detection's query in each decoder layer, the average over the heads."""
+    layers = range(explanation.num_layers['decoder'])
+    heats = [explanation.heat('decoder', layer, detection.query, gaussians=True).mean(0) for layer in layers]
+    row = [
+        _Panel(heat=heat, detection=detection, title=f'decoder layer {layer + 1}', close_up=close_up)
+        for layer, heat in zip(layers, heats)
+    ]
+    return _figure(explanation, [row], weight='Gaussian')
+
+
 def grid_figure(
     explanation: Explanation,
     part: str,
@@ -95,6 +106,7 @@ def grid_figure(
     query: int,
     detection: Detection | None = None,
     close_up: bool = True,
+    gaussians: bool = False,
 ) -> Figure:
     """One query's look taken apart: a row per feature level, a column per head.
 
@@ -106,15 +118,28 @@ def grid_figure(
         query: index of the query.
         detection: the one to draw with it.
         close_up: of the detection; without one the whole image is drawn.
+        gaussians: the Gaussians that modulate the attention instead of its weights.
     """
     close_up = close_up and detection is not None
+    names = [f'level {i + 1}\n{W}×{H}' for i, (H, W) in enumerate(explanation.recording.spatial_shapes)]
     if not explanation.is_sampled:
-        heats = explanation.heat(part, layer, query)
-        row = [
-            _Panel(heat=heat, detection=detection, title=f'head {i + 1}', close_up=close_up)
-            for i, heat in enumerate(heats)
+        levels = explanation.heats(part, layer, query, gaussians)
+        with_share = len(levels) > 1 and not gaussians
+        rows = [
+            [
+                _Panel(
+                    heat=heat,
+                    detection=detection,
+                    title=f'head {head + 1}' if level == 0 else '',
+                    note=f'{heat.sum():.0%}' if with_share else '',
+                    close_up=close_up,
+                )
+                for head, heat in enumerate(heats)
+            ]
+            for level, heats in enumerate(levels)
         ]
-        return _figure(explanation, [row], size=1.1, with_text=False)
+        weight = 'Gaussian' if gaussians else 'attention weight'
+        return _figure(explanation, rows, names if len(levels) > 1 else (), 1.1, with_text=False, weight=weight)
     look = explanation.look(part, layer, query)
     _, M, L, _ = look.weights.shape
     rows = []
@@ -132,7 +157,6 @@ def grid_figure(
             rows[-1].append(
                 _Panel(one, None, tuple(look.references[0]), detection, title, note=share, close_up=close_up)
             )
-    names = [f'level {i + 1}\n{W}×{H}' for i, (H, W) in enumerate(explanation.recording.spatial_shapes)]
     return _figure(explanation, rows, names, size=1.1, with_text=False)
 
 
@@ -191,6 +215,7 @@ def _figure(
     names: Sequence[str] = (),
     size: float = PANEL,
     with_text: bool = True,
+    weight: str = 'attention weight',
 ) -> Figure:
     """Panels over one scale of weights, with its colour bar and the key to the symbols."""
     h, w = explanation.image.shape[:2]
@@ -216,7 +241,7 @@ def _figure(
     for ax, name in zip(axes[:, 0], names):
         ax.set_ylabel(name, fontsize=8)
     bar = figure.colorbar(ScalarMappable(norm, COLOURS), ax=axes, fraction=0.03, pad=0.01, aspect=30)
-    bar.set_label('attention weight', fontsize=7)
+    bar.set_label(weight, fontsize=7)
     bar.ax.tick_params(labelsize=6, width=0.4, length=2)
     bar.outline.set_linewidth(0.4)
     _key(figure, explanation, [panel for row in rows for panel in row])

@@ -10,7 +10,13 @@ import torch.nn.functional as F
 from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttention
 from torch import Tensor, nn
 
-from mmdet_ddetr.layers import DotProductAttention, MSDeformAttn, OwnLevelDeformAttn
+from mmdet_ddetr.layers import (
+    DotProductAttention,
+    MSDeformAttn,
+    OwnLevelAttention,
+    OwnLevelDeformAttn,
+    SpatiallyModulatedAttention,
+)
 from mmdet_ddetr.ops import host_shapes
 from mmdet_ddetr.ops.reference import sampling_locations_of
 
@@ -34,15 +40,30 @@ class DenseAttention:
     keys: Tensor  # [B, M, S, D], projected
     padding: Tensor | None  # [B, S], True = padding
     bias: Tensor | None = None  # [B, M or 1, Q, S], added to the products
+    sizes: tuple[int, ...] | None = None  # cells of each level that has a softmax of its own; None: one for all cells
+    level_weights: Tensor | None = None  # [B or 1, Q, L], what the softmax of each level is multiplied by
 
     def weights(self, image: int, query: int) -> Tensor:  # [M, S]
-        """Softmax over the keys, for one query of one image of the batch."""
+        """What each key counts, for one query of one image of the batch."""
         logits = (self.keys[image] @ self.queries[image, :, query, :, None]).squeeze(-1)
         if self.bias is not None:
             logits = logits + self.bias[image, :, query]
         if self.padding is not None:
             logits = logits.masked_fill(self.padding[image], float('-inf'))
-        return logits.softmax(-1)
+        if self.sizes is None:
+            return logits.softmax(-1)
+        return self._share(torch.cat([level.softmax(-1) for level in logits.split(self.sizes, -1)], -1), image, query)
+
+    def gaussians(self, image: int, query: int) -> Tensor:  # [M, S]
+        """What the bias multiplies each weight by, before the softmax: at most 1."""
+        return self._share(self.bias[image, :, query].exp(), image, query)
+
+    def _share(self, weights: Tensor, image: int, query: int) -> Tensor:  # [M, S]
+        """Multiply each level's cells by the weight that the query gives that level."""
+        if self.level_weights is None:
+            return weights
+        shares = self.level_weights[image if len(self.level_weights) > 1 else 0, query]  # [L]
+        return torch.cat([share * level for share, level in zip(shares, weights.split(self.sizes, -1))], -1)
 
 
 @dataclass
@@ -103,6 +124,10 @@ def _what_to_read(attention: nn.Module):
     """The module whose arguments tell what the queries look at, and the function that reads them."""
     if _is_deformable(attention):
         return attention, _sampled
+    if isinstance(attention, SpatiallyModulatedAttention):
+        return attention, _modulated
+    if isinstance(attention, OwnLevelAttention):
+        return attention, _own_level
     product = _product_of(attention)
     return (attention.attn, _dense) if product is None else (product, _product)
 
@@ -148,6 +173,7 @@ def record(model: nn.Module) -> Iterator[Recording]:
 def _geometry_hook(recording: Recording):
     def hook(encoder, args, kwargs):
         recording.valid_ratios = kwargs.get('valid_ratios')
+        recording.spatial_shapes = kwargs.get('spatial_shapes', recording.spatial_shapes)
 
     return hook
 
@@ -211,6 +237,49 @@ def _dense(
         raise ValueError('attn_mask must be None in the attentions that are recorded, as in DETR')
     if not module.batch_first:
         query, key = query.transpose(0, 1), key.transpose(0, 1)
+    return DenseAttention(*_projected(module, query, key), key_padding_mask)
+
+
+def _own_level(
+    module: OwnLevelAttention,
+    query: Tensor,  # [B, S, C]
+    query_pos: Tensor,  # [B, S, C]
+    key_padding_mask: Tensor | None,
+    spatial_shapes: list[tuple[int, int]] | None,
+    **others,
+) -> DenseAttention:
+    projected = _projected(module.attn, query + query_pos, query + query_pos)
+    if spatial_shapes is None:
+        return DenseAttention(*projected, key_padding_mask)
+    sizes = tuple(H * W for H, W in spatial_shapes)
+    own = torch.eye(len(sizes)).repeat_interleave(torch.tensor(sizes), 0)  # [S, L], the level of each cell
+    return DenseAttention(*projected, key_padding_mask, sizes=sizes, level_weights=own[None].to(query.device))
+
+
+def _modulated(
+    module: SpatiallyModulatedAttention,
+    query: Tensor,  # [B, Q, C]
+    key: Tensor,  # [B, S, C]
+    query_pos: Tensor,
+    key_pos: Tensor,
+    key_padding_mask: Tensor | None,
+    reference_points: Tensor,  # [B, Q, 2]
+    spatial_shapes: list[tuple[int, int]],
+    map_sizes: Tensor,  # [B or 1, L, 2]
+    place: Tensor | None,
+    **others,
+) -> DenseAttention:
+    place = query + query_pos if place is None else place
+    bias = torch.cat(module.log_gaussians(place, reference_points, spatial_shapes, map_sizes), -1)
+    projected = _projected(module.attn, query + query_pos, key + key_pos)
+    if module.level_logits is None:
+        return DenseAttention(*projected, key_padding_mask, bias)
+    sizes = tuple(H * W for H, W in spatial_shapes)
+    return DenseAttention(*projected, key_padding_mask, bias, sizes, module.level_weights(place))
+
+
+def _projected(module: nn.MultiheadAttention, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries [B, M, Q, D], divided by sqrt(D), and keys [B, M, S, D]."""
     bias = (None, None) if module.in_proj_bias is None else module.in_proj_bias.chunk(3)[:2]
     if module.in_proj_weight is not None:
         weight = module.in_proj_weight.chunk(3)[:2]
@@ -220,7 +289,7 @@ def _dense(
         F.linear(x, w, b).unflatten(-1, (module.num_heads, -1)).transpose(1, 2).float()
         for x, w, b in zip((query, key), weight, bias)
     )
-    return DenseAttention(queries / queries.shape[-1] ** 0.5, keys, key_padding_mask)
+    return queries / queries.shape[-1] ** 0.5, keys
 
 
 def _product(
