@@ -120,7 +120,7 @@ class SpatiallyModulatedAttention(MultiheadAttention):
         L, M = self.num_levels, self.num_heads
         if len(spatial_shapes) != L:
             raise ValueError(f'spatial_shapes must be those of {L} levels, num_levels, got {spatial_shapes}')
-        offsets = self.offsets(place).unflatten(-1, (L, M, 2)).float()  # [B, Q, L, M, 2]
+        offsets = self.offsets(place).unflatten(-1, (L, M, 2))  # [B, Q, L, M, 2]
         centres = (reference_points[:, :, None] * map_sizes[:, None])[:, :, :, None] + offsets
         if self.scales is None:
             scales = [None] * L
