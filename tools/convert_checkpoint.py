@@ -1,4 +1,4 @@
-"""Convert a checkpoint of DETR or Deformable DETR between code bases.
+"""Convert a checkpoint of a DETR between code bases.
 
 python tools/convert_checkpoint.py r50_deformable_detr-checkpoint.pth converted.pth
 """
@@ -9,13 +9,13 @@ from pathlib import Path
 
 from _cli import run
 
-TARGETS = ('mmdet_ddetr', 'official', 'huggingface')
+TARGETS = ('mmdet_ddetr', 'official', 'huggingface', 'mmdet', 'detrex')
 LAYOUTS = ('mmdet_ddetr', 'mmdet', 'mmdet2', 'official', 'huggingface', 'detrex')
 
 
 def parse_args():
     parser = argparse.ArgumentParser(
-        description='Convert a checkpoint of DETR or Deformable DETR between code bases',
+        description='Convert a checkpoint of a DETR between code bases',
         epilog='See docs/checkpoints.md',
     )
     parser.add_argument(

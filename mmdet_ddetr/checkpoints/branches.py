@@ -16,6 +16,15 @@ def is_two_stage(state_dict: dict[str, Tensor]) -> bool:
     return 'memory_trans_fc.weight' in state_dict
 
 
+def objectness_branch(state_dict: dict[str, Tensor]) -> int | None:
+    """Index of the encoder's branch if it says "object" alone, in row 0; None if none does.
+
+    DAB-Deformable-DETR's tells classes; no position of a query follows from its proposals.
+    """
+    has_one = is_two_stage(state_dict) and 'pos_trans_fc.weight' in state_dict
+    return num_decoder_layers(state_dict) if has_one else None
+
+
 def num_decoder_layers(state_dict: dict[str, Tensor]) -> int:
     """Decoder layers; also the index of the encoder's branch in a two-stage model."""
     return len({key.split('.')[2] for key in state_dict if key.startswith('decoder.layers.')})

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from . import coco_classes
-from .branches import class_branches, is_two_stage, num_decoder_layers
+from .branches import class_branches, objectness_branch
 from .report import ConversionReport
 
 LABELS = 'dn_query_generator.label_embedding.weight'  # of denoising queries, a row per class
@@ -56,7 +56,7 @@ def copy_by_name(
     if list(names) == list(classes):
         return
     rows = {label: names.index(name) for label, name in enumerate(classes) if name in names}
-    encoder = num_decoder_layers(state_dict) if is_two_stage(state_dict) else None
+    encoder = objectness_branch(state_dict)
     copied = [classes[label] for label in rows]
     new = [name for name in classes if name not in names]
     why = f'rows of {len(copied)} classes by name' + (f', {len(new)} anew' if new else '')

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .branches import class_branches, is_two_stage, num_decoder_layers
+from .branches import class_branches, objectness_branch
 from .errors import CheckpointError
 from .report import ConversionReport
 
@@ -99,5 +99,5 @@ def add_last_row(state_dict: dict[str, Tensor], report: ConversionReport) -> Non
 
 def _branches(state_dict: dict[str, Tensor]) -> list[tuple[str, bool]]:
     """Keys of the class branches, each with whether it is the encoder's."""
-    encoder = num_decoder_layers(state_dict) if is_two_stage(state_dict) else None
+    encoder = objectness_branch(state_dict)
     return [(key, index == encoder) for key, index in class_branches(state_dict).items()]

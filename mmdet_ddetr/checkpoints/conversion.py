@@ -23,7 +23,7 @@ def convert(
     names: Sequence[str] | None = None,
     report: ConversionReport | None = None,
 ) -> dict[str, Tensor]:
-    """Convert the weights of a DETR or Deformable DETR from one code base's layout to another's.
+    """Convert the weights of a detector of the family from one code base's layout to another's.
 
     Nothing is computed: a conversion and its inverse restore every bit. A tensor that stays as it is, is not copied.
 
@@ -50,7 +50,9 @@ def convert(
     write = get_target(target, read.architecture)
     native = _to_native(state_dict, read, report)
     _convert_classes(native, read, write, classes, names, report)
-    return _complete(native, report) if target == NATIVE else _from_native(native, write, report)
+    if target == NATIVE:
+        return _complete(native, report)
+    return _as_in_mmdet(native, write, report) if target == 'mmdet' else _from_native(native, write, report)
 
 
 def weights_of(checkpoint: Mapping) -> dict[str, Tensor]:
@@ -85,6 +87,21 @@ def _from_native(native: dict[str, Tensor], layout: Layout, report: ConversionRe
         del native[key]
         report.dropped[key] = 'frozen batch norms do not count batches'
     _add_neck_biases(native, report)
+    return _rename(native, layout, report)
+
+
+def _as_in_mmdet(native: dict[str, Tensor], layout: Layout, report: ConversionReport) -> dict[str, Tensor]:
+    """Its norms count batches, and its neck has no biases before them: zeros are left out."""
+    native = _complete(native, report)
+    for key in [key for key in native if key.startswith('neck.') and key.endswith('.conv.bias')]:
+        has_norm = key.replace('.conv.bias', '.gn.bias') in native
+        if has_norm and not native[key].any():
+            del native[key]
+            report.dropped[key] = 'zeros, the same as none'
+    return _rename(native, layout, report)
+
+
+def _rename(native: dict[str, Tensor], layout: Layout, report: ConversionReport) -> dict[str, Tensor]:
     traits = {
         'two_stage': branches.is_two_stage(native),
         'box_refine': not branches.are_shared(native, 'reg'),

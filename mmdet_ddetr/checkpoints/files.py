@@ -60,7 +60,7 @@ def write(checkpoint: dict, path: Path, layout: str) -> None:
         _write_folder(checkpoint, path)
         return
     buffer = io.BytesIO()
-    torch.save(checkpoint if layout == NATIVE else {'model': checkpoint['state_dict']}, buffer)
+    torch.save(checkpoint if layout in (NATIVE, 'mmdet') else {'model': checkpoint['state_dict']}, buffer)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, buffer.getvalue())
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mmdet_ddetr.unwrap import unwrap
 
-from .branches import class_branches, is_two_stage, num_decoder_layers
+from .branches import class_branches, objectness_branch
 from .class_rows import LABELS, copy_by_name, names_of_rows
 from .conversion import COUNTER
 from .errors import CheckpointError
@@ -49,7 +49,7 @@ def fit(
     fitted = match_neck_biases(state_dict, own, report)
     if classes is not None:
         fitted = take_classes(fitted, model, names, classes, report)
-    encoder = num_decoder_layers(state_dict) if is_two_stage(state_dict) else None
+    encoder = objectness_branch(state_dict)
     for key, index in class_branches(state_dict).items():
         if _differ(own, fitted, key):
             fitted[key] = own[key].clone()

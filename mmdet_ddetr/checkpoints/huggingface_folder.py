@@ -7,9 +7,18 @@ from torch import Tensor
 from . import branches, coco_classes, stored_config
 from .description import count_names
 from .errors import CheckpointError
+from .layouts import NATIVE, find_layout
 
+# What transformers calls our detectors, and which of its image processors they have.
+KINDS = {
+    'DETR': ('Detr', 'detr', 'Detr'),
+    'DeformableDETR': ('DeformableDetr', 'deformable_detr', 'DeformableDetr'),
+    'ConditionalDETR': ('ConditionalDetr', 'conditional_detr', 'ConditionalDetr'),
+    'DABDETR': ('DabDetr', 'dab-detr', 'ConditionalDetr'),
+}
 NUM_HEADS = 8
 NUM_PROPOSALS = 300
+DAB_TEMPERATURE = 20
 DC5 = ('ResNetDC5', 'mmdet_ddetr.ResNetDC5')  # not asked of the registry, which imports whatever a name says
 PREPROCESSOR = {  # of the official codes
     'format': 'coco_detection',
@@ -26,8 +35,8 @@ PREPROCESSOR = {  # of the official codes
 def make_configs(state_dict: dict[str, Tensor], meta: Mapping) -> tuple[dict, dict]:
     """``config.json`` and ``preprocessor_config.json`` of a model.
 
-    What weights do not tell, the number of heads and of a two-stage model's proposals, is taken from the config in
-    ``meta``; without one they are those of the papers, 8 and 300.
+    What weights do not tell, the number of heads, of a two-stage model's proposals and the temperature of DAB-DETR's
+    positions, is taken from the config in ``meta``; without one they are those of the papers, 8, 300 and 20.
 
     Args:
         state_dict: weights in our layout, with the class rows that the file has.
@@ -36,21 +45,21 @@ def make_configs(state_dict: dict[str, Tensor], meta: Mapping) -> tuple[dict, di
     Raises:
         CheckpointError: ``transformers`` has no such backbone, or no such head.
     """
-    is_detr = 'level_embed' not in state_dict
-    kind = 'Detr' if is_detr else 'DeformableDetr'
+    architecture = find_layout(state_dict, NATIVE).architecture
+    kind, model_type, processor = KINDS[architecture]
     model_cfg = stored_config.parse(meta['cfg'])['model'] if 'cfg' in meta else {}
     attention = model_cfg.get('encoder', {}).get('layer_cfg', {}).get('self_attn_cfg', {})
     num_heads = attention.get('num_heads', NUM_HEADS)
     rows = coco_classes.num_rows(state_dict)
-    labels = _labels(meta.get('dataset_meta', {}).get('classes'), rows - is_detr, rows)
+    labels = _labels(meta.get('dataset_meta', {}).get('classes'), rows - (architecture == 'DETR'), rows)
     config = {
         'architectures': [f'{kind}ForObjectDetection'],
-        'model_type': 'detr' if is_detr else 'deformable_detr',
+        'model_type': model_type,
         'use_timm_backbone': False,
         'use_pretrained_backbone': False,
         'backbone': None,
         'backbone_config': _backbone(state_dict, model_cfg.get('backbone', {})),
-        'd_model': len(state_dict['encoder.layers.0.norms.0.weight']),
+        'hidden_size' if architecture == 'DABDETR' else 'd_model': len(state_dict['encoder.layers.0.norms.0.weight']),
         'num_queries': len(state_dict.get('query_embedding.weight', ())) or model_cfg.get('num_queries', NUM_PROPOSALS),
         'id2label': dict(enumerate(labels)),
         'label2id': {label: i for i, label in enumerate(labels)},
@@ -59,9 +68,11 @@ def make_configs(state_dict: dict[str, Tensor], meta: Mapping) -> tuple[dict, di
         config[f'{coder}_layers'] = count_names(state_dict, f'{coder}.layers.', 2)
         config[f'{coder}_attention_heads'] = num_heads
         config[f'{coder}_ffn_dim'] = len(state_dict[f'{coder}.layers.0.ffn.layers.0.0.weight'])
-    if not is_detr:
+    if architecture == 'DeformableDETR':
         config |= _deformable(state_dict, num_heads, config['num_queries'])
-    return config, {'image_processor_type': f'{kind}ImageProcessor', **PREPROCESSOR}
+    if architecture == 'DABDETR':
+        config |= _dab(state_dict, model_cfg.get('positional_encoding', {}))
+    return config, {'image_processor_type': f'{processor}ImageProcessor', **PREPROCESSOR}
 
 
 def _deformable(state_dict: dict[str, Tensor], num_heads: int, num_queries: int) -> dict:
@@ -81,6 +92,27 @@ def _deformable(state_dict: dict[str, Tensor], num_heads: int, num_queries: int)
             raise CheckpointError(f'{weights} attention weights cannot be shared by {num_heads} heads, {levels} levels')
         config[f'{coder}_n_points'] = points
     return config
+
+
+def _dab(state_dict: dict[str, Tensor], positional_encoding: Mapping) -> dict:
+    """As far as transformers has it.
+
+    Raises:
+        CheckpointError: the queries are points, or scaled in another way.
+    """
+    missing = [key for key in ('ref_anchor_head', 'query_scale') if f'decoder.{key}.layers.1.weight' not in state_dict]
+    if missing:
+        raise CheckpointError(
+            f'the DAB-DETR of transformers has boxes as queries, and the MLP {missing[0]} in its decoder'
+        )
+    temperature = positional_encoding.get('temperature', DAB_TEMPERATURE)
+    return {
+        'num_patterns': len(state_dict.get('patterns.weight', ())),
+        'activation_function': 'prelu' if 'encoder.layers.0.ffn.layers.0.1.weight' in state_dict else 'relu',
+        'keep_query_pos': 'decoder.layers.1.cross_attn.qpos_proj.weight' in state_dict,
+        'temperature_height': temperature,
+        'temperature_width': temperature,
+    }
 
 
 def _backbone(state_dict: dict[str, Tensor], cfg: Mapping) -> dict:

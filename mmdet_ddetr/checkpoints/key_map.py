@@ -38,7 +38,8 @@ class KeyMap:
 
             ``theirs  -``: theirs has no counterpart.
 
-            ``alias  = theirs  if trait``: a second name of another key of theirs, in models that have the trait.
+            ``alias  = theirs  if trait``: a second name of another key of theirs, in models that have the trait; in all
+            models without ``if``.
     """
 
     def __init__(self, *tables: str):
@@ -53,7 +54,8 @@ class KeyMap:
                     (read, write), (read_ours, write_ours) = _compile(theirs), _compile(ours)
                     parts = re.search(r'\[(\w+)\]', theirs)
                     self.rows.append(Row(read, read_ours, write, write_ours, parts[1] if parts else ''))
-                case [alias, '=', theirs, 'if', trait]:
+                case [alias, '=', theirs, *condition] if condition[:-1] in ([], ['if']):
+                    trait = condition[-1] if condition else ''
                     (read, write), (read_theirs, write_theirs) = _compile(alias), _compile(theirs)
                     self.aliases.append(Alias(read, read_theirs, write, write_theirs, trait))
                 case _:
@@ -99,7 +101,7 @@ class KeyMap:
             for row in self.rows:
                 if found := row.ours.fullmatch(key):
                     values = found.groupdict()
-                    for letter, part in zip(row.parts or [''], tensor.chunk(len(row.parts) or 1)):
+                    for letter, part in zip(row.parts or [''], tensor.chunk(len(row.parts)) if row.parts else [tensor]):
                         theirs[row.theirs_format.format(**values, part=letter)] = part
                     break
             else:
@@ -107,7 +109,7 @@ class KeyMap:
         if unknown:
             raise CheckpointError(f'{len(unknown)} keys have no counterpart there: {", ".join(unknown[:5])}, ...')
         for alias in self.aliases:
-            if alias.trait in traits:
+            if not alias.trait or alias.trait in traits:
                 for key in list(theirs):
                     if found := alias.original.fullmatch(key):
                         name = alias.name_format.format(**found.groupdict())

@@ -15,6 +15,13 @@ VARIANTS = {
     'two-stage': dict(with_box_refine=True, as_two_stage=True),
     'two-stage without refine': dict(as_two_stage=True),
 }
+CONFIGS = {  # of what else there is
+    'DETR': 'detr_r50_16xb4-500e_coco',
+    'ConditionalDETR': 'conditional-detr_r50_8xb2-50e_coco',
+    'DABDETR': 'dab-detr-3pat_r50_8xb2-50e_coco',
+    'DABDeformableDETR': 'dab-deformable-detr_r50_8xb2-50e_coco',
+    'two-stage DABDeformableDETR': 'dab-deformable-detr-twostage_r50_8xb2-50e_coco',
+}
 
 
 def small_config(name):
@@ -62,7 +69,7 @@ class Builder:
         self._models = {}
 
     def config(self, variant, num_classes=80, no_neck_bias=False, **settings):
-        config = small_config('detr_r50_16xb4-500e_coco' if variant == 'DETR' else 'deformable-detr_r50_16xb2-50e_coco')
+        config = small_config(CONFIGS.get(variant, 'deformable-detr_r50_16xb2-50e_coco'))
         config.bbox_head.num_classes = num_classes
         if no_neck_bias:
             config.neck.bias = 'auto'  # MMDetection's default: none before a norm

@@ -3,18 +3,19 @@
 from collections.abc import Iterable
 
 from ..errors import CheckpointError
-from . import anchor_detr, conditional_detr, deformable_detr, detr, sam_detr, smca_detr
+from . import anchor_detr, conditional_detr, dab_detr, deformable_detr, detr, sam_detr, smca_detr
 from .layout import Layout
 
 __all__ = ['LAYOUTS', 'NAMES', 'NATIVE', 'Layout', 'TARGETS', 'find_layout', 'get_target']
 
 NATIVE = 'mmdet_ddetr'
-TARGETS = (NATIVE, 'official', 'huggingface')  # what can be written
+TARGETS = (NATIVE, 'official', 'huggingface', 'mmdet', 'detrex')  # what can be written
 # A paper whose keys are some of another's comes first, as does our layout in each.
 LAYOUTS = (
     *detr.LAYOUTS,
     *deformable_detr.LAYOUTS,
     *conditional_detr.LAYOUTS,
+    *dab_detr.LAYOUTS,
     *smca_detr.LAYOUTS,
     *anchor_detr.LAYOUTS,
     *sam_detr.LAYOUTS,

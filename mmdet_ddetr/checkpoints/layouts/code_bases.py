@@ -47,7 +47,7 @@ IN_MEMORY_SINCE_5 = {  # transformers 5 has other names in memory, not in files
 }
 
 # detrex, with the ResNet of detectron2.
-DETREX = detectron2('backbone.')
+DETREX = detectron2('backbone.') + '\n' + torchvision('backbone.body.')  # the latter in its DC5 models
 DETREX += """
 transformer.encoder.layers.{i}.ffns.0.**             encoder.layers.{i}.ffn.**
 transformer.encoder.layers.{i}.norms.**              encoder.layers.{i}.norms.**
