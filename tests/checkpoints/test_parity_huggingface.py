@@ -20,6 +20,8 @@ VARIANTS = {
     'refine': dict(with_box_refine=True),
     'two-stage': dict(with_box_refine=True, two_stage=True, two_stage_num_proposals=12),
 }
+SINGLE_SCALE = {'DETR': 'Detr', 'ConditionalDETR': 'ConditionalDetr', 'DABDETR': 'DabDetr'}
+SETTINGS = {**VARIANTS, 'DABDETR': dict(num_patterns=3)}
 BATCHES = {'padded': [(64, 96), (45, 70)], 'not padded': [(64, 96), (64, 96)]}
 TOLERANCE = 1e-5  # of the largest value: sums in another order differ by 3e-6 of it
 
@@ -37,15 +39,16 @@ def their_config(variant, **settings):
         hidden_sizes=[32, 64, 128, 256],
         depths=[3, 4, 6, 3],
         layer_type='bottleneck',
-        out_features=['stage4'] if variant == 'DETR' else ['stage2', 'stage3', 'stage4'],
+        out_features=['stage4'] if variant in SINGLE_SCALE else ['stage2', 'stage3', 'stage4'],
     )
-    kind = transformers.DetrConfig if variant == 'DETR' else transformers.DeformableDetrConfig
+    kind = getattr(transformers, f'{SINGLE_SCALE.get(variant, "DeformableDetr")}Config')
+    width = dict(hidden_size=64) if variant == 'DABDETR' else dict(d_model=64)
     return kind(
         use_timm_backbone=False,
         use_pretrained_backbone=False,
         backbone=None,
         backbone_config=backbone,
-        d_model=64,
+        **width,
         encoder_layers=2,
         decoder_layers=2,
         encoder_attention_heads=4,
@@ -54,16 +57,16 @@ def their_config(variant, **settings):
         decoder_ffn_dim=128,
         num_queries=12,
         num_labels=91,
-        **VARIANTS.get(variant, {}),
+        **SETTINGS.get(variant, {}),
         **settings,
     )
 
 
 def their_class(variant):
-    return getattr(transformers, f'{"Detr" if variant == "DETR" else "DeformableDetr"}ForObjectDetection')
+    return getattr(transformers, f'{SINGLE_SCALE.get(variant, "DeformableDetr")}ForObjectDetection')
 
 
-@pytest.fixture(scope='module', params=[*VARIANTS, 'DETR'])
+@pytest.fixture(scope='module', params=[*VARIANTS, *SINGLE_SCALE])
 def theirs(request, noise):
     """(variant, a model of transformers), random in every parameter and statistic."""
     torch.manual_seed(0)
