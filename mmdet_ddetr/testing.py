@@ -1,7 +1,7 @@
 """Inputs and models for tests and benchmarks."""
 
 import torch
-from mmdet.models.backbones import ResNet
+from mmdet.models.backbones import ResNet, ResNeXt
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
 from mmengine.model import PretrainedInit
@@ -87,9 +87,12 @@ def without_download(model_cfg: dict) -> dict:
 
 
 def shrink(model_cfg: dict) -> dict:
-    """Make a model small enough for a unit test: R18 for other ResNets, few layers and queries. Changed in place."""
+    """Make a model small enough for a unit test: R18 and X50 for deeper ones, few layers and queries. Changed in place."""
     without_download(model_cfg)
-    if class_of(model_cfg['backbone']['type'], MODELS) in (ResNet, ResNetDC5):
+    backbone = class_of(model_cfg['backbone']['type'], MODELS)
+    if backbone is ResNeXt:
+        model_cfg['backbone']['depth'] = 50
+    if backbone in (ResNet, ResNetDC5):
         model_cfg['backbone']['depth'] = 18
         wide = dict(zip((256, 512, 1024, 2048), (64, 128, 256, 512)))
         for part in ('neck', 'mask_head'):
