@@ -87,7 +87,7 @@ def without_download(model_cfg: dict) -> dict:
 
 
 def shrink(model_cfg: dict) -> dict:
-    """Make a model small enough for a unit test: R18 and X50 for deeper ones, few layers and queries. Changed in place."""
+    """Make a model small enough for a unit test, in place: R18 and X50 for deeper ones, few layers and queries."""
     without_download(model_cfg)
     backbone = class_of(model_cfg['backbone']['type'], MODELS)
     if backbone is ResNeXt:
