@@ -14,6 +14,7 @@ NAMES = {
     'two-stage': 'deformable-detr-refine-twostage_r50_16xb2-50e_coco',
     'detr': 'detr_r50_16xb4-500e_coco',
     'anchor': 'anchor-detr_r50_8xb1-50e_coco',
+    'sam': 'sam-detr-smca-multi-scale_r50_8xb2-12e_coco',
 }
 CLASSES = 3
 

@@ -50,6 +50,7 @@ class SemanticsAligner(BaseModule):
         widths = [embed_dims // 4 * bins**2, *hidden_dims]
         layers = [layer for n, m in zip(widths, widths[1:]) for layer in (nn.Linear(n, m), nn.ReLU())]
         self.points = nn.Sequential(*layers, nn.Linear(widths[-1], num_heads * (4 if with_scales else 2)))
+        nn.init.zeros_(self.points[-1].bias)
         self.content_gate = nn.Linear(embed_dims, embed_dims * num_heads)
         self.position_gate = nn.Linear(embed_dims, embed_dims * num_heads)
 
