@@ -304,7 +304,7 @@ def test_parameters_of_the_official_logs(name, expected):
 
 
 def test_initialisation():
-    """As in the official code, which sets the last weights of the points to zero, and then to Xavier's with the rest."""
+    """As in the official code, where Xavier overwrites the zeros of the last layer of the points."""
     model = small()
     model.init_weights()
     assert 0.7 < model.query_embedding.weight.std() < 1.3
