@@ -71,6 +71,7 @@ def models():
         dense=build('detr_r50_16xb4-500e_coco'),
         gaussians=build('smca-detr_r50_8xb2-50e_coco'),
         levels=build('smca-detr-multi-scale_r50_8xb1-50e_coco'),
+        axes=build('anchor-detr_r50_8xb1-50e_coco'),
     )
 
 
@@ -187,7 +188,44 @@ def test_recorded_maps_give_the_modules_output(models, name):
                 torch.testing.assert_close(module.attn.out_proj(found), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize('name', ['points', 'boxes', 'dense', 'levels'])
+def test_recorded_axes(models):
+    """The weights, summed up with the values, are what the module adds; their sums are the softmaxes of the axes."""
+    model, seen = models['axes'], []
+    modules = [layer.self_attn for layer in model.encoder.layers] + [layer.cross_attn for layer in model.decoder.layers]
+    handles = [module.attention.register_forward_hook(lambda *args: seen.append(args[1:])) for module in modules]
+    with record(model) as recording:
+        samples = predict(model)
+    for handle in handles:
+        handle.remove()
+    for attention, (inputs, output) in zip([*recording.encoder, *recording.decoder], seen, strict=True):
+        query_x, _, key_x, _, value, padding_x, _ = inputs
+        M, image, query = 8, 1, 3
+        weights = attention.weights(image, query)
+        values = value[image].flatten(0, 1).unflatten(-1, (M, -1))  # [S, M, D]
+        found = torch.einsum('ms,smd->md', weights, values).flatten()
+        torch.testing.assert_close(found, output[image, query], rtol=1e-5, atol=1e-6)
+        q, k = (x[image].unflatten(-1, (M, -1)).transpose(0, 1) for x in (query_x, key_x))
+        logits = (q[:, query, None] * k).sum(-1) / q.shape[-1] ** 0.5  # [M, W]
+        softmax = logits.masked_fill(padding_x[image], float('-inf')).softmax(-1)
+        torch.testing.assert_close(weights.unflatten(-1, recording.spatial_shapes[0]).sum(1), softmax)
+    explanation = explanation_of(model, recording, 1, samples[1], np.zeros((114, 128, 3), np.uint8), 0.0)
+    assert explanation.has_axes and not explanation.has_gaussians
+    detection = explanation.detections[0]
+    columns, rows = (
+        next(patch for patch in decoder_figure(explanation, detection, close_up=False).axes[1].patches if side(patch))
+        for side in (
+            lambda patch: getattr(patch, 'orientation', '') == 'vertical',
+            lambda patch: getattr(patch, 'orientation', '') == 'horizontal',
+        )
+    )
+    heat = explanation.heat('decoder', 1, detection.query).mean(0)
+    (drawn, edges, _), (drawn_y, _, _) = columns.get_data(), rows.get_data()
+    assert edges[0] == explanation.extent[0] and edges[-1] == explanation.extent[2]
+    np.testing.assert_allclose(drawn, 114 - 0.15 * 114 * heat.sum(0) / heat.sum(0).max())
+    np.testing.assert_allclose(drawn_y, 0.15 * 114 * heat.sum(1) / heat.sum(1).max())
+
+
+@pytest.mark.parametrize('name', ['points', 'boxes', 'dense', 'levels', 'axes'])
 def test_results_are_unchanged(models, name):
     """Bit for bit, while recording and afterwards; no hook stays, not even after an error."""
     model = models[name]
@@ -360,7 +398,7 @@ def explanations(models):
     return made
 
 
-@pytest.mark.parametrize('name', ['points', 'boxes', 'dense', 'levels'])
+@pytest.mark.parametrize('name', ['points', 'boxes', 'dense', 'levels', 'axes'])
 def test_figures(explanations, name):
     """Panels, their titles, and every point of the query at its place."""
     explanation = explanations[name]
@@ -371,7 +409,7 @@ def test_figures(explanations, name):
         encoder=encoder_figure(explanation, 50, 20, 0),
         grid=grid_figure(explanation, 'decoder', -1, detection.query, detection),
     )
-    heads, levels = 8, dict(dense=1, levels=3).get(name, 4)
+    heads, levels = 8, dict(dense=1, levels=3, axes=1).get(name, 4)
     panels = dict(paper=2 * 3, decoder=3, encoder=2, grid=heads * levels)
     for kind, figure in figures.items():
         assert len(figure.axes) == panels[kind] + 1, 'and the colour bar'

@@ -139,6 +139,11 @@ class Explanation:
         """Whether the decoder's attention is modulated by Gaussians (SMCA)."""
         return not self.is_sampled and self.recording.decoder[0].bias is not None
 
+    @property
+    def has_axes(self) -> bool:
+        """Whether each weight is that of a column times that of a row (Anchor DETR)."""
+        return not self.is_sampled and self.recording.decoder[0].by_axis
+
     def _attention(self, part: str, layer: int) -> SampledAttention | DenseAttention:
         layers = getattr(self.recording, part)
         if not -len(layers) <= layer < len(layers):

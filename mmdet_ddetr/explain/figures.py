@@ -2,7 +2,8 @@
 
 Every sampling point is a filled circle, its colour the attention weight, its size the feature level. The reference
 point is a green cross: in the encoder the querying pixel itself. The predicted box is green, class and score above it.
-DETR's attention weighs all pixels instead: a map of its average over the heads.
+DETR's attention weighs all pixels instead: a map of its average over the heads. Anchor DETR's is one over the columns
+times one over the rows: they are drawn along the lower and the left edge.
 """
 
 import math
@@ -17,12 +18,13 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 
 from .explanation import Detection, Explanation, Look
 
 GREEN = '#0fbf4a'  # reference and box, as in the paper
+BLUE = '#1f5fbf'  # attention along an axis
 COLOURS = LinearSegmentedColormap.from_list('weight', colormaps['YlOrRd'](np.linspace(0.05, 1, 33)))  # no green in it
 FADE = 0.45  # share of white mixed into the image, so that the points stand out
 DPI = 200
@@ -43,6 +45,7 @@ class _Panel:
     title: str = ''
     note: str = ''
     close_up: bool = False  # the detection's surroundings instead of the whole image
+    with_axes: bool = False  # draw the sums of ``heat`` over rows and columns
 
 
 def figure6(
@@ -133,6 +136,7 @@ def grid_figure(
                     title=f'head {head + 1}' if level == 0 else '',
                     note=f'{heat.sum():.0%}' if with_share else '',
                     close_up=close_up,
+                    with_axes=explanation.has_axes,
                 )
                 for head, heat in enumerate(heats)
             ]
@@ -191,7 +195,8 @@ def _mask(array: np.ndarray, head: int, level: int) -> np.ndarray:
 def _pixel_panel(explanation: Explanation, layer: int, x: float, y: float, level: int, title: str = '') -> _Panel:
     query = explanation.encoder_query(x, y, level)
     if not explanation.is_sampled:
-        return _Panel(heat=explanation.heat('encoder', layer, query).mean(0), reference=(x, y), title=title)
+        heat = explanation.heat('encoder', layer, query).mean(0)
+        return _Panel(heat=heat, reference=(x, y), title=title, with_axes=explanation.has_axes)
     look = explanation.look('encoder', layer, query)
     return _Panel(look, reference=tuple(look.references[0]), title=title)
 
@@ -201,7 +206,7 @@ def _query_panel(
 ) -> _Panel:
     if not explanation.is_sampled:
         heat = explanation.heat('decoder', layer, detection.query).mean(0)
-        return _Panel(heat=heat, detection=detection, title=title, close_up=close_up)
+        return _Panel(heat=heat, detection=detection, title=title, close_up=close_up, with_axes=explanation.has_axes)
     look = explanation.look('decoder', layer, detection.query)
     return _Panel(look, None, tuple(look.references[0]), detection, title, close_up=close_up)
 
@@ -273,6 +278,8 @@ def _draw(
     if panel.heat is not None:
         x1, y1, x2, y2 = explanation.extent
         ax.imshow(panel.heat, cmap=COLOURS, norm=norm, alpha=0.7, extent=(x1, x2, y2, y1), interpolation='nearest')
+    if panel.with_axes:
+        _draw_axes(ax, panel.heat, explanation, view)
     if panel.detection is not None:
         halo = [withStroke(linewidth=2.2, foreground='white')]
         _draw_box(ax, panel.detection.box, linewidth=1.1, path_effects=halo)
@@ -288,6 +295,23 @@ def _draw(
         ax.plot(*panel.reference, '+', color=GREEN, markersize=size, markeredgewidth=1.3)
     if panel.note:
         ax.text(0.97, 0.04, panel.note, transform=ax.transAxes, ha='right', va='bottom', **TEXT)
+
+
+def _draw_axes(ax: Axes, heat: np.ndarray, explanation: Explanation, view: tuple[float, float, float, float]) -> None:
+    """The attention over the columns, at the lower edge of the picture, and over the rows, at its left edge."""
+    x1, y1, x2, y2 = explanation.extent
+    left, top, right, bottom = view
+    depth = 0.15 * min(right - left, bottom - top)
+    style = dict(fill=True, facecolor=BLUE, edgecolor='white', linewidth=0.4, alpha=0.75)
+    columns, rows = heat.sum(0), heat.sum(1)
+    ax.stairs(bottom - depth * columns / columns.max(), np.linspace(x1, x2, len(columns) + 1), baseline=bottom, **style)
+    ax.stairs(
+        left + depth * rows / rows.max(),
+        np.linspace(y1, y2, len(rows) + 1),
+        baseline=left,
+        orientation='horizontal',
+        **style,
+    )
 
 
 def _draw_points(ax: Axes, look: Look, norm: Normalize) -> None:
@@ -347,6 +371,8 @@ def _key(figure: Figure, explanation: Explanation, panels: list[_Panel]) -> None
     if has_start:
         style = dict(color=GREEN, linewidth=0.8, linestyle=START_DASHES)
         handles.append(Line2D([], [], label='box the layer starts from', **style))
+    if any(panel.with_axes for panel in panels):
+        handles.append(Patch(color=BLUE, alpha=0.75, label='attention to columns and to rows'))
     if any(panel.detection for panel in panels):
         handles.append(Line2D([], [], color=GREEN, linewidth=1.1, label='predicted box'))
     width = sum(0.17 + 0.056 * len(handle.get_label()) for handle in handles)  # inches, of symbols and of letters

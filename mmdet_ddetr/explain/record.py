@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from mmdet_ddetr.layers import (
     MSDeformAttn,
     OwnLevelAttention,
     OwnLevelDeformAttn,
+    RowColumnProduct,
     SpatiallyModulatedAttention,
 )
 from mmdet_ddetr.ops import host_shapes
@@ -42,6 +43,7 @@ class DenseAttention:
     bias: Tensor | None = None  # [B, M or 1, Q, S], added to the products
     sizes: tuple[int, ...] | None = None  # cells of each level that has a softmax of its own; None: one for all cells
     level_weights: Tensor | None = None  # [B or 1, Q, L], what the softmax of each level is multiplied by
+    by_axis: bool = False  # an attention over the columns times one over the rows: the sums of the weights
 
     def weights(self, image: int, query: int) -> Tensor:  # [M, S]
         """What each key counts, for one query of one image of the batch."""
@@ -115,9 +117,10 @@ def _is_dense(attention: nn.Module) -> bool:
     return _product_of(attention) is not None or isinstance(getattr(attention, 'attn', None), nn.MultiheadAttention)
 
 
-def _product_of(attention: nn.Module) -> DotProductAttention | None:
+def _product_of(attention: nn.Module) -> DotProductAttention | RowColumnProduct | None:
     """The product inside of the attentions here."""
-    return next((module for module in attention.children() if isinstance(module, DotProductAttention)), None)
+    kinds = DotProductAttention | RowColumnProduct
+    return next((module for module in attention.children() if isinstance(module, kinds)), None)
 
 
 def _what_to_read(attention: nn.Module):
@@ -129,6 +132,8 @@ def _what_to_read(attention: nn.Module):
     if isinstance(attention, OwnLevelAttention):
         return attention, _own_level
     product = _product_of(attention)
+    if isinstance(product, RowColumnProduct):
+        return product, _row_column
     return (attention.attn, _dense) if product is None else (product, _product)
 
 
@@ -305,3 +310,17 @@ def _product(
         raise ValueError('attn_mask must be None in the attentions that are recorded, as in DETR')
     queries, keys = (x.unflatten(-1, (module.num_heads, -1)).transpose(1, 2).float() for x in (query, key))
     return DenseAttention(queries / queries.shape[-1] ** 0.5, keys, key_padding_mask, bias)
+
+
+def _row_column(
+    module: RowColumnProduct,
+    query_x: Tensor,  # [B, Q, C]
+    query_y: Tensor,  # [B, Q, C]
+    key_x: Tensor,  # [B, W, C]
+    key_y: Tensor,  # [B, H, C]
+    padding_x: Tensor | None,
+    padding_y: Tensor | None,
+    **others,
+) -> DenseAttention:
+    joined = module.joined(query_x, query_y, key_x, key_y, padding_x, padding_y)
+    return replace(_product(module.attention, *joined, attn_mask=None, bias=None), by_axis=True)

@@ -62,13 +62,25 @@ class RowColumnProduct(nn.Module):
         padding_x: Tensor | None = None,
         padding_y: Tensor | None = None,
     ) -> Tensor:  # [B, Q, C]
-        """The same as attention to all cells, whose keys are those of both axes side by side: e^(x+y) = e^x e^y."""
-        B, H, W, C = value.shape
-        query = self._beside(query_x, query_y) * 2**0.5  # the product divides by the root of twice the channels
-        key_x, key_y = key_x[:, None].expand(B, H, W, C), key_y[:, :, None].expand(B, H, W, C)
-        padding = None if padding_x is None else (padding_x[:, None] | padding_y[:, :, None]).flatten(1)
-        key = self._beside(key_x, key_y).flatten(1, 2)
+        """The same as attention to all cells: e^(x+y) = e^x e^y."""
+        query, key, padding = self.joined(query_x, query_y, key_x, key_y, padding_x, padding_y)
         return self.attention(query, key, value.flatten(1, 2), padding)
+
+    def joined(
+        self,
+        query_x: Tensor,  # all as of ``forward``
+        query_y: Tensor,
+        key_x: Tensor,
+        key_y: Tensor,
+        padding_x: Tensor | None = None,
+        padding_y: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Queries [B, Q, 2C], keys [B, H*W, 2C] and padding [B, H*W] of ``attention``, both axes side by side."""
+        query = self._beside(query_x, query_y) * 2**0.5  # the product divides by the root of twice the channels
+        shape = -1, key_y.shape[1], key_x.shape[1], -1
+        key = self._beside(key_x[:, None].expand(shape), key_y[:, :, None].expand(shape)).flatten(1, 2)
+        padding = None if padding_x is None else (padding_x[:, None] | padding_y[:, :, None]).flatten(1)
+        return query, key, padding
 
     def _beside(self, x: Tensor, y: Tensor) -> Tensor:  # [..., C] each -> [..., 2C], both of a head together
         heads = (vectors.unflatten(-1, (self.num_heads, -1)) for vectors in (x, y))
