@@ -1,8 +1,8 @@
 """Our DAB-DETR against mmdet's, whose config becomes ours by two type names, and against the official code.
 
-The fixtures are of IDEA-Research/DAB-DETR, DAB_DETR and dab_deformable_detr, and of the two-stage variant,
-which does not run there, of IDEA-Research/detrex. Changed for them was what those codes hard-code: 256 channels of the encoder's
-``query_scale`` and 128 of the references' embedding.
+The fixtures are of IDEA-Research/DAB-DETR, and of the two-stage variant, which does not run there, of
+IDEA-Research/detrex. Changed for them was what those codes hard-code: 256 channels of the encoder's ``query_scale`` and
+128 of the references' embedding.
 """
 
 import copy
