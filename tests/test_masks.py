@@ -104,13 +104,22 @@ DETECTORS = {
     'DETR': 'detr-masks_r50_8xb2-25e_coco',
     'Deformable DETR': 'deformable-detr-masks_r50_8xb2-25e_coco',
     'two-stage': 'deformable-detr-masks_r50_8xb2-25e_coco',
+    'Conditional DETR': 'conditional-detr_r50_8xb2-50e_coco',
+    'DAB-DETR': 'dab-detr_r50_8xb2-50e_coco',
+    'SMCA-DETR': 'smca-detr_r50_8xb2-50e_coco',
+    'Anchor DETR': 'anchor-detr_r50_8xb1-50e_coco',
+    'SAM-DETR': 'sam-detr_r50_4xb4-50e_coco',
 }
+MASKS = dict(own_maps=False, backbone=dict(out_indices=(0, 1, 2, 3)), mask_head=dict(in_channels=[1024, 512, 256]))
 
 
 @pytest.fixture(scope='module', params=DETECTORS)
 def model(request):
     init_default_scope('mmdet')
-    cfg = shrink(get_config(DETECTORS[request.param]).model)
+    cfg = get_config(DETECTORS[request.param]).model
+    if 'mask_head' not in cfg:
+        cfg.update(MASKS, type=f'{cfg.type}WithMasks')
+    cfg = shrink(cfg)
     cfg.freeze_detector = False
     if request.param == 'two-stage':
         cfg.update(with_box_refine=True, as_two_stage=True)

@@ -6,15 +6,26 @@ from .dab_detr import DABDETR, DABDeformableDETR
 from .deformable_detr import DeformableDETR
 from .detr import DETR
 from .sam_detr import SAMDETR
-from .segmentation import DeformableDETRWithMasks, DETRWithMasks
+from .segmentation import (
+    AnchorDETRWithMasks,
+    ConditionalDETRWithMasks,
+    DABDETRWithMasks,
+    DeformableDETRWithMasks,
+    DETRWithMasks,
+    SAMDETRWithMasks,
+    SMCADETRWithMasks,
+)
 from .smca_detr import SMCADETR
 from .tta import DDetrTTAModel
 
 __all__ = [
     'AnchorDETR',
+    'AnchorDETRWithMasks',
     'BaseDETR',
     'ConditionalDETR',
+    'ConditionalDETRWithMasks',
     'DABDETR',
+    'DABDETRWithMasks',
     'DABDeformableDETR',
     'DDetrTTAModel',
     'DETR',
@@ -22,5 +33,7 @@ __all__ = [
     'DeformableDETR',
     'DeformableDETRWithMasks',
     'SAMDETR',
+    'SAMDETRWithMasks',
     'SMCADETR',
+    'SMCADETRWithMasks',
 ]

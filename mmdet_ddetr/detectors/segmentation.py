@@ -1,4 +1,4 @@
-"""Detectors that predict a mask with each box (DETR, section 4.4)."""
+"""Detectors that predict a mask with each box (DETR, section 4.4). The other papers have none; the head is DETR's."""
 
 import torch
 from mmdet.structures import OptSampleList, SampleList
@@ -10,8 +10,13 @@ from mmdet_ddetr.heads import check_labels
 from mmdet_ddetr.layers import padding_masks
 from mmdet_ddetr.registry import MODELS
 
+from .anchor_detr import AnchorDETR
+from .conditional_detr import ConditionalDETR
+from .dab_detr import DABDETR
 from .deformable_detr import DeformableDETR
 from .detr import DETR
+from .sam_detr import SAMDETR
+from .smca_detr import SMCADETR
 
 
 class WithMasks:
@@ -131,6 +136,31 @@ class WithMasks:
 @MODELS.register_module()
 class DETRWithMasks(WithMasks, DETR):
     """DETR for instance segmentation."""
+
+
+@MODELS.register_module()
+class ConditionalDETRWithMasks(WithMasks, ConditionalDETR):
+    """Conditional DETR for instance segmentation."""
+
+
+@MODELS.register_module()
+class DABDETRWithMasks(WithMasks, DABDETR):
+    """DAB-DETR for instance segmentation."""
+
+
+@MODELS.register_module()
+class SMCADETRWithMasks(WithMasks, SMCADETR):
+    """SMCA-DETR for instance segmentation."""
+
+
+@MODELS.register_module()
+class AnchorDETRWithMasks(WithMasks, AnchorDETR):
+    """Anchor DETR for instance segmentation."""
+
+
+@MODELS.register_module()
+class SAMDETRWithMasks(WithMasks, SAMDETR):
+    """SAM-DETR for instance segmentation."""
 
 
 @MODELS.register_module()
