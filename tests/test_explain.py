@@ -638,6 +638,93 @@ def test_maps_of_a_detr(page, explanations):
     assert 'encoder layer 2' in status(page)
 
 
+# --- SAM-DETR: salient points, layers of one level -----------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def aligned_models():
+    """SAM-DETRs: on one level with points, and on three with Gaussians and an encoder that samples."""
+    init_default_scope('mmdet')
+    torch.manual_seed(0)
+    names = dict(one='sam-detr_r50_4xb4-50e_coco', three='sam-detr-smca-multi-scale_r50_8xb2-12e_coco')
+    return {name: build(config) for name, config in names.items()}
+
+
+def explanation_of_first(model):
+    with record(model) as recording:
+        samples = predict(model)
+    return explanation_of(model, recording, 0, samples[0], np.zeros((128, 192, 3), np.uint8), 0.0)
+
+
+@pytest.mark.parametrize('name', ['one', 'three'])
+def test_aligned_attention_is_what_was_computed(aligned_models, name):
+    """Weights by record, times the values, give the module's output."""
+    model, seen = aligned_models[name], []
+    modules = [layer.cross_attn for layer in model.decoder.layers]
+    handles = [module.register_forward_hook(lambda *call: seen.append(call), with_kwargs=True) for module in modules]
+    with record(model) as recording:
+        predict(model)
+    for handle in handles:
+        handle.remove()
+    for attention, (module, (query,), kwargs, output) in zip(recording.decoder, seen, strict=True):
+        values = module.v_proj(kwargs['value'][1]).unflatten(-1, (module.num_heads, -1))  # [S, M, E]
+        attended = torch.einsum('ms, sme -> me', attention.weights(1, 7), values).flatten()
+        torch.testing.assert_close(query[1, 7] + module.out_proj(attended), output[1, 7], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['one', 'three'])
+def test_salient_points(aligned_models, name):
+    """They lie in the box that the layer starts from, the first in a learned one."""
+    model = aligned_models[name]
+    explanation = explanation_of_first(model)
+    for layer in range(3):
+        points, (x1, y1, x2, y2) = explanation.salient_points(layer, 7)
+        assert points.shape == (8, 2)
+        assert ((points >= [x1, y1]) & (points <= [x2, y2])).all()
+        if layer == 0:
+            cx, cy, w, h = (model.query_embedding.weight[7].sigmoid() * torch.tensor([192, 128, 192, 128])).tolist()
+            np.testing.assert_allclose([x1, y1, x2, y2], [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], rtol=1e-4)
+    assert explanation.has_gaussians == (name == 'three')
+
+
+def test_layers_that_read_one_level(aligned_models):
+    """The coarsest first: nothing is seen of the others, and the picture's weights sum to 1 on the finest map, too."""
+    explanation = explanation_of_first(aligned_models['three'])
+    for layer, level in enumerate((2, 1, 0)):
+        heats = explanation.heats('decoder', layer, 7)
+        assert [bool(heat.any()) for heat in heats] == [own == level for own in range(3)]
+        np.testing.assert_allclose(heats[level].sum((1, 2)), 1, rtol=1e-5)
+    whole = explanation.heat('decoder', 0, 7)
+    np.testing.assert_allclose(whole.sum((1, 2)), 1, rtol=0.2)  # maps of 8 x 12 and of 2 x 3 cells
+
+
+def test_sampled_weights_of_cells():
+    """Half of a point on a cell's centre, a quarter of it on the edge to another, the rest outside."""
+    locations = torch.tensor([[0.5 / 3, 0.25], [2 / 3, 0.75], [1.0, 0.25], [-0.9, 0.5]])[None, None, None, None]
+    weights = torch.tensor([0.4, 0.3, 0.2, 0.1])[None, None, None, None]
+    attention = SampledAttention(locations, weights, torch.zeros(1, 1, 1, 2))
+    cells = attention.weights_of_cells(0, 0, [(2, 3)])
+    torch.testing.assert_close(cells, torch.tensor([[0.4, 0.0, 0.1, 0.0, 0.15, 0.15]]))
+
+
+@pytest.mark.parametrize('name', ['one', 'three'])
+def test_figures_and_page_of_aligned_attention(aligned_models, name, tmp_path):
+    explanation = explanation_of_first(aligned_models[name])
+    detection = explanation.detections[0]
+    for figure in (
+        figure6(explanation, [detection]),
+        decoder_figure(explanation, detection),
+        encoder_figure(explanation, 20, 30),
+        grid_figure(explanation, 'decoder', -1, detection.query, detection),
+    ):
+        assert to_array(figure).std() > 1
+    blue = np.array([0x1F, 0x5F, 0xBF])
+    assert (np.abs(to_array(decoder_figure(explanation, detection)).astype(int) - blue).max(-1) < 8).any()
+    write_page(explanation, tmp_path / 'page.html', 'title')
+    data = page_data(explanation)
+    assert data['kind'] == 'maps' and data['heads'] == 8
+
+
 # --- the tool and the hook -------------------------------------------------------------------------------------------
 
 

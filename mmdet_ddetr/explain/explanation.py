@@ -60,7 +60,7 @@ class Explanation:
 
     @property
     def is_sampled(self) -> bool:
-        """Whether the attention samples points (``look``) or weighs all pixels (``heat``)."""
+        """Whether all attention samples points (``look``), or some weighs pixels (``heat``)."""
         return not isinstance(self.recording.decoder[0], DenseAttention)
 
     @property
@@ -110,7 +110,7 @@ class Explanation:
         return torch.cat([corners.amin(1), corners.amax(1)], -1).numpy()  # a flip swaps the corners
 
     def heat(self, part: str, layer: int, query: int, gaussians: bool = False) -> np.ndarray:  # [M, H, W]
-        """What one query of a dense attention weighs over its finest map, unflipped; ``extent`` says where it lies.
+        """What one query weighs over the finest map, unflipped; ``extent`` says where it lies.
 
         Args:
             gaussians: the Gaussians by which the attention is modulated instead of its weights.
@@ -127,12 +127,29 @@ class Explanation:
 
     def heats(self, part: str, layer: int, query: int, gaussians: bool = False) -> list[np.ndarray]:
         """As ``heat``, [M, H, W] for each level."""
-        attention = self._attention(part, layer)
-        weights = (attention.gaussians if gaussians else attention.weights)(self.index, query).cpu()
-        shapes = self.recording.spatial_shapes
+        attention, shapes = self._attention(part, layer), self.recording.spatial_shapes
+        if isinstance(attention, SampledAttention):
+            weights = attention.weights_of_cells(self.index, query, shapes)
+        else:
+            weights = (attention.gaussians if gaussians else attention.weights)(self.index, query)
+            if attention.shape is not None:  # one level: nothing is seen of the others
+                own = shapes.index(attention.shape)
+                before, after = (sum(H * W for H, W in part) for part in (shapes[:own], shapes[own + 1 :]))
+                weights = F.pad(weights, (before, after))
         axes = dict(horizontal=[-1], vertical=[-2], diagonal=[-1, -2]).get(self.frame.flip, [])
-        levels = weights.split([H * W for H, W in shapes], -1)
+        levels = weights.cpu().split([H * W for H, W in shapes], -1)
         return [level.unflatten(-1, shape).flip(axes).numpy() for level, shape in zip(levels, shapes)]
+
+    def salient_points(self, layer: int, query: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """The points [M, 2], (x, y) in px, that a decoder layer's query takes its features from (SAM-DETR).
+
+        With the box [4] that it finds them in, (x1, y1, x2, y2) in px. None: the attention has no such points.
+        """
+        attention = self._attention('decoder', layer)
+        if self.is_sampled or attention.points is None:
+            return None
+        points, box = (x[self.index, query].cpu() for x in (attention.points, attention.boxes))
+        return self.frame.to_image(points).numpy(), self._to_image_boxes(box[None, :2], box[None, 2:])[0]
 
     @property
     def has_gaussians(self) -> bool:

@@ -3,7 +3,8 @@
 Every sampling point is a filled circle, its colour the attention weight, its size the feature level. The reference
 point is a green cross: in the encoder the querying pixel itself. The predicted box is green, class and score above it.
 DETR's attention weighs all pixels instead: a map of its average over the heads. Anchor DETR's is one over the columns
-times one over the rows: they are drawn along the lower and the left edge.
+times one over the rows: they are drawn along the lower and the left edge. SAM-DETR's queries are made of features at
+salient points: blue dots, one of each head, in the dashed box that the layer starts from.
 """
 
 import math
@@ -24,7 +25,7 @@ from matplotlib.patheffects import withStroke
 from .explanation import Detection, Explanation, Look
 
 GREEN = '#0fbf4a'  # reference and box, as in the paper
-BLUE = '#1f5fbf'  # attention along an axis
+BLUE = '#1f5fbf'  # attention along an axis, salient points
 COLOURS = LinearSegmentedColormap.from_list('weight', colormaps['YlOrRd'](np.linspace(0.05, 1, 33)))  # no green in it
 FADE = 0.45  # share of white mixed into the image, so that the points stand out
 DPI = 200
@@ -40,6 +41,8 @@ class _Panel:
 
     look: Look | None = None  # of one query
     heat: np.ndarray | None = None  # [H, W], where the attention is dense
+    points: np.ndarray | None = None  # [M, 2], salient points, (x, y) in px
+    start: np.ndarray | None = None  # [4], the box that a layer starts from, (x1, y1, x2, y2) in px
     reference: tuple[float, float] | None = None
     detection: Detection | None = None
     title: str = ''
@@ -96,7 +99,7 @@ def gaussian_figure(explanation: Explanation, detection: Detection, close_up: bo
     layers = range(explanation.num_layers['decoder'])
     heats = [explanation.heat('decoder', layer, detection.query, gaussians=True).mean(0) for layer in layers]
     row = [
-        _Panel(heat=heat, detection=detection, title=f'decoder layer {layer + 1}', close_up=close_up)
+        _dense_panel(explanation, layer, heat, detection, f'decoder layer {layer + 1}', close_up)
         for layer, heat in zip(layers, heats)
     ]
     return _figure(explanation, [row], weight='Gaussian')
@@ -127,11 +130,14 @@ def grid_figure(
     names = [f'level {i + 1}\n{W}×{H}' for i, (H, W) in enumerate(explanation.recording.spatial_shapes)]
     if not explanation.is_sampled:
         levels = explanation.heats(part, layer, query, gaussians)
+        points, start = (part == 'decoder' and explanation.salient_points(layer, query)) or (None, None)
         with_share = len(levels) > 1 and not gaussians
         rows = [
             [
                 _Panel(
                     heat=heat,
+                    points=None if points is None else points[head : head + 1],
+                    start=start,
                     detection=detection,
                     title=f'head {head + 1}' if level == 0 else '',
                     note=f'{heat.sum():.0%}' if with_share else '',
@@ -158,9 +164,9 @@ def grid_figure(
             )
             share = f'{look.weights[0, head, level].sum():.0%}'
             title = f'head {head + 1}' if level == 0 else ''
-            rows[-1].append(
-                _Panel(one, None, tuple(look.references[0]), detection, title, note=share, close_up=close_up)
-            )
+            start = None if look.boxes is None else look.boxes[0]
+            of_query = dict(start=start, reference=tuple(look.references[0]), detection=detection)
+            rows[-1].append(_Panel(one, **of_query, title=title, note=share, close_up=close_up))
     return _figure(explanation, rows, names, size=1.1, with_text=False)
 
 
@@ -206,9 +212,20 @@ def _query_panel(
 ) -> _Panel:
     if not explanation.is_sampled:
         heat = explanation.heat('decoder', layer, detection.query).mean(0)
-        return _Panel(heat=heat, detection=detection, title=title, close_up=close_up, with_axes=explanation.has_axes)
+        return _dense_panel(explanation, layer, heat, detection, title, close_up)
     look = explanation.look('decoder', layer, detection.query)
-    return _Panel(look, None, tuple(look.references[0]), detection, title, close_up=close_up)
+    start = None if look.boxes is None else look.boxes[0]
+    return _Panel(
+        look, start=start, reference=tuple(look.references[0]), detection=detection, title=title, close_up=close_up
+    )
+
+
+def _dense_panel(
+    explanation: Explanation, layer: int, heat: np.ndarray, detection: Detection, title: str, close_up: bool
+) -> _Panel:
+    points, start = explanation.salient_points(layer, detection.query) or (None, None)
+    of_query = dict(heat=heat, points=points, start=start, detection=detection, with_axes=explanation.has_axes)
+    return _Panel(**of_query, title=title, close_up=close_up)
 
 
 # --- drawing ---------------------------------------------------------------------------------------------------------
@@ -283,12 +300,14 @@ def _draw(
     if panel.detection is not None:
         halo = [withStroke(linewidth=2.2, foreground='white')]
         _draw_box(ax, panel.detection.box, linewidth=1.1, path_effects=halo)
-        if panel.look is not None and panel.look.boxes is not None:
-            _draw_box(ax, panel.look.boxes[0], linestyle=START_DASHES, linewidth=0.8)
+        if panel.start is not None:
+            _draw_box(ax, panel.start, linestyle=START_DASHES, linewidth=0.8)
         if with_text:
             _write_name(ax, panel.detection, view)
     if panel.look is not None:
         _draw_points(ax, panel.look, norm)
+    if panel.points is not None:
+        ax.scatter(*panel.points.T, c=BLUE, s=10, edgecolors='white', linewidths=0.5, zorder=2)
     if panel.reference is not None:
         size = 7 if with_text else 5
         ax.plot(*panel.reference, '+', color='white', markersize=size + 1, markeredgewidth=2.6)
@@ -359,7 +378,7 @@ def _write_name(ax: Axes, detection: Detection, view: tuple[float, float, float,
 
 def _key(figure: Figure, explanation: Explanation, panels: list[_Panel]) -> None:
     """The symbols' meaning, below the panels, in as many columns as there is room for."""
-    has_start = any(panel.detection and panel.look and panel.look.boxes is not None for panel in panels)
+    has_start = any(panel.detection and panel.start is not None for panel in panels)
     handles = []
     if any(panel.reference for panel in panels):
         style = dict(marker='+', linestyle='', color=GREEN, markeredgewidth=1.3)
@@ -368,6 +387,9 @@ def _key(figure: Figure, explanation: Explanation, panels: list[_Panel]) -> None
         for level, (H, W) in enumerate(explanation.recording.spatial_shapes):
             style = dict(marker='o', linestyle='', color='0.45', markeredgewidth=0, markersize=_area(level) ** 0.5)
             handles.append(Line2D([], [], label=f'level {level + 1} ({W}×{H})', **style))
+    if any(panel.points is not None for panel in panels):
+        style = dict(marker='o', linestyle='', color=BLUE, markeredgewidth=0, markersize=10**0.5)
+        handles.append(Line2D([], [], label='salient point of a head', **style))
     if has_start:
         style = dict(color=GREEN, linewidth=0.8, linestyle=START_DASHES)
         handles.append(Line2D([], [], label='box the layer starts from', **style))

@@ -79,7 +79,7 @@ def page_data(explanation: Explanation, encoder_mb: float = 2) -> dict:
     if explanation.is_sampled:
         _, _, data['heads'], _, data['points'], _ = recording.decoder[0].locations.shape
     else:
-        data['heads'] = recording.decoder[0].keys.shape[1]
+        data['heads'] = recording.decoder[0].queries.shape[1]
         data['map'] = list(recording.spatial_shapes[0])
         data['extent'] = [round(x, 2) for x in explanation.extent]
     return data
@@ -104,8 +104,11 @@ def _layers(explanation: Explanation, part: str, queries: list[int]) -> list[dic
 def _encoder_grids(explanation: Explanation, max_bytes: float) -> list[dict]:
     """Which pixels of each level the page holds: rows and columns ``first``, ``first + step``, ..."""
     shapes = explanation.recording.spatial_shapes
-    attention = explanation.recording.encoder[0]
-    numbers = 5 * attention.weights[0, 0].numel() if explanation.is_sampled else attention.keys[0, :, :, 0].numel()
+    recording = explanation.recording
+    if explanation.is_sampled:
+        numbers = 5 * recording.encoder[0].weights[0, 0].numel()
+    else:
+        numbers = recording.decoder[0].queries.shape[1] * math.prod(shapes[0])  # maps are as the finest level's
     max_count = max_bytes / (numbers * explanation.num_layers['encoder'] * 4 / 3)  # base64 takes 4 bytes for 3
     cells = [[math.ceil(n) for n in explanation.valid_cells(level)] for level in range(len(shapes))]
     steps = [1] * len(cells)

@@ -16,6 +16,7 @@ from mmdet_ddetr.layers import (
     OwnLevelAttention,
     OwnLevelDeformAttn,
     RowColumnProduct,
+    SemanticAlignedAttention,
     SpatiallyModulatedAttention,
 )
 from mmdet_ddetr.ops import host_shapes
@@ -32,18 +33,35 @@ class SampledAttention:
     weights: Tensor  # [B, Q, M, L, K], a softmax over L*K
     reference_points: Tensor  # [B, Q, L, 2 or 4], (cx, cy) or (cx, cy, w, h), as the locations
 
+    def weights_of_cells(self, image: int, query: int, spatial_shapes: list[tuple[int, int]]) -> Tensor:  # [M, S]
+        """What each cell of the levels counts, the four around a point together as much as the point."""
+        levels = []
+        for level, (H, W) in enumerate(spatial_shapes):
+            size = self.locations.new_tensor([W, H])
+            place = self.locations[image, query, :, level] * size - 0.5  # [M, K, 2], in cells, their centres at 0
+            x, y = (
+                (1 - (place[..., axis, None] - torch.arange(cells, device=place.device)).abs()).clamp(min=0)
+                for axis, cells in enumerate((W, H))
+            )
+            weights = self.weights[image, query, :, level]  # [M, K]
+            levels.append(torch.einsum('mk, mkh, mkw -> mhw', weights, y, x).flatten(1))
+        return torch.cat(levels, 1)
+
 
 @dataclass(frozen=True)
 class DenseAttention:
     """One multi-head attention. Its S x S weights would fill the memory: they are computed for the query asked for."""
 
     queries: Tensor  # [B, M, Q, D], projected, divided by sqrt(D)
-    keys: Tensor  # [B, M, S, D], projected
+    keys: Tensor  # [B, M or 1, S, D], projected
     padding: Tensor | None  # [B, S], True = padding
     bias: Tensor | None = None  # [B, M or 1, Q, S], added to the products
     sizes: tuple[int, ...] | None = None  # cells of each level that has a softmax of its own; None: one for all cells
     level_weights: Tensor | None = None  # [B or 1, Q, L], what the softmax of each level is multiplied by
     by_axis: bool = False  # an attention over the columns times one over the rows: the sums of the weights
+    shape: tuple[int, int] | None = None  # (H, W) of the one level that the keys are of; None: they are of all
+    points: Tensor | None = None  # [B, Q, M, 2], salient points (SAM-DETR), (x, y) in [0, 1] of the image
+    boxes: Tensor | None = None  # [B, Q, 4], the boxes that these lie in, (cx, cy, w, h), as the points
 
     def weights(self, image: int, query: int) -> Tensor:  # [M, S]
         """What each key counts, for one query of one image of the batch."""
@@ -131,6 +149,8 @@ def _what_to_read(attention: nn.Module):
         return attention, _modulated
     if isinstance(attention, OwnLevelAttention):
         return attention, _own_level
+    if isinstance(attention, SemanticAlignedAttention):
+        return attention, _aligned
     product = _product_of(attention)
     if isinstance(product, RowColumnProduct):
         return product, _row_column
@@ -297,10 +317,29 @@ def _projected(module: nn.MultiheadAttention, query: Tensor, key: Tensor) -> tup
     return queries / queries.shape[-1] ** 0.5, keys
 
 
+def _aligned(
+    module: SemanticAlignedAttention,
+    query: Tensor,  # [B, Q, C]
+    key: Tensor,  # [B, H*W, C]
+    value: Tensor,
+    key_pos: Tensor,
+    reference_points: Tensor,  # [B, Q, 4]
+    spatial_shapes: list[tuple[int, int]],  # one
+    valid_ratios: Tensor,
+    key_padding_mask: Tensor | None,
+    **others,
+) -> DenseAttention:
+    inputs = query, key, value, key_pos, reference_points, spatial_shapes, valid_ratios
+    queries, keys, points, bias = module.align(*inputs)
+    queries, keys = queries.transpose(1, 2).float() / queries.shape[-1] ** 0.5, keys[:, None].float()
+    of_boxes = dict(shape=tuple(spatial_shapes[0]), points=points.float(), boxes=reference_points.float())
+    return DenseAttention(queries, keys, key_padding_mask, bias, **of_boxes)
+
+
 def _product(
     module: DotProductAttention,
     query: Tensor,  # [B, Q, M*D]
-    key: Tensor,  # [B, S, M*D]
+    key: Tensor,  # [B, S, M*D], or [B, S, D]
     key_padding_mask: Tensor | None,
     attn_mask: Tensor | None,
     bias: Tensor | None,
@@ -308,7 +347,8 @@ def _product(
 ) -> DenseAttention:
     if attn_mask is not None:
         raise ValueError('attn_mask must be None in the attentions that are recorded, as in DETR')
-    queries, keys = (x.unflatten(-1, (module.num_heads, -1)).transpose(1, 2).float() for x in (query, key))
+    D = query.shape[-1] // module.num_heads
+    queries, keys = (x.unflatten(-1, (-1, D)).transpose(1, 2).float() for x in (query, key))
     return DenseAttention(queries / queries.shape[-1] ** 0.5, keys, key_padding_mask, bias)
 
 

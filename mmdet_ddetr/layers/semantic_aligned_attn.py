@@ -165,6 +165,26 @@ class SemanticAlignedAttention(BaseModule):
         Raises:
             ValueError: the keys are of several maps, or the references are no boxes.
         """
+        q, k, _, bias = self.align(query, key, value, key_pos, reference_points, spatial_shapes, valid_ratios)
+        output = self.attention(q.flatten(2), k, self.v_proj(value), key_padding_mask, attn_mask, bias)
+        return query + self.proj_drop(self.out_proj(output))
+
+    def align(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_pos: Tensor,
+        reference_points: Tensor,
+        spatial_shapes: list[tuple[int, int]],
+        valid_ratios: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """What is compared: arguments as in ``forward``.
+
+        Returns:
+            new queries [B, Q, M, C], keys [B, H*W, C], the salient points [B, Q, M, 2], (x, y) in [0, 1] of the
+            unpadded image, and the logarithm of the Gaussians around them, [B, M, Q, H*W], or None.
+        """
         if len(spatial_shapes) != 1 or reference_points.shape[-1] != 4:
             raise ValueError(
                 'SemanticAlignedAttention looks into boxes on one map: expected one of spatial_shapes and '
@@ -173,10 +193,9 @@ class SemanticAlignedAttention(BaseModule):
         H, W = spatial_shapes[0]
         cells = torch.stack([valid_ratios[:, 0, 0] * W, valid_ratios[:, 0, 1] * H], -1).round()  # [B, 2]
         content, position, points, scales = self.aligner(query, value, reference_points, (H, W), cells)
-        q = self.qcontent_proj(content) + self.qpos_sine_proj(position)  # [B, Q, M, C]
-        k = self.kcontent_proj(key) + self.kpos_sine_proj(key_pos)  # [B, H*W, C]
+        q = self.qcontent_proj(content) + self.qpos_sine_proj(position)
+        k = self.kcontent_proj(key) + self.kpos_sine_proj(key_pos)
         bias = None
         if scales is not None:
             bias = log_gaussian(points * cells[:, None, None], scales, (H, W), self.smooth, first_cell=0.5)
-        output = self.attention(q.flatten(2), k, self.v_proj(value), key_padding_mask, attn_mask, bias)
-        return query + self.proj_drop(self.out_proj(output))
+        return q, k, points, bias
