@@ -23,7 +23,9 @@ from mmdet_ddetr.testing import make_batch, shrink
 
 sigmoid_focal_loss = sys.modules['mmdet_ddetr.ops.sigmoid_focal_loss']  # the module, which its function hides
 L, B, Q, CLASSES, S = 6, 2, 20, 5, 50
-GIOU_COPIES = 2  # mmdet's bbox_overlaps makes a tensor of its eps, twice; the queue is all but empty then
+GIOU_COPIES = (
+    1  # a set of predictions: mmdet's bbox_overlaps makes a tensor of its eps; the queue is all but empty then
+)
 ASSIGNMENT = torch.ops.mmdet_ddetr.linear_sum_assignment.default
 
 
@@ -94,15 +96,18 @@ def test_loss(counts, fused, monkeypatch):
         assert len(losses) == 3 * (L + 1)
         sum(losses.values()).backward()
 
-    assert waits(step) == (1, GIOU_COPIES if sum(counts) else 0)
+    assert waits(step) == (1, 2 * GIOU_COPIES if sum(counts) else 0)  # decoder and encoder
     assert all(tensor.grad.shape == tensor.shape for tensor in predictions)
 
 
 @pytest.mark.parametrize('mode', ['loss', 'predict'])
-def test_whole_model(mode):
+@pytest.mark.parametrize(
+    'name', ['deformable-detr-refine-twostage_r50_16xb2-50e_coco', 'smca-detr-multi-scale_r50_8xb1-50e_coco']
+)
+def test_whole_model(name, mode):
     """Backbone to loss and back, with padding, refined boxes and proposals; prediction waits for nothing at all."""
     init_default_scope('mmdet')
-    config = shrink(get_config('deformable-detr-refine-twostage_r50_16xb2-50e_coco').model)
+    config = shrink(get_config(name).model)
     config.bbox_head.num_classes = CLASSES
     inputs, samples = make_batch([(64, 96), (57, 64)], [2, 1], CLASSES)
     with torch.device('meta'):
@@ -114,7 +119,8 @@ def test_whole_model(mode):
         if mode == 'loss':
             sum(outputs.values()).backward()
 
-    assert waits(step) == ((1, GIOU_COPIES) if mode == 'loss' else (0, 0))
+    sets = 1 + model.as_two_stage
+    assert waits(step) == ((1, sets * GIOU_COPIES) if mode == 'loss' else (0, 0))
 
 
 def test_the_assignment_copies_once(monkeypatch):
