@@ -17,7 +17,6 @@ NAMES = {
     'sam': 'sam-detr-smca-multi-scale_r50_8xb2-12e_coco',
     'smca': 'smca-detr_r50_8xb2-50e_coco',
     'smca-multi-scale': 'smca-detr-multi-scale_r50_8xb1-50e_coco',
-    'smca-conv': 'smca-detr-multi-scale-conv_r50_8xb1-50e_coco',
 }
 CLASSES = 3
 

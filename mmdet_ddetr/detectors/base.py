@@ -2,6 +2,7 @@
 
 import copy
 
+import torch
 from mmdet.models.detectors.base_detr import DetectionTransformer
 from mmdet.structures import OptSampleList, SampleList
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from mmdet_ddetr.heads import LabelGuard
 from mmdet_ddetr.layers import DetrDecoder, DetrEncoder, is_padded, on_own_maps
 from mmdet_ddetr.layers.transformer import build
+from mmdet_ddetr.ops import host_shapes
 from mmdet_ddetr.registry import MODELS
 
 from .training_queries import TrainingQueries
@@ -124,6 +126,14 @@ class BaseDETR(TrainingQueries, DetectionTransformer):
         if self.training and (groups := self.add_training_queries(decoder_inputs, batch_data_samples)) is not None:
             head_inputs['groups'] = groups
         return dict(head_inputs, **self.forward_decoder(**decoder_inputs))
+
+    @staticmethod
+    def with_shapes(mlvl_feats: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], list[tuple[int, int]]]:
+        """The maps [B, C, H, W] and their (H, W) as Python's numbers: no device sync anywhere."""
+        shapes = host_shapes([feat.shape[-2:] for feat in mlvl_feats])
+        if torch.jit.is_tracing():  # shapes become constants: expand refuses maps of any other, also turned ones
+            mlvl_feats = tuple(feat.expand(-1, -1, *shape) for feat, shape in zip(mlvl_feats, shapes))
+        return mlvl_feats, shapes
 
     def flatten_levels(
         self,

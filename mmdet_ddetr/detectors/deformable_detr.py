@@ -6,7 +6,6 @@ from mmengine.model import xavier_init
 from torch import Tensor, nn
 
 from mmdet_ddetr.layers import DeformableDecoder, DeformableEncoder, MSDeformAttn, padding_masks, sine_embedding
-from mmdet_ddetr.ops import host_shapes
 from mmdet_ddetr.registry import MODELS
 
 from .base import BaseDETR
@@ -103,9 +102,7 @@ class DeformableDETR(BaseDETR):
             raise ValueError(
                 f'the neck gives {len(mlvl_feats)} levels, num_feature_levels is {self.num_feature_levels}'
             )
-        spatial_shapes = host_shapes([feat.shape[-2:] for feat in mlvl_feats])  # no device sync anywhere
-        if torch.jit.is_tracing():  # shapes become constants: expand refuses maps of any other, also turned ones
-            mlvl_feats = tuple(feat.expand(-1, -1, *shape) for feat, shape in zip(mlvl_feats, spatial_shapes))
+        mlvl_feats, spatial_shapes = self.with_shapes(mlvl_feats)
         masks = padding_masks(spatial_shapes, batch_data_samples, mlvl_feats[0].device, self.own_maps)
         feats, flat_masks, positions = self.flatten_levels(mlvl_feats, masks)
         feat_mask = None if masks[0] is None else torch.cat(flat_masks, 1)  # [B, S]

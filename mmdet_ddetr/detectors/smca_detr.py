@@ -14,7 +14,6 @@ from mmdet_ddetr.layers import (
     shapes_on_own_maps,
     sizes_in_cells,
 )
-from mmdet_ddetr.ops import host_shapes
 from mmdet_ddetr.registry import MODELS
 
 from .detr import DETR
@@ -68,7 +67,7 @@ class SMCADETR(DETR):
             raise ValueError(
                 f'the neck gives {len(mlvl_feats)} levels, num_feature_levels is {self.num_feature_levels}'
             )
-        spatial_shapes = host_shapes([feat.shape[-2:] for feat in mlvl_feats])
+        mlvl_feats, spatial_shapes = self.with_shapes(mlvl_feats)
         of_batch = batch_data_samples, mlvl_feats[0].device, self.own_maps
         masks = padding_masks(spatial_shapes, *of_batch)
         feats, masks, positions = self.flatten_levels(mlvl_feats, masks)

@@ -52,17 +52,23 @@ def sizes_in_cells(
 
     Args:
         spatial_shapes, own_shapes: as in :func:`padding_masks`.
-        batch_data_samples: tell the images' sizes; None: the images end where the finest map does.
+        batch_data_samples: tell the images' sizes; None: the images end where the first map does.
     """
     if batch_data_samples:
         images = [tuple(sample.img_shape[:2]) for sample in batch_data_samples]
-        H, W = _largest(images) if own_shapes else batch_data_samples[0].batch_input_shape
+        whole = _largest(images) if own_shapes else batch_data_samples[0].batch_input_shape
     else:
-        H, W = _largest(spatial_shapes)
-        images = [(H, W)]
-    cell = [max(_pixels(H, rows), _pixels(W, columns)) for rows, columns in spatial_shapes]  # a short side is ambiguous
-    sizes = torch.tensor([[(w / pixels, h / pixels) for pixels in cell] for h, w in images])
-    return sizes.to(device, non_blocking=True)
+        whole = spatial_shapes[0]
+        images = [whole]
+    images, shapes, whole = (torch.tensor(x, dtype=torch.float32) for x in (images, spatial_shapes, tuple(whole)))
+    stride = (
+        2 ** (whole / shapes).log2().ceil()
+    )  # [L, 2], the smallest power of two that can be; no Python: exported shapes are symbols
+    is_power = (whole / stride).ceil() == shapes
+    pixels = torch.where(is_power, stride, whole / shapes).amax(
+        1, keepdim=True
+    )  # a short side can have several strides
+    return (images[:, None].flip(-1) / pixels).to(device, non_blocking=True)
 
 
 def own_map_shapes(spatial_shapes: list[Shape], images: list[Shape], whole: Shape) -> list[list[Shape]]:
@@ -127,21 +133,12 @@ def pad_levels(x: Tensor, own: Sequence[Shape], spatial_shapes: Sequence[Shape])
 
 def _cells(own: int, whole: int, cells: int) -> int:
     """Of a map with ``cells`` along a side of ``whole`` px: how many a side of ``own`` px has."""
-    stride = _stride(whole, cells)
-    return -(-own * cells // whole) if stride is None else -(-own // stride)
-
-
-def _pixels(whole: int, cells: int) -> float:
-    """Of a map with ``cells`` along a side of ``whole`` px: the side of a cell in px."""
-    return _stride(whole, cells) or whole / cells
-
-
-def _stride(whole: int, cells: int) -> int | None:
-    """The smallest power of two that makes ``cells`` of ``whole`` px; None: there is none."""
     stride = 1
     while -(-whole // stride) > cells:
         stride *= 2
-    return stride if -(-whole // stride) == cells else None
+    if -(-whole // stride) == cells:
+        return -(-own // stride)
+    return -(-own * cells // whole)  # the stride is no power of two
 
 
 def _outside(shapes: list[Shape], whole: Shape, device: torch.device) -> Tensor:  # [B, H, W]
