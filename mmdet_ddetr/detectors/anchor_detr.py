@@ -6,7 +6,6 @@ from mmdet.structures import OptSampleList
 from torch import Tensor, nn
 
 from mmdet_ddetr.layers import RCDA, at_every_place, sine_embedding
-from mmdet_ddetr.ops import host_shapes
 from mmdet_ddetr.registry import MODELS
 
 from .detr import DETR
@@ -83,8 +82,6 @@ class AnchorDETR(DETR):
         batch_data_samples: OptSampleList = None,
     ) -> tuple[dict, dict]:
         """As in DETR, with positions along the axes."""
-        if torch.jit.is_tracing():  # the shape becomes a constant: expand refuses a map of any other, also a turned one
-            mlvl_feats = tuple(feat.expand(-1, -1, *host_shapes([feat.shape[-2:]])[0]) for feat in mlvl_feats)
         encoder_inputs, decoder_inputs = super().pre_transformer(mlvl_feats, batch_data_samples)
         if self.attends_by_axis:
             B = mlvl_feats[0].shape[0]

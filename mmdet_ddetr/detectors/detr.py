@@ -5,7 +5,6 @@ from mmdet.structures import OptSampleList
 from torch import Tensor, nn
 
 from mmdet_ddetr.layers import padding_masks
-from mmdet_ddetr.ops import host_shapes
 from mmdet_ddetr.registry import MODELS
 
 from .base import BaseDETR
@@ -53,9 +52,8 @@ class DETR(BaseDETR):
         """
         if len(mlvl_feats) != 1:
             raise ValueError(f'the neck gives {len(mlvl_feats)} feature maps, {type(self).__name__} reads one')
-        (feat,) = mlvl_feats
-        spatial_shapes = host_shapes([feat.shape[-2:]])
-        masks = padding_masks(spatial_shapes, batch_data_samples, feat.device, self.own_maps)
+        mlvl_feats, spatial_shapes = self.with_shapes(mlvl_feats)
+        masks = padding_masks(spatial_shapes, batch_data_samples, mlvl_feats[0].device, self.own_maps)
         (feat,), (mask,), (position,) = self.flatten_levels(mlvl_feats, masks)
         encoder_inputs = dict(feat=feat, feat_mask=mask, feat_pos=position, spatial_shapes=spatial_shapes)
         return encoder_inputs, dict(memory_mask=mask, key_pos=position, spatial_shapes=spatial_shapes)
