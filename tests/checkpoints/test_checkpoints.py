@@ -1,12 +1,14 @@
 """The layouts: names, heads, classes and what each side has alone, against lists written by hand."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
 from mmdet_ddetr.checkpoints import CheckpointError, ConversionReport, adopt, convert, describe, find_layout
 from mmdet_ddetr.checkpoints.coco_classes import IDS
+from mmdet_ddetr.checkpoints.layouts import LAYOUTS, NAMES, NATIVE, TARGETS
 
 MODELS = ['base', 'refine', 'two-stage', 'two-stage without refine', 'DETR']
 
@@ -568,3 +570,25 @@ def test_weights_without_place_in_the_target(build):
     detr['bbox_head.cls_branches.1.bias'] = detr['bbox_head.cls_branches.1.bias'] + 1
     with pytest.raises(CheckpointError, match='different cls_branches; this layout has one for all'):
         convert(detr, target='official')
+
+
+# --- documentation ---------------------------------------------------------------------------------------------------
+
+
+def test_the_page_lists_what_there_is():
+    """docs/checkpoints.md: which layouts are written, and which detectors each has."""
+    page = (Path(__file__).parents[2] / 'docs/checkpoints.md').read_text()
+    rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in page.splitlines() if line[:1] == '|']
+    layouts = {cells[0].strip('`'): cells[4] == 'yes' for cells in rows if cells[0].strip('`') in NAMES}
+    assert layouts == {name: name in TARGETS for name in NAMES}
+    (header,) = (cells for cells in rows if cells[0] == 'detector')
+    columns = {name: header.index(f'`{name}`') for name in NAMES if f'`{name}`' in header}
+    assert {*columns, 'official', NATIVE} == set(NAMES)
+    listed = {}
+    for cells in rows:
+        if title := re.match(r'\[([\w -]+)\]\(\.\./configs/', cells[0]):
+            listed[re.sub('[- ]', '', title[1])] = {name for name, i in columns.items() if cells[i] == 'yes'}
+    there = {layout.architecture: set() for layout in LAYOUTS if ' ' not in layout.architecture}
+    for layout in LAYOUTS:
+        there[layout.architecture.split()[-1]].add(layout.name)
+    assert listed == {architecture: names - {'official', NATIVE} for architecture, names in there.items()}
