@@ -3,6 +3,7 @@
 from ..key_map import KeyMap
 from .code_bases import OFFICIAL, OWN_HEAD, same_on_both_sides
 from .layout import Layout
+from .masks import MASKS
 
 # The encoder of one level is dense, that of several is deformable. The neck has norms in part.
 OFFICIAL_BODY = """
@@ -41,6 +42,6 @@ transformer.decoder.bbox_embed.**  = bbox_embed.**  if box_refine
 """
 
 LAYOUTS = (
-    Layout('mmdet_ddetr', 'SAMDETR', KeyMap(same_on_both_sides(OFFICIAL, OFFICIAL_BODY), OWN_HEAD)),
+    Layout('mmdet_ddetr', 'SAMDETR', KeyMap(same_on_both_sides(OFFICIAL, OFFICIAL_BODY, MASKS), OWN_HEAD)),
     Layout('official', 'SAMDETR', KeyMap(OFFICIAL, OFFICIAL_BODY, OFFICIAL_HEAD), coco91=True),
 )
