@@ -102,7 +102,12 @@ def test_loss(counts, fused, monkeypatch):
 
 @pytest.mark.parametrize('mode', ['loss', 'predict'])
 @pytest.mark.parametrize(
-    'name', ['deformable-detr-refine-twostage_r50_16xb2-50e_coco', 'smca-detr-multi-scale_r50_8xb1-50e_coco']
+    'name',
+    [
+        'deformable-detr-refine-twostage_r50_16xb2-50e_coco',
+        'smca-detr-multi-scale_r50_8xb1-50e_coco',
+        'sam-detr-smca-multi-scale_r50_8xb2-12e_coco',
+    ],
 )
 def test_whole_model(name, mode):
     """Backbone to loss and back, with padding, refined boxes and proposals; prediction waits for nothing at all."""
