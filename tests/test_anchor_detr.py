@@ -255,7 +255,7 @@ def test_layouts(official):
     assert (find_layout(detrex).name, find_layout(detrex).architecture) == ('detrex', 'AnchorDETR')
     from_detrex = convert(detrex)
     assert set(from_detrex) == set(kept) and all(torch.equal(from_detrex[key], kept[key]) for key in kept)
-    with pytest.raises(CheckpointError, match='huggingface has no AnchorDETR; mmdet_ddetr, official have it'):
+    with pytest.raises(CheckpointError, match='huggingface has no AnchorDETR; mmdet_ddetr, official, detrex have it'):
         convert(theirs, target='huggingface')
 
 
