@@ -107,6 +107,8 @@ def test_loss(counts, fused, monkeypatch):
         'deformable-detr-refine-twostage_r50_16xb2-50e_coco',
         'smca-detr-multi-scale_r50_8xb1-50e_coco',
         'sam-detr-smca-multi-scale_r50_8xb2-12e_coco',
+        'dn-dab-detr_r50_8xb2-50e_coco',
+        'dab-deformable-detr-twostage_r50_8xb2-50e_coco',
     ],
 )
 def test_whole_model(name, mode):
