@@ -126,7 +126,7 @@ def test_whole_model(name, mode):
         if mode == 'loss':
             sum(outputs.values()).backward()
 
-    sets = 1 + model.as_two_stage
+    sets = 1 + model.as_two_stage + (model.dn_query_generator is not None)
     assert waits(step) == ((1, sets * GIOU_COPIES) if mode == 'loss' else (0, 0))
 
 

@@ -42,7 +42,7 @@ class QueryGroups:
         The reverse would tell the matching queries the ground truth.
         """
         sizes = torch.tensor([self.matching, self.one2many] + [self.dn_size] * self.dn_groups)
-        group = torch.arange(len(sizes)).repeat_interleave(sizes).to(device)
+        group = torch.arange(len(sizes)).repeat_interleave(sizes).to(device, non_blocking=True)
         hidden = group[:, None] != group
         hidden[self.matching + self.one2many :, : self.matching] = False
         return hidden

@@ -42,7 +42,7 @@ class Targets:
     @property
     def index_in_image(self) -> Tensor:
         """[T] place of each target among those of its image."""
-        return torch.cat([torch.arange(count) for count in self.counts]).to(self.image.device)
+        return torch.cat([torch.arange(count) for count in self.counts]).to(self.image.device, non_blocking=True)
 
     def repeat(self, times: int) -> 'Targets':
         """Each target ``times`` times."""
