@@ -255,6 +255,8 @@ def test_layouts(official):
     assert (find_layout(detrex).name, find_layout(detrex).architecture) == ('detrex', 'AnchorDETR')
     from_detrex = convert(detrex)
     assert set(from_detrex) == set(kept) and all(torch.equal(from_detrex[key], kept[key]) for key in kept)
+    written = convert(kept, target='detrex')
+    assert set(written) == set(detrex) and all(torch.equal(written[key], detrex[key]) for key in detrex)
     with pytest.raises(CheckpointError, match='huggingface has no AnchorDETR; mmdet_ddetr, official, detrex have it'):
         convert(theirs, target='huggingface')
 

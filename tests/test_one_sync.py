@@ -109,6 +109,7 @@ def test_loss(counts, fused, monkeypatch):
         'sam-detr-smca-multi-scale_r50_8xb2-12e_coco',
         'dn-dab-detr_r50_8xb2-50e_coco',
         'dab-deformable-detr-twostage_r50_8xb2-50e_coco',
+        'anchor-detr_r50_8xb1-50e_coco',
     ],
 )
 def test_whole_model(name, mode):
