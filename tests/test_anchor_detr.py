@@ -165,11 +165,12 @@ def test_initial_weights():
     assert branch.bias.tolist() == [0, 0, -2, -2] and not branch.weight.any()
 
 
-@pytest.mark.parametrize('anchors', ['learned', 'grid'])
-def test_every_parameter_moves(anchors):
+@pytest.mark.parametrize(('anchors', 'boxes'), [('learned', 3), ('grid', 3), ('learned', 60)])
+def test_every_parameter_moves(anchors, boxes):
+    """Also with more boxes than queries."""
     model = randomise(MODELS.build(config(anchors=anchors)), std=0.1).train()
     model.backbone = Given(torch.randn(2, 6, 4, 5))
-    losses = model(*make_batch([(128, 160), (96, 121)], [3, 0], CLASSES), mode='loss')
+    losses = model(*make_batch([(128, 160), (96, 121)], [boxes, 0], CLASSES), mode='loss')
     sum(losses.values()).backward()
     still = {name for name, parameter in model.named_parameters() if not parameter.grad.any()}
     assert not still
@@ -207,7 +208,7 @@ def test_row_column_attention_in_a_detr(encoder):
 @pytest.mark.parametrize(
     ('settings', 'message'),
     [
-        (dict(num_patterns=0), 'num_patterns must be at least 1, got 0'),
+        (dict(num_patterns=0), 'num_patterns must be a number of contents, at least 1, got 0'),
         (dict(anchors='random'), "anchors must be one of learned, grid, got 'random'"),
         (dict(num_queries_one2many=5), "num_queries_one2many must be 0 unless num_patterns=1 and anchors='learned'"),
         (

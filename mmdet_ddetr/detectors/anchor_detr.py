@@ -32,8 +32,8 @@ class AnchorDETR(DETR):
     starts_from_boxes = True
 
     def __init__(self, *args, num_queries: int, num_patterns: int = 3, anchors: str = 'learned', **kwargs):
-        if num_patterns < 1:
-            raise ValueError(f'num_patterns must be at least 1, got {num_patterns}')
+        if isinstance(num_patterns, bool) or not isinstance(num_patterns, int) or num_patterns < 1:
+            raise ValueError(f'num_patterns must be a number of contents, at least 1, got {num_patterns!r}')
         if anchors not in ANCHORS:
             raise ValueError(f'anchors must be one of {", ".join(ANCHORS)}, got {anchors!r}')
         if kwargs.get('num_queries_one2many') and (num_patterns > 1 or anchors == 'grid'):
