@@ -1,12 +1,15 @@
-"""One training step of Deformable DETR R50: time and memory of this package's model beside MMDetection's own.
+"""A training step, or a prediction, of a detector R50: time and memory of this package's beside those of others.
 
     OMP_WAIT_POLICY=passive python benchmarks/train_step.py
+    OMP_WAIT_POLICY=passive python benchmarks/train_step.py --model dab-detr --predict
 
 MMDetection's config twice: as it is (attention by grid_sample where mmcv is not compiled), and with this package's
-detector and head. Two images of 600 x 800 with seven boxes each; forward, loss, backward, clipping, AdamW; in turns.
+detector and head. Of Conditional and DAB-DETR also Hugging Face's, where transformers is installed. Two images of 600 x
+800 with seven boxes each; forward, loss, backward, clipping, AdamW; in turns.
 """
 
 import argparse
+import importlib.util
 from functools import partial
 from pathlib import Path
 
@@ -17,51 +20,119 @@ from mmengine.registry import init_default_scope
 
 from mmdet_ddetr.testing import make_batch  # before mmdet's own: it stands in for a compiled mmcv
 
-OURS = {'type': 'mmdet_ddetr.DeformableDETR', 'bbox_head.type': 'mmdet_ddetr.SetHead'}
-PEERS = {'mmdet': {}, 'mmdet_ddetr': OURS}  # changes to the config
+MODELS = {  # config of mmdet's, our type, transformers' name
+    'deformable-detr': ('deformable_detr/deformable-detr_r50_16xb2-50e_coco.py', 'DeformableDETR', None),
+    'conditional-detr': (
+        'conditional_detr/conditional-detr_r50_8xb2-50e_coco.py',
+        'ConditionalDETR',
+        'ConditionalDetr',
+    ),
+    'dab-detr': ('dab_detr/dab-detr_r50_8xb2-50e_coco.py', 'DABDETR', 'DabDetr'),
+}
 
 
-def step(changes: dict[str, str], size: tuple[int, int], images: int, device: str):
-    """What is timed."""
+def mmdet_model(config: str, our_type: str | None, device: str):
+    """mmdet's model, or ours for the same config: forward, loss and predict of a batch."""
     from mmdet.apis import DetInferencer  # noqa: F401  (registers everything of mmdet)
 
     init_default_scope('mmdet')
-    config = get_config('mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py')
-    config.merge_from_dict({f'model.{key}': value for key, value in changes.items()})
+    config = get_config(f'mmdet::{config}').model
+    if our_type:
+        config.type, config.bbox_head.type = f'mmdet_ddetr.{our_type}', 'mmdet_ddetr.SetHead'
+    model = build_model(config).to(device)
+    return model, lambda *batch: model.parse_losses(model.loss(*batch))[0], model.predict
+
+
+def transformers_model(name: str, device: str):
+    """The model of the same size, with transformers' own ResNet."""
+    import transformers
+
+    backbone = transformers.ResNetConfig(out_features=['stage4'])
+    config = getattr(transformers, f'{name}Config')(
+        use_timm_backbone=False,
+        backbone=None,
+        use_pretrained_backbone=False,
+        backbone_config=backbone,
+        num_queries=300,
+        num_labels=80,
+        auxiliary_loss=True,
+    )
+    model = getattr(transformers, f'{name}ForObjectDetection')(config).to(device)
+    post_process = transformers.models.conditional_detr.ConditionalDetrImageProcessor().post_process_object_detection
+
+    def loss(inputs, samples):
+        labels = []
+        for sample in samples:
+            truth, (h, w) = sample.gt_instances, sample.img_shape
+            x1, y1, x2, y2 = (truth.bboxes / truth.bboxes.new_tensor([w, h, w, h])).unbind(-1)
+            boxes = torch.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], -1)
+            labels.append(dict(class_labels=truth.labels, boxes=boxes))
+        return model(pixel_values=inputs, labels=labels).loss
+
+    def predict(inputs, samples):
+        sizes = [sample.ori_shape for sample in samples]
+        return post_process(model(pixel_values=inputs), threshold=0.0, target_sizes=sizes, top_k=100)
+
+    return model, loss, predict
+
+
+def peers_of(name: str) -> dict[str, partial]:
+    config, our_type, theirs = MODELS[name]
+    peers = {'mmdet': partial(mmdet_model, config, None), 'mmdet_ddetr': partial(mmdet_model, config, our_type)}
+    if theirs and importlib.util.find_spec('transformers'):
+        peers['transformers'] = partial(transformers_model, theirs)
+    return peers
+
+
+def step(peer: partial, predicts: bool, size: tuple[int, int], images: int, device: str):
+    """What is timed."""
     torch.manual_seed(0)
-    model = build_model(config.model).to(device).train()
+    model, loss, predict = peer(device)
+    model.train(not predicts)
     inputs, samples = make_batch([size] * images, [7] * images, num_classes=80)
     inputs, samples = inputs.to(device), [sample.to(device) for sample in samples]
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
 
-    def run():
-        loss, _ = model.parse_losses(model.loss(inputs, samples))
+    def train():
+        value = loss(inputs, samples)
         optimizer.zero_grad()
-        loss.backward()
+        value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
         optimizer.step()
 
-    return run
+    return torch.no_grad()(lambda: predict(inputs, samples)) if predicts else train
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--model', default='deformable-detr', choices=MODELS)
+    parser.add_argument('--predict', action='store_true', help='a prediction instead of a training step')
     parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
     parser.add_argument('--size', nargs=2, type=int, default=[600, 800], metavar=('H', 'W'))
     parser.add_argument('--images', type=int, default=2)
     parser.add_argument('--seconds', type=float, default=30, help='of each peer (default: %(default)s)')
-    parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmarks'), help='for train_step.md')
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmarks'), help='for the table, a .md file')
     args = parser.parse_args()
-    make = partial(step, size=tuple(args.size), images=args.images, device=args.device)
+    make = partial(step, predicts=args.predict, size=tuple(args.size), images=args.images, device=args.device)
+    peers = peers_of(args.model)
 
-    memory = {name: peak_memory(make, changes, device=args.device) for name, changes in PEERS.items()}
-    taken = times({name: make(changes) for name, changes in PEERS.items()}, args.seconds, args.device)
-    rows = [[name, milliseconds(taken[name]), f'{memory[name]:.0f}'] for name in PEERS]
-    ratio, share = min(taken['mmdet']) / min(taken['mmdet_ddetr']), memory['mmdet_ddetr'] / memory['mmdet']
-    rows.append(['ratio', f'{ratio:.2f}', f'{share:.2f}'])
-    text = f'{machine(args.device)}\n\n{table(["", "step, ms", "peak memory, MB"], rows)}\n'
+    memory = {name: peak_memory(make, peer, device=args.device) for name, peer in peers.items()}
+    taken = times({name: make(peer) for name, peer in peers.items()}, args.seconds, args.device)
+    rows = [
+        [
+            name,
+            milliseconds(taken[name]),
+            f'{min(taken[name]) / min(taken["mmdet_ddetr"]):.2f}',
+            f'{memory[name]:.0f}',
+            f'{memory[name] / memory["mmdet_ddetr"]:.2f}',
+        ]
+        for name in peers
+    ]
+    what = 'prediction' if args.predict else 'step'
+    header = [args.model, f'{what}, ms', 'x ours', 'peak memory, MB', 'x ours']
+    text = f'{machine(args.device)}\n\n{table(header, rows)}\n'
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / f'train_step_{args.device}.md').write_text(text)
+    (args.out / f'{"predict" if args.predict else "train_step"}_{args.model}_{args.device}.md').write_text(text)
     print(text)
 
 

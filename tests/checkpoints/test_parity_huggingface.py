@@ -124,7 +124,8 @@ def test_a_changed_weight_is_seen(theirs, build):
             own[name].copy_(value)
         if all((x - y).abs().max() <= TOLERANCE * y.abs().max() for x, y in zip(moved, (logits, boxes))):
             still.append(name)
-    assert still == []
+    # but the biases of keys, which shift all products of a query alike
+    assert [name for name in still if not re.search(r'\.k(content|pos)_proj\.bias$', name)] == []
 
 
 def test_saved_by_them(theirs, build, tmp_path):
