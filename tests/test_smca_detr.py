@@ -299,6 +299,19 @@ def test_official_keys():
             assert torch.equal(back[key][rows], value[rows]), key
 
 
+def test_masks_have_the_official_names():
+    """Those of DETR's mask head, beside a detector under ``detr.``; both ways."""
+    init_default_scope('mmdet')
+    config = get_config(SINGLE).model
+    masks = dict(backbone=dict(out_indices=(0, 1, 2, 3)), mask_head=dict(in_channels=[1024, 512, 256]))
+    config.update(masks, type='mmdet_ddetr.SMCADETRWithMasks')
+    ours = MODELS.build(shrink(config)).state_dict()
+    official = convert(ours, target='official')
+    assert {'detr.transformer.decoder.layers.1.point2.weight', 'mask_head.lay1.weight'} < set(official)
+    back = convert(official)
+    assert set(back) == set(ours) and all(torch.equal(back[key], value) for key, value in ours.items())
+
+
 def test_coco_rows():
     """92 official rows: 91 category ids and one of no class."""
     official = load('smca_detr.pt')['state_dict']

@@ -4,6 +4,7 @@ from ..key_map import KeyMap
 from .code_bases import OFFICIAL, OWN_HEAD, same_on_both_sides
 from .detr import HEAD, OFFICIAL_DETR
 from .layout import Layout
+from .masks import MASKS
 
 DECODER = """
 transformer.decoder.layers.{i}.norm4.*             decoder.layers.{i}.place_norm.*
@@ -46,15 +47,16 @@ OWN = same_on_both_sides(OFFICIAL, OFFICIAL_DETR, DECODER, BRANCHES[0])
 OWN_MULTI_SCALE = same_on_both_sides(ARCHIVE) + OWN_LEVELS
 
 LAYOUTS = (
-    Layout('mmdet_ddetr', 'SMCADETR', KeyMap(OWN, OWN_HEAD)),
-    Layout('mmdet_ddetr', 'multi-scale SMCADETR', KeyMap(OWN, OWN_MULTI_SCALE, OWN_HEAD)),
+    Layout('mmdet_ddetr', 'SMCADETR', KeyMap(OWN, OWN_HEAD, same_on_both_sides(MASKS))),
+    Layout('mmdet_ddetr', 'multi-scale SMCADETR', KeyMap(OWN, OWN_MULTI_SCALE, OWN_HEAD, same_on_both_sides(MASKS))),
     Layout(
         'official',
         'SMCADETR',
-        KeyMap(OFFICIAL, OFFICIAL_DETR, DECODER, HEAD),
+        KeyMap(OFFICIAL, OFFICIAL_DETR, DECODER, HEAD, MASKS),
         coco91=True,
         one_head=True,
         unused_row=True,
+        box_model='detr.',
     ),
     Layout(
         'official',
