@@ -14,7 +14,7 @@ from .conversion import COUNTER
 from .errors import CheckpointError
 from .report import ConversionReport
 
-QUERIES = 'query_embedding.weight'
+QUERIES = ('query_embedding.weight', 'content_embedding.weight')  # the latter of DAB-Deformable-DETR
 NECK_CONV = re.compile(r'neck\..*\.conv\.weight')
 
 
@@ -64,10 +64,10 @@ def fit(
     if _differ(own, fitted, LABELS):
         fitted[LABELS] = own[LABELS].clone()
         report.resize(LABELS, state_dict[LABELS].shape, own[LABELS].shape, 'class rows anew')
-    if _differ(own, state_dict, QUERIES):
-        kept = min(len(own[QUERIES]), len(state_dict[QUERIES]))
-        fitted[QUERIES] = torch.cat([state_dict[QUERIES][:kept], own[QUERIES][kept:].to(state_dict[QUERIES])])
-        report.resize(QUERIES, state_dict[QUERIES].shape, own[QUERIES].shape, f'the first {kept} kept')
+    for key in (key for key in QUERIES if _differ(own, state_dict, key)):
+        kept = min(len(own[key]), len(state_dict[key]))
+        fitted[key] = torch.cat([state_dict[key][:kept], own[key][kept:].to(state_dict[key])])
+        report.resize(key, state_dict[key].shape, own[key].shape, f'the first {kept} kept')
     return fitted
 
 

@@ -103,7 +103,7 @@ def _dab(state_dict: dict[str, Tensor], positional_encoding: Mapping) -> dict:
     missing = [key for key in ('ref_anchor_head', 'query_scale') if f'decoder.{key}.layers.1.weight' not in state_dict]
     if missing:
         raise CheckpointError(
-            f'the DAB-DETR of transformers has boxes as queries, and the MLP {missing[0]} in its decoder'
+            f'the DAB-DETR of transformers has the MLP {missing[0]} in its decoder: this one cannot be written for it'
         )
     temperature = positional_encoding.get('temperature', DAB_TEMPERATURE)
     return {

@@ -148,3 +148,22 @@ def test_hook_leaves_other_models_alone():
     before = dict(checkpoint['state_dict'])
     FitCheckpointHook().after_load_checkpoint(runner_of(torch.nn.Linear(3, 2)), checkpoint)
     assert checkpoint['state_dict'] == before
+
+
+def test_other_number_of_boxes_with_contents(build):
+    """DAB-Deformable-DETR learns both of its queries."""
+    model, checkpoint = build('DABDeformableDETR', seed=4, num_queries=7), build('DABDeformableDETR').state_dict()
+    fitted = fit(checkpoint, model)
+    for name in ('query_embedding.weight', 'content_embedding.weight'):
+        assert torch.equal(fitted[name], checkpoint[name][:7])
+    model.load_state_dict(fitted, strict=True)
+
+
+def test_an_encoder_that_tells_classes_keeps_them_by_name(build):
+    """Of two-stage DAB-Deformable-DETR, where row 0 is a class like any other."""
+    model = build('two-stage DABDeformableDETR', num_classes=2, seed=3)
+    checkpoint = build('two-stage DABDeformableDETR', num_classes=3).state_dict()
+    fitted = fit(checkpoint, model, names=('a', 'b', 'c'), classes=('c', 'a'))
+    for layer in range(3):
+        for name in (CLASSES.format(layer, part) for part in ('weight', 'bias')):
+            assert torch.equal(fitted[name], checkpoint[name][[2, 0]])

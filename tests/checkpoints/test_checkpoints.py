@@ -8,6 +8,7 @@ import torch
 
 from mmdet_ddetr.checkpoints import CheckpointError, ConversionReport, adopt, convert, describe, find_layout
 from mmdet_ddetr.checkpoints.coco_classes import IDS
+from mmdet_ddetr.checkpoints.huggingface_folder import make_configs
 from mmdet_ddetr.checkpoints.layouts import LAYOUTS, NAMES, NATIVE, TARGETS
 
 MODELS = ['base', 'refine', 'two-stage', 'two-stage without refine', 'DETR']
@@ -592,3 +593,9 @@ def test_the_page_lists_what_there_is():
     for layout in LAYOUTS:
         there[layout.architecture.split()[-1]].add(layout.name)
     assert listed == {architecture: names - {'official', NATIVE} for architecture, names in there.items()}
+
+
+def test_a_dab_detr_that_transformers_does_not_have(build):
+    state_dict = {key: value for key, value in build('DABDETR').state_dict().items() if 'ref_anchor_head' not in key}
+    with pytest.raises(CheckpointError, match='has the MLP ref_anchor_head in its decoder: this one cannot'):
+        make_configs(state_dict, {})
