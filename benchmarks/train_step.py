@@ -58,6 +58,8 @@ def transformers_model(name: str, device: str):
         auxiliary_loss=True,
     )
     model = getattr(transformers, f'{name}ForObjectDetection')(config).to(device)
+    for key, parameter in model.model.backbone.named_parameters():  # as in the others; else it trains none, or all
+        parameter.requires_grad_('stages' in key and 'stages.0' not in key)
     post_process = transformers.models.conditional_detr.ConditionalDetrImageProcessor().post_process_object_detection
 
     def loss(inputs, samples):
