@@ -108,7 +108,7 @@ def write(args):
         figures[f'encoder-{x:g}-{y:g}'] = encoder_figure(explanation, x, y, level)
         if args.grid:
             query = explanation.encoder_query(x, y, level)
-            figures[f'grid-{x:g}-{y:g}'] = grid_figure(explanation, 'encoder', layer, query)
+            figures[f'grid-{x:g}-{y:g}'] = grid_figure(explanation, 'encoder', layer, query, pixel=(x, y))
 
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)

@@ -62,7 +62,23 @@ class BaseDETR(TrainingQueries, DetectionTransformer):
         self.encoder = build(self.encoder, self.encoder_type)
         self.decoder = build(self.decoder, self.decoder_type)
         self.embed_dims = self.encoder.embed_dims
+        self._check()
         self.level_embed: nn.Parameter | None = None  # [L, C], tells the levels apart where there are several
+
+    def _check(self) -> None:
+        """Refuse parts that do not fit together."""
+        if self.num_queries < 1:
+            raise ValueError(f'num_queries must be at least 1, got {self.num_queries}')
+        if isinstance(self.decoder, DetrDecoder) and not isinstance(self.decoder, self.decoder_type):
+            raise ValueError(
+                f'decoder.type must be {self.decoder_type.__name__}, or a class derived from it, in '
+                f'{type(self).__name__}, got {type(self.decoder).__name__}'
+            )
+        for name, part in dict(decoder=self.decoder, bbox_head=self.bbox_head).items():
+            if getattr(part, 'embed_dims', self.embed_dims) != self.embed_dims:
+                raise ValueError(
+                    f"embed_dims of the {name} must be the encoder's, {self.embed_dims}, got {part.embed_dims}"
+                )
         channels = 2 * getattr(self.positional_encoding, 'num_feats', self.embed_dims / 2)
         if channels != self.embed_dims:
             raise ValueError(

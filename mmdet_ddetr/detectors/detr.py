@@ -51,7 +51,9 @@ class DETR(BaseDETR):
             batch_data_samples: their ``img_shape`` and ``batch_input_shape`` tell the padding; None: no padding.
         """
         if len(mlvl_feats) != 1:
-            raise ValueError(f'the neck gives {len(mlvl_feats)} feature maps, {type(self).__name__} reads one')
+            raise ValueError(
+                f'the neck gives {len(mlvl_feats)} feature maps, {type(self).__name__} reads one: set neck.num_outs=1'
+            )
         mlvl_feats, spatial_shapes = self.with_shapes(mlvl_feats)
         masks = padding_masks(spatial_shapes, batch_data_samples, mlvl_feats[0].device, self.own_maps)
         (feat,), (mask,), (position,) = self.flatten_levels(mlvl_feats, masks)

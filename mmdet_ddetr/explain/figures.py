@@ -113,6 +113,7 @@ def grid_figure(
     detection: Detection | None = None,
     close_up: bool = True,
     gaussians: bool = False,
+    pixel: tuple[float, float] | None = None,
 ) -> Figure:
     """One query's look taken apart: a row per feature level, a column per head.
 
@@ -125,6 +126,7 @@ def grid_figure(
         detection: the one to draw with it.
         close_up: of the detection; without one the whole image is drawn.
         gaussians: the Gaussians that modulate the attention instead of its weights.
+        pixel: (x, y) of an encoder's query, to be marked; deformable attention knows it.
     """
     close_up = close_up and detection is not None
     names = [f'level {i + 1}\n{W}×{H}' for i, (H, W) in enumerate(explanation.recording.spatial_shapes)]
@@ -138,6 +140,7 @@ def grid_figure(
                     heat=heat,
                     points=None if points is None else points[head : head + 1],
                     start=start,
+                    reference=pixel,
                     detection=detection,
                     title=f'head {head + 1}' if level == 0 else '',
                     note=f'{heat.sum():.0%}' if with_share else '',
@@ -397,6 +400,8 @@ def _key(figure: Figure, explanation: Explanation, panels: list[_Panel]) -> None
         handles.append(Patch(color=BLUE, alpha=0.75, label='attention to columns and to rows'))
     if any(panel.detection for panel in panels):
         handles.append(Line2D([], [], color=GREEN, linewidth=1.1, label='predicted box'))
+    if not handles:
+        return
     width = sum(0.17 + 0.056 * len(handle.get_label()) for handle in handles)  # inches, of symbols and of letters
     rows = math.ceil(width / (0.95 * figure.get_figwidth()))
     figure.legend(

@@ -114,8 +114,9 @@ def attentions(model: nn.Module) -> dict[str, list[nn.Module]]:
         for attention in found[part]:
             if not (_is_deformable(attention) or _is_dense(attention)):
                 raise TypeError(
-                    f'model: the {name} in the {part} of {type(model).__name__} must be MSDeformAttn or '
-                    f'MultiheadAttention, got {type(attention).__name__}'
+                    f'model: the {name} in the {part} of {type(model).__name__} must be MSDeformAttn, '
+                    f'MultiheadAttention or another of this package that samples points or weighs cells, '
+                    f'got {type(attention).__name__}'
                 )
     return found
 

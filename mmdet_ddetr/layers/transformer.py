@@ -67,6 +67,11 @@ class DetrDecoderLayer(BaseModule):
         self.self_attn = build(self_attn_cfg, self.self_attention)
         self.cross_attn = build(cross_attn_cfg, self.cross_attention)
         self.embed_dims = self.self_attn.embed_dims
+        if self.cross_attn.embed_dims != self.embed_dims:
+            raise ValueError(
+                f"cross_attn_cfg.embed_dims must be the self-attention's, {self.embed_dims}, got "
+                f'{self.cross_attn.embed_dims}'
+            )
         self.ffn = build(ffn_cfg, FFN)
         self.norms = build_norms(norm_cfg, self.embed_dims, 3)
 
@@ -102,6 +107,8 @@ class TransformerStack(BaseModule):
 
     def __init__(self, num_layers: int, layer_cfg: dict, num_cp: int = -1, init_cfg: dict | None = None):
         super().__init__(init_cfg)
+        if num_layers < 1:
+            raise ValueError(f'num_layers must be at least 1, got {num_layers}')
         if num_cp > num_layers:
             raise ValueError(f'num_cp must be at most num_layers={num_layers}, got {num_cp}')
         self.num_layers = num_layers
