@@ -106,7 +106,9 @@ DETECTORS = {
     'two-stage': 'deformable-detr-masks_r50_8xb2-25e_coco',
     'Conditional DETR': 'conditional-detr_r50_8xb2-50e_coco',
     'DAB-DETR': 'dab-detr_r50_8xb2-50e_coco',
+    'DAB-Deformable-DETR': 'dab-deformable-detr_r50_8xb2-50e_coco',
     'SMCA-DETR': 'smca-detr_r50_8xb2-50e_coco',
+    'SMCA-DETR, convolutions': 'smca-detr-multi-scale-conv_r50_8xb1-50e_coco',
     'Anchor DETR': 'anchor-detr_r50_8xb1-50e_coco',
     'SAM-DETR': 'sam-detr_r50_4xb4-50e_coco',
 }
@@ -124,7 +126,9 @@ def model(request):
     if request.param == 'two-stage':
         cfg.update(with_box_refine=True, as_two_stage=True)
     torch.manual_seed(0)
-    return randomise(MODELS.build(cfg))
+    model = randomise(MODELS.build(cfg))
+    torch.nn.init.zeros_(model.mask_head.out.bias)  # else all logits may have one sign
+    return model
 
 
 @pytest.mark.parametrize('counts', [[0, 0], [2, 1]], ids=['no box', 'boxes'])

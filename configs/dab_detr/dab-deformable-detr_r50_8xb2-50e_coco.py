@@ -6,6 +6,7 @@ ffn = dict(feedforward_channels=2048, ffn_drop=0.0)
 model = dict(
     type='mmdet_ddetr.DABDeformableDETR',
     with_box_refine=True,
+    own_maps=True,
     encoder=dict(layer_cfg=dict(self_attn_cfg=attn, ffn_cfg=ffn)),
     decoder=dict(
         type='mmdet_ddetr.DABDeformableDecoder',

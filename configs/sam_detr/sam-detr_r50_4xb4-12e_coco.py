@@ -3,6 +3,7 @@ _base_ = '../conditional_detr/conditional-detr_r50_8xb2-50e_coco.py'
 
 model = dict(
     type='mmdet_ddetr.SAMDETR',
+    own_maps=True,
     num_feature_levels=1,
     # The authors had a norm here "by accident" in their trainings of 12 epochs, and recommend to do without.
     neck=dict(bias=True, norm_cfg=dict(type='GN', num_groups=32)),

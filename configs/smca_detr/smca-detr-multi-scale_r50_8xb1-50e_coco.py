@@ -3,6 +3,7 @@ _base_ = 'smca-detr_r50_8xb2-50e_coco.py'
 
 ffn = dict(feedforward_channels=1024)
 model = dict(
+    own_maps=True,
     num_feature_levels=3,  # strides 16, 32, 64
     backbone=dict(out_indices=(2, 3)),
     neck=dict(in_channels=[1024, 2048], num_outs=3),

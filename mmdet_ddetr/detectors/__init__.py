@@ -9,6 +9,7 @@ from .sam_detr import SAMDETR
 from .segmentation import (
     AnchorDETRWithMasks,
     ConditionalDETRWithMasks,
+    DABDeformableDETRWithMasks,
     DABDETRWithMasks,
     DeformableDETRWithMasks,
     DETRWithMasks,
@@ -27,6 +28,7 @@ __all__ = [
     'DABDETR',
     'DABDETRWithMasks',
     'DABDeformableDETR',
+    'DABDeformableDETRWithMasks',
     'DDetrTTAModel',
     'DETR',
     'DETRWithMasks',

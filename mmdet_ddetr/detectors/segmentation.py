@@ -12,7 +12,7 @@ from mmdet_ddetr.registry import MODELS
 
 from .anchor_detr import AnchorDETR
 from .conditional_detr import ConditionalDETR
-from .dab_detr import DABDETR
+from .dab_detr import DABDETR, DABDeformableDETR
 from .deformable_detr import DeformableDETR
 from .detr import DETR
 from .sam_detr import SAMDETR
@@ -80,7 +80,8 @@ class WithMasks:
         level = self.num_neck_inputs - 1  # C5; the neck adds coarser ones behind
         source = maps[level]
         shape = tuple(source.shape[-2:])
-        memory = memory.split([feat[0, 0].numel() for feat in maps], 1)[level]
+        levels = self.encoder.memory_levels(len(maps))
+        memory = memory.split([maps[i][0, 0].numel() for i in levels], 1)[levels.index(level)]
         memory = memory.transpose(1, 2).unflatten(2, shape)
         (mask,) = padding_masks([shape], batch_data_samples, source.device)
         return self.mask_head(query, image, source, memory, mask, finer)
@@ -146,6 +147,11 @@ class ConditionalDETRWithMasks(WithMasks, ConditionalDETR):
 @MODELS.register_module()
 class DABDETRWithMasks(WithMasks, DABDETR):
     """DAB-DETR for instance segmentation."""
+
+
+@MODELS.register_module()
+class DABDeformableDETRWithMasks(WithMasks, DABDeformableDETR):
+    """DAB-Deformable-DETR for instance segmentation."""
 
 
 @MODELS.register_module()
