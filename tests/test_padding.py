@@ -1,7 +1,7 @@
 """An image of a padded batch gets the detections that it gets alone, from the configs as they are shipped.
 
-But for the backbone, whose convolutions see padding: it is replaced by random maps. DETR and Deformable DETR are left out:
-their configs are the official ones, which let the neck's norms see padding too (``own_maps`` of a config of one's own).
+But for the backbone, whose convolutions see padding: it is replaced by random maps. DETR and Deformable DETR are left
+out: their configs are the official ones, which let the neck's norms see padding, too (``own_maps`` changes that).
 """
 
 import copy
