@@ -22,6 +22,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(mmdet_ddetr, m) {
       "ms_deform_attn_fused_backward(Tensor grad_output, Tensor value, SymInt[] spatial_shapes,"
       " Tensor reference_points, Tensor sampling_offsets, Tensor attention_logits, bool needs_grad_reference,"
       " bool deterministic) -> (Tensor, Tensor, Tensor, Tensor)");
+  // mask absent: plain (v1), present: modulated (v2)
+  m.def(
+      "deform_conv2d(Tensor input, Tensor offset, Tensor weight, int[] stride, int[] padding, int[] dilation,"
+      " Tensor? mask) -> Tensor");
+  // -> gradients of input, offset, weight, mask; shape [0] of what was not asked for and of an absent mask
+  m.def(
+      "deform_conv2d_backward(Tensor grad_output, Tensor input, Tensor offset, Tensor weight, int[] stride,"
+      " int[] padding, int[] dilation, Tensor? mask, bool needs_grad_samples, bool needs_grad_weight,"
+      " bool deterministic) -> (Tensor, Tensor, Tensor, Tensor)");
   // loss [N, C], or its sum over the classes [N]; grad_output as the loss
   m.def("sigmoid_focal_loss(Tensor logits, Tensor labels, float alpha, float gamma, bool sum_classes=False) -> Tensor");
   m.def(

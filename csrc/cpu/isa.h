@@ -2,6 +2,7 @@
 // compiled with AVX-512 could be the copy that the linker keeps for everybody.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <memory>
@@ -13,6 +14,7 @@
 #include <immintrin.h>
 #endif
 
+#include "deform_conv_kernels.h"
 #include "dropout_kernels.h"
 #include "matching_cost_kernels.h"
 #include "ms_deform_attn_kernels.h"

@@ -8,6 +8,8 @@
 namespace mmdet_ddetr::cpu::MMDET_DDETR_ISA {
 
 #include "simd.h"
+// after simd.h
+#include "placement.h"
 
 // Zeroed memory that begins at a cache line.
 template <typename E>
@@ -49,9 +51,6 @@ class Rows {
   void* const data_;
   const bool narrow_;
 };
-
-// Which corners of a sample lie in the map.
-constexpr int kC00 = 1, kC01 = 2, kC10 = 4, kC11 = 8, kAllCorners = 15;
 
 // The points of a row, ready for sampling. Arrays are [P], padded with zeros to whole vectors.
 template <typename T>
@@ -108,28 +107,17 @@ struct Points {
       x = load(base_x + p) + load(scale_x + p) * x;
       y = load(base_y + p) + load(scale_y + p) * y;
 
-      const V W = load(width + p), H = load(height + p);
-      const I touching = touches(x, y, W, H);
-      const V beside = touching ? V{} : outside_value(x, y);
-      outside += beside;
-      x = touching ? x : V{};
-      y = touching ? y : V{};
-      const I x0 = floor_to_int(x), y0 = floor_to_int(y);
-      const V x0f = __builtin_convertvector(x0, V), y0f = __builtin_convertvector(y0, V);
-      store(fx + p, x - x0f + beside);  // NaN: so are the gradients that it enters
-      store(fy + p, y - y0f + beside);
-
+      const Placement<C> placed = place<C>(x, y, load(width + p), load(height + p), load_bits<I>(pitch + p));
+      outside += placed.outside;
+      store(fx + p, placed.fx);
+      store(fy + p, placed.fy);
       const V a = load(weight + p);
-      const Corners<V> w = corner_weights(x - x0f, y - y0f);
-      store(w00 + p, a * w.c00);
-      store(w01 + p, a * w.c01);
-      store(w10 + p, a * w.c10);
-      store(w11 + p, a * w.c11);
-
-      const I left = x0 >= 0, right = x0f < W - 1, above = y0 >= 0, below = y0f < H - 1;
-      store_bits(inside + p, touching & ((left & above & kC00) | (right & above & kC01) | (left & below & kC10) |
-                                         (right & below & kC11)));
-      store_bits(cell + p, load_bits<I>(start + p) + y0 * load_bits<I>(pitch + p) + x0);
+      store(w00 + p, a * placed.weights.c00);
+      store(w01 + p, a * placed.weights.c01);
+      store(w10 + p, a * placed.weights.c10);
+      store(w11 + p, a * placed.weights.c11);
+      store_bits(inside + p, placed.inside);
+      store_bits(cell + p, load_bits<I>(start + p) + placed.cell);
     }
     outside_sum = sum_of_lanes<C>(outside);
   }
@@ -330,13 +318,7 @@ class PointGradients {
     const int64_t P = points_.P;
     V weighted = {};  // for the softmax: sum of weight times its gradient
     for (int64_t p = 0; p < P; p += N) {
-      V even[2], odd[2];
-      Corners<V> v;
-      deinterleave<C>(load(products_ + 4 * p), load(products_ + 4 * p + N), even[0], odd[0]);
-      deinterleave<C>(load(products_ + 4 * p + 2 * N), load(products_ + 4 * p + 3 * N), even[1], odd[1]);
-      deinterleave<C>(even[0], even[1], v.c00, v.c10);
-      deinterleave<C>(odd[0], odd[1], v.c01, v.c11);
-
+      const Corners<V> v = by_corner(products_ + 4 * p);
       const V fx = load(points_.fx + p), fy = load(points_.fy + p), a = load(points_.weight + p);
       const V grad_a = interpolate(fx, fy, v), dx = a * interpolate_dx(fy, v), dy = a * interpolate_dy(fx, v);
       weighted += a * grad_a;

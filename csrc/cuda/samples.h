@@ -82,6 +82,19 @@ struct FusedPoints {
   void* grad_cells = {};    // [B, Q, M, L, K, 2], compute type: d x, d y; null unless references need them
 };
 
+// The taps of a deformable convolution, which are queries of their own: query p T + t is tap t of output cell
+// first + p, a head is an offset group.
+struct ConvPoints {
+  int64_t T, P, Wo;                // taps; output cells of the image and of a row of it
+  int64_t kw;                      // taps of a row
+  int64_t sy, sx, py, px, dy, dx;  // stride, padding, dilation
+  int64_t first;
+  const void* offsets;      // [G, T, 2, P], compute type
+  const void* mask;         // [G, T, P], compute type; null: 1
+  void* grad_offsets = {};  // backward only
+  void* grad_mask = {};
+};
+
 // f(P()) with the type of the points.
 template <typename T, typename F>
 __device__ __forceinline__ void with_type_of_points(bool as_value, F f) {
@@ -227,6 +240,43 @@ class Samples<T, Index, FusedPoints> {
   Index K_, count_;
   int64_t first_, reference_;
   A top_, inverse_total_;
+};
+
+template <typename T, typename Index>
+class Samples<T, Index, ConvPoints> {
+  using A = Compute<T>;
+
+ public:
+  __device__ Samples(const ConvPoints& points, const Problem<Index>& n, Group, Index head, Index /*count*/)
+      : points_(points) {
+    const Index query = n.by_M.quotient(head), taps = static_cast<Index>(points.T);
+    tap_ = query % taps;
+    cell_ = points.first + query / taps;
+    plane_ = static_cast<int64_t>(head - query * n.M) * points.T + tap_;
+  }
+
+  __device__ Sample<A> read(Index, Index, LevelOf<Index>) const {
+    const ConvPoints& p = points_;
+    const A y = static_cast<A>(cell_ / p.Wo * p.sy - p.py) + static_cast<A>(tap_ / p.kw * p.dy);
+    const A x = static_cast<A>(cell_ % p.Wo * p.sx - p.px) + static_cast<A>(tap_ % p.kw * p.dx);
+    const int64_t i = 2 * plane_ * p.P + cell_;
+    return {x + get<A>(p.offsets, i + p.P), y + get<A>(p.offsets, i), A(1), A(1),
+            p.mask ? get<A>(p.mask, plane_ * p.P + cell_) : A(1)};
+  }
+
+  __device__ void write(Index, const Sample<A>&, SampleGradient<A> grad) const {
+    const ConvPoints& p = points_;
+    const int64_t i = 2 * plane_ * p.P + cell_;
+    put<A>(p.grad_offsets, i, grad.y);
+    put<A>(p.grad_offsets, i + p.P, grad.x);
+    if (p.grad_mask) put<A>(p.grad_mask, plane_ * p.P + cell_, grad.weight);
+  }
+
+  __device__ void finish(Group) const {}
+
+ private:
+  const ConvPoints& points_;
+  int64_t tap_, cell_, plane_;  // of the output and of the offsets: group, tap
 };
 
 }  // namespace mmdet_ddetr::cuda

@@ -4,6 +4,7 @@ from .conditional_attn import ConditionalAttention
 from .conditional_transformer import ConditionalDecoder, ConditionalDecoderLayer
 from .conv_exchange import ConvExchange
 from .dab_transformer import DABDecoder, DABDeformableDecoder, DABEncoder
+from .deform_conv import DCN, DCNv2
 from .deformable_transformer import (
     DeformableDecoder,
     DeformableDecoderLayer,
@@ -39,6 +40,8 @@ from .smca_transformer import (
 from .transformer import DetrDecoder, DetrDecoderLayer, DetrEncoder, DetrEncoderLayer
 
 __all__ = [
+    'DCN',
+    'DCNv2',
     'ConditionalAttention',
     'ConditionalDecoder',
     'ConditionalDecoderLayer',

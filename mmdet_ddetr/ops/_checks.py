@@ -57,6 +57,77 @@ def check_grad_output(grad_output: Tensor, value: Tensor, Q: int):
     _check_device('value', value, grad_output=grad_output)
 
 
+def check_deform_conv2d(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    mask: Tensor | None,
+) -> tuple[int, int]:
+    """The output's height and width."""
+    _check_shape('input', input, 'B, C, H, W', (None,) * 4)
+    _check_computable('input', input)
+    compute = compute_dtype(input.dtype)
+    for name, tensor in dict(offset=offset, weight=weight, mask=mask).items():
+        if tensor is None:
+            continue
+        _check(tensor.dim() == 4, f'{name} must have 4 dimensions, got {list(tensor.shape)}')
+        dtypes = (input.dtype,) if name == 'weight' else (input.dtype, compute)
+        also = '' if name == 'weight' else f' or {compute}'
+        _check(tensor.dtype in dtypes, f"{name} must be {input.dtype} (input's dtype){also}, got {tensor.dtype}")
+        _check_device('input', input, **{name: tensor})
+    for name, pair, least in (('stride', stride, 1), ('padding', padding, 0), ('dilation', dilation, 1)):
+        _check(len(pair) == 2, f'{name} must be two integers, got {len(pair)}')
+        for number in pair:
+            _check(
+                (number >= least) & (number <= MOST_CELLS),
+                f'{name} must be at least {least} and at most {MOST_CELLS}, got {tuple(pair)}',
+            )
+
+    (B, C, H, W), (C_out, C_group, kh, kw) = input.shape, weight.shape
+    most = most_rows(input.dtype)
+    for size in (H, W):
+        _check(
+            size <= most,
+            f'input must have at most {most} rows and columns beside {input.dtype}, got {list(input.shape)}',
+        )
+    _check(H * W <= MOST_CELLS, f'input must have at most {MOST_CELLS} cells, got {list(input.shape)}')
+    wrong = f'weight must be [C_out, C/groups, kh, kw] for input {list(input.shape)}, got {list(weight.shape)}'
+    for size in (C, C_group, kh, kw):
+        _check(size > 0, wrong)
+    _check(C % C_group == 0, wrong)
+    _check(C_out % (C // C_group) == 0, wrong)
+    _check((kh <= most) & (kw <= most), wrong)
+    T = kh * kw
+    Ho, Wo = (
+        (n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip((H, W), (kh, kw), stride, padding, dilation)
+    )
+    _check_size('the taps of a cell', (C, 2, kh, kw))
+    G = offset.shape[1] // (2 * T)
+    wrong = (
+        f'offset must be [B, G*T*2, Ho, Wo] = [{B}, G*{2 * T}, {Ho}, {Wo}] with G dividing C = {C}, '
+        f'got {list(offset.shape)}'
+    )
+    _check(G > 0, wrong)
+    _check(C % G == 0, wrong)
+    _check(_fits(offset.shape, (B, 2 * G * T, Ho, Wo)), wrong)
+    if mask is not None:
+        expected = [B, G * T, Ho, Wo]
+        _check(_fits(mask.shape, expected), f'mask must be [B, G*T, Ho, Wo] = {expected}, got {list(mask.shape)}')
+    _check_size("input's cells", (B, H, W, C))
+    _check_size('the output', (B, C_out, Ho, Wo))
+    _check_size('a chunk of columns', (Ho, Wo, T, C))
+    return Ho, Wo
+
+
+def check_conv_grad_output(grad_output: Tensor, input: Tensor, expected: Sequence[int]):
+    _check_shape('grad_output', grad_output, 'B, C_out, Ho, Wo', expected)
+    _check_dtype('grad_output', grad_output, input.dtype, " (input's dtype)")
+    _check_device('input', input, grad_output=grad_output)
+
+
 def check_sigmoid_focal_loss(logits: Tensor, labels: Tensor, gamma: float):
     _check_shape('logits', logits, 'N, C', (None, None))
     _check_computable('logits', logits)

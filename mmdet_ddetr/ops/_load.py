@@ -22,6 +22,11 @@ SCHEMAS = (
     'ms_deform_attn_fused_backward(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, Tensor reference_points, '
     'Tensor sampling_offsets, Tensor attention_logits, bool needs_grad_reference, bool deterministic) '
     '-> (Tensor, Tensor, Tensor, Tensor)',
+    'deform_conv2d(Tensor input, Tensor offset, Tensor weight, int[] stride, int[] padding, int[] dilation, '
+    'Tensor? mask) -> Tensor',
+    'deform_conv2d_backward(Tensor grad_output, Tensor input, Tensor offset, Tensor weight, int[] stride, '
+    'int[] padding, int[] dilation, Tensor? mask, bool needs_grad_samples, bool needs_grad_weight, '
+    'bool deterministic) -> (Tensor, Tensor, Tensor, Tensor)',
     'sigmoid_focal_loss(Tensor logits, Tensor labels, float alpha, float gamma, bool sum_classes=False) -> Tensor',
     'sigmoid_focal_loss_backward(Tensor grad_output, Tensor logits, Tensor labels, float alpha, float gamma) -> Tensor',
     'matching_cost(Tensor scores, Tensor boxes, Tensor image, Tensor labels, Tensor targets, float cls_weight, '

@@ -1,16 +1,24 @@
 """Deformable convolution, plain and modulated (DCN, arXiv:1703.06211; DCNv2, arXiv:1811.11168).
 
-To sample a map at learned points is what multi-scale deformable attention does, here with one level and one point a
-query: a query for every tap of every output cell, a head for every offset group, the mask for the attention weight.
-What remains of the convolution is a matrix product.
+The public function, and what PyTorch has to know about its ops besides their kernels.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.modules.utils import _pair
+from torch.utils.flop_counter import register_flop_formula
 
-from ._checks import FLOATS
-from .ms_deform_attn import ms_deform_attn
+from . import reference
+from ._checks import FLOATS, check_conv_grad_output, check_deform_conv2d, compute_dtype
+from ._load import LIBRARY
+from ._private import below_autograd, beyond_first_order
+from ._register import has_compiled_kernel, warn_of_device
+
+_NAME = 'deform_conv2d'
+_OP = torch.ops.mmdet_ddetr.deform_conv2d.default
+_BACKWARD_OP = torch.ops.mmdet_ddetr.deform_conv2d_backward.default
 
 
 def deform_conv2d(
@@ -26,90 +34,256 @@ def deform_conv2d(
     """A convolution whose taps are displaced, and weighted where there is a mask.
 
     Arguments and result are those of ``torchvision.ops.deform_conv2d``, samples and borders those of mmcv, too. The
-    number of groups follows from ``weight``, that of offset groups from ``offset``. Differentiable in every tensor.
+    number of groups follows from ``weight``, that of offset groups from ``offset``. Differentiable any number of times
+    and in both modes; the first backward is compiled, what lies beyond is plain PyTorch.
 
     Args:
-        input: fp64, fp32, fp16 or bf16.
+        input: fp64, fp32, fp16 or bf16. In ``channels_last`` it is sampled without a copy.
         offset: displacement of each tap in cells of ``input``, (y, x); group by group, tap by tap, rows of the kernel
             first. Coordinates are computed in fp32 (fp64 where input is fp64).
         weight: as for ``torch.nn.functional.conv2d``.
         mask: factor of each tap, as a rule in [0, 1]; None: 1 (DCN).
         stride, padding, dilation: as for ``conv2d``; a pair is (y, x).
 
-    A sample is bilinear among the cells and zeros around them: it fades out within one cell of the border.
+    A sample is bilinear among the cells and zeros around them: it fades out within one cell of the border. The samples
+    of a few MB of output cells exist at a time, in ``input``'s dtype; the backward pass samples anew.
 
     Raises:
-        ValueError: an argument's shape, dtype or device does not fit.
+        RuntimeError: an argument's shape, dtype or device does not fit.
     """
-    stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
-    Ho, Wo = _check(input, offset, weight, bias, mask, stride, padding, dilation)
-    (B, C, H, W), (C_out, C_group, kh, kw) = input.shape, weight.shape
-    (sy, sx), (py, px), (dy, dx) = stride, padding, dilation
-    T, G = kh * kw, offset.shape[1] // (2 * kh * kw)
-
-    dtype = torch.promote_types(input.dtype, torch.float32)
-    y, x = (torch.arange(size, dtype=dtype, device=input.device) for size in (Ho, Wo))
-    tap_y, tap_x = (torch.arange(size, dtype=dtype, device=input.device) for size in (kh, kw))
-    y = ((y * sy - py)[:, None] + tap_y * dy)[:, None, :, None].expand(Ho, Wo, kh, kw)
-    x = ((x * sx - px)[:, None] + tap_x * dx)[None, :, None, :].expand(Ho, Wo, kh, kw)
-    taps = torch.stack([x, y], -1).view(Ho, Wo, T, 1, 2)
-    shift = offset.to(dtype).reshape(B, G, T, 2, Ho, Wo).permute(0, 4, 5, 2, 1, 3).flip(-1)  # [B, Ho, Wo, T, G, (x, y)]
-    locations = (taps + shift + 0.5) / taps.new_tensor([max(W, 1), max(H, 1)])  # cells' centres lie at halves
-    if mask is None:
-        weights = locations.new_ones(B, Ho, Wo, T, G)
-    else:
-        weights = mask.to(dtype).reshape(B, G, T, Ho, Wo).permute(0, 3, 4, 2, 1)
-    columns = ms_deform_attn(
-        input.flatten(2).transpose(1, 2).unflatten(2, (G, C // G)),
-        [(H, W)],
-        locations.reshape(B, Ho * Wo * T, G, 1, 1, 2),
-        weights.reshape(B, Ho * Wo * T, G, 1, 1),
-    )  # [B, Ho*Wo*T, C]
-
-    groups = C // C_group
-    output = torch.einsum(
-        'bntgc,goct->bgon',
-        columns.view(B, Ho * Wo, T, groups, C_group),
-        weight.reshape(groups, C_out // groups, C_group, T).to(columns.dtype),
-    ).reshape(B, C_out, Ho, Wo)
-    return output if bias is None else output + bias[:, None, None].to(output.dtype)
+    geometry = [list(_pair(numbers)) for numbers in (stride, padding, dilation)]
+    offset, mask = _cast(input, offset, mask)
+    output = _OP(input, offset, weight.to(input.dtype) if weight.dtype in FLOATS else weight, *geometry, mask)
+    if bias is None:
+        return output
+    if bias.shape != weight.shape[:1]:
+        raise RuntimeError(f'bias must be [C_out] = {list(weight.shape[:1])}, got {list(bias.shape)}')
+    return output + bias[:, None, None].to(output.dtype)
 
 
-def _check(input, offset, weight, bias, mask, stride, padding, dilation) -> tuple[int, int]:
-    """Raise where the arguments do not fit each other; else the output's height and width."""
-    tensors = dict(input=input, offset=offset, weight=weight, bias=bias, mask=mask)
-    for name, tensor in tensors.items():
+def _cast(input: Tensor, *points: Tensor | None) -> list[Tensor | None]:
+    """offset and mask in a dtype that the kernels take: as it is, or the one input is computed in."""
+    compute = compute_dtype(input.dtype)
+    as_it_is = (input.dtype, compute)
+    return [t if t is None or t.dtype in as_it_is or t.dtype not in FLOATS else t.to(compute) for t in points]
+
+
+class _Call(NamedTuple):
+    """The arguments of the op."""
+
+    input: Tensor
+    offset: Tensor
+    weight: Tensor
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    mask: Tensor | None
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:  # without an absent mask
+        return tuple(t for t in (self.input, self.offset, self.weight, self.mask) if t is not None)
+
+    def check(self) -> tuple[int, int]:
+        return check_deform_conv2d(*self)
+
+    def with_tensors(self, *tensors: Tensor) -> '_Call':
+        input, offset, weight, *mask = tensors
+        return self._replace(input=input, offset=offset, weight=weight, mask=mask[0] if mask else None)
+
+    def reference(self) -> Tensor:
+        input, offset, weight, *geometry, mask = self
+        return reference.deform_conv2d(input, offset, weight, None, *geometry, mask)
+
+    def vjp(self, grad_output: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Gradients of ``tensors`` by differentiable operations."""
+        return torch.func.vjp(lambda *t: self.with_tensors(*t).reference(), *tensors)[1](grad_output)
+
+
+def _reference(*arguments):
+    call = _Call(*arguments)
+    call.check()
+    warn_of_device(call.input.device.type)
+    return call.reference()
+
+
+# --- shapes -----------------------------------------------------------------------------------------------------------
+
+
+def _fake(*arguments):
+    call = _Call(*arguments)
+    Ho, Wo = call.check()
+    return call.input.new_empty(call.input.shape[0], call.weight.shape[0], Ho, Wo)
+
+
+def _fake_backward(grad_output, *rest):
+    call, needs, _ = _split(rest)
+    _check_backward(grad_output, call)
+    return _in_place([t.new_empty(t.shape) for t in call.tensors], call, *needs)
+
+
+def _check_backward(grad_output: Tensor, call: _Call):
+    Ho, Wo = call.check()
+    check_conv_grad_output(grad_output, call.input, (call.input.shape[0], call.weight.shape[0], Ho, Wo))
+
+
+def _split(rest) -> tuple[_Call, tuple[bool, bool], bool]:
+    """Arguments of the backward op after grad_output -> those of the op, needs_grad_samples and _weight, determinism"""
+    *arguments, needs_grad_samples, needs_grad_weight, deterministic = rest
+    return _Call(*arguments), (needs_grad_samples, needs_grad_weight), deterministic
+
+
+def _in_place(grads, call: _Call, needs_grad_samples: bool, needs_grad_weight: bool) -> tuple[Tensor, ...]:
+    """Gradients of ``call.tensors`` -> of input, offset, weight, mask, empty where the op's are."""
+    input, offset, weight, *mask = grads
+    wanted = ((input, needs_grad_samples), (offset, needs_grad_samples), (weight, needs_grad_weight))
+    grads = [grad if needed else grad.new_empty(0) for grad, needed in wanted]
+    return *grads, mask[0] if mask and needs_grad_samples else input.new_empty(0)
+
+
+# --- derivatives ------------------------------------------------------------------------------------------------------
+
+
+def _autograd(*arguments):
+    call = _Call(*arguments)
+    if beyond_first_order():
+        call.check()
+        return call.reference()
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in call.tensors):
+        if not has_compiled_kernel(_NAME, call.input.device.type):
+            return _reference(*call)  # PyTorch differentiates it
+        return _Forward.apply(*call)
+    with below_autograd():
+        return _OP(*call)
+
+
+def _autograd_backward(grad_output, *rest):
+    if beyond_first_order():
+        call, needs, _ = _split(rest)
+        _check_backward(grad_output, call)
+        return _in_place(call.vjp(grad_output, *call.tensors), call, *needs)
+    if torch.is_grad_enabled():
+        return _Backward.apply(grad_output, *rest)
+    with below_autograd():
+        return _BACKWARD_OP(grad_output, *rest)
+
+
+class _Forward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *arguments):
+        call = _Call(*arguments)
+        ctx.geometry = call.stride, call.padding, call.dilation
+        ctx.save_for_backward(call.input, call.offset, call.weight, call.mask)
+        with below_autograd():
+            return _OP(*call)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        input, offset, weight, mask = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        flags = needs[0] or needs[1] or needs[6], needs[2], torch.are_deterministic_algorithms_enabled()
+        grads = _BACKWARD_OP(grad_output, input, offset, weight, *ctx.geometry, mask, *flags)
+        grad_input, grad_offset, grad_weight, grad_mask = (
+            grad if needed else None for grad, needed in zip(grads, (*needs[:3], needs[6]))
+        )
+        return grad_input, grad_offset, grad_weight, None, None, None, grad_mask
+
+
+class _Backward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, grad_output, *rest):
+        call, ctx.needs, _ = _split(rest)
+        ctx.geometry = call.stride, call.padding, call.dilation
+        ctx.save_for_backward(grad_output, call.input, call.offset, call.weight, call.mask)
+        with below_autograd():
+            return _BACKWARD_OP(grad_output, *rest)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        grad_output, *tensors, mask = ctx.saved_tensors
+        call = _Call(*tensors, *ctx.geometry, mask)
+        samples, weights = ctx.needs
+        needed = (samples, samples, weights, samples)
+        cotangents = tuple(g if n else torch.zeros_like(t) for g, n, t in zip(grads, needed, call.tensors))
+        grad_output, *grads = torch.func.vjp(call.vjp, grad_output, *call.tensors)[1](cotangents)
+        input, offset, weight, *mask = grads
+        return grad_output, input, offset, weight, None, None, None, mask[0] if mask else None, None, None, None
+
+
+# --- autocast: input and weight narrow, as those of a convolution; what fixes positions stays as exact as it is -------
+
+
+def _autocast(device_type):
+    def kernel(*arguments):
+        call = _Call(*arguments)
+        if call.input.dtype != torch.float64:
+            narrow = torch.get_autocast_dtype(device_type)
+            input = call.input.to(narrow)
+            offset, mask = _cast(input, call.offset, call.mask)
+            call = call._replace(input=input, offset=offset, weight=call.weight.to(narrow), mask=mask)
+        with torch.autocast(device_type, enabled=False):  # the kernel below this one
+            return _OP(*call)
+
+    return kernel
+
+
+# --- vmap: another dimension of channels, so that every example may have a weight of its own --------------------------
+
+
+def _fold(size: int, dims, call: _Call) -> _Call:
+    def channels(tensor, dim, axis):
         if tensor is None:
-            continue
-        if tensor.dim() != (1 if name == 'bias' else 4):
-            raise ValueError(f'{name} must have {1 if name == "bias" else 4} dimensions, got {list(tensor.shape)}')
-        if tensor.dtype not in FLOATS or tensor.layout != torch.strided:
-            raise ValueError(
-                f'{name} must be a dense tensor of fp64, fp32, fp16 or bf16, got {tensor.dtype}, {tensor.layout}'
-            )
-        if tensor.device != input.device:
-            raise ValueError(f"{name} must be on input's device {input.device}, but it is on {tensor.device}")
-    for name, pair, least in (('stride', stride, 1), ('padding', padding, 0), ('dilation', dilation, 1)):
-        if len(pair) != 2 or min(pair) < least:
-            raise ValueError(f'{name} must be two integers of at least {least}, got {pair}')
+            return None
+        moved = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+        return moved.movedim(0, axis).flatten(axis, axis + 1)
 
-    (B, C, H, W), (C_out, C_group, kh, kw) = input.shape, weight.shape
-    T = kh * kw
-    if T == 0 or C_group == 0 or C % C_group or C == 0 or C_out % (C // C_group):
-        raise ValueError(
-            f'weight must be [C_out, C/groups, kh, kw] for input {list(input.shape)}, got {list(weight.shape)}'
-        )
-    if bias is not None and len(bias) != C_out:
-        raise ValueError(f'bias must be [C_out] = [{C_out}], got {list(bias.shape)}')
-    size = tuple(
-        (n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip((H, W), (kh, kw), stride, padding, dilation)
+    return call._replace(
+        input=channels(call.input, dims[0], 1),
+        offset=channels(call.offset, dims[1], 1),
+        weight=channels(call.weight, dims[2], 0),
+        mask=channels(call.mask, dims[6], 1),
     )
-    G = offset.shape[1] // (2 * T)
-    if G == 0 or C % G or offset.shape != (B, G * T * 2, *size):
-        raise ValueError(
-            f'offset must be [B, G*T*2, Ho, Wo] = [{B}, G*{2 * T}, {size[0]}, {size[1]}] with G dividing C = {C}, '
-            f'got {list(offset.shape)}'
-        )
-    if mask is not None and mask.shape != (B, G * T, *size):
-        raise ValueError(f'mask must be [B, G*T, Ho, Wo] = {[B, G * T, *size]}, got {list(mask.shape)}')
-    return size
+
+
+def _vmap(info, in_dims, *arguments):
+    return _OP(*_fold(info.batch_size, in_dims, _Call(*arguments))).unflatten(1, (info.batch_size, -1)), 1
+
+
+def _vmap_backward(info, in_dims, grad_output, *rest):
+    size = info.batch_size
+    call, (samples, weights), deterministic = _split(rest)
+    grad = grad_output.expand(size, *grad_output.shape) if in_dims[0] is None else grad_output.movedim(in_dims[0], 0)
+    folded = _fold(size, in_dims[1:8], call)
+    flags = samples, weights, deterministic
+    grads = _BACKWARD_OP(grad.movedim(0, 1).flatten(1, 2), *folded, *flags)
+    kept, axes = (samples, samples, weights, samples and call.mask is not None), (1, 1, 0, 1)
+    return tuple(
+        grad.unflatten(axis, (size, -1)) if keep else grad for grad, keep, axis in zip(grads, kept, axes)
+    ), tuple(axis if keep else None for keep, axis in zip(kept, axes))
+
+
+# --- operations, for torch.utils.flop_counter; it gives shapes for tensors --------------------------------------------
+
+
+def _flops(input, offset, weight, stride, padding, dilation, mask, out_shape=None):
+    """A multiply-add counts as two operations: five of each sample and channel, and the matrix product."""
+    C_out, C_group, kh, kw = weight
+    cells = offset[0] * offset[2] * offset[3]
+    return 2 * cells * kh * kw * (5 * input[1] + C_out * C_group)
+
+
+def _flops_backward(grad_output, *rest, out_shape=None):
+    """Twice the forward's, as for a product: once for its left side, once for its right."""
+    return 2 * _flops(*rest[:7])
+
+
+LIBRARY.impl(_NAME, _reference, 'CompositeExplicitAutograd')
+torch.library.register_fake(f'mmdet_ddetr::{_NAME}', _fake, lib=LIBRARY)
+torch.library.register_fake(f'mmdet_ddetr::{_NAME}_backward', _fake_backward, lib=LIBRARY)
+LIBRARY.impl(_NAME, _autograd, 'Autograd')
+LIBRARY.impl(f'{_NAME}_backward', _autograd_backward, 'Autograd')
+LIBRARY.impl(_NAME, _autocast('cpu'), 'AutocastCPU')
+LIBRARY.impl(_NAME, _autocast('cuda'), 'AutocastCUDA')
+torch.library.register_vmap(f'mmdet_ddetr::{_NAME}', _vmap, lib=LIBRARY)
+torch.library.register_vmap(f'mmdet_ddetr::{_NAME}_backward', _vmap_backward, lib=LIBRARY)
+register_flop_formula(_OP.overloadpacket)(_flops)
+register_flop_formula(_BACKWARD_OP.overloadpacket)(_flops_backward)

@@ -273,7 +273,7 @@ def deform_conv2d(
     (sy, sx), (py, px), (dy, dx) = _pair(stride), _pair(padding), _pair(dilation)
     *_, Ho, Wo = offset.shape
     dtype = torch.promote_types(input.dtype, torch.float32)
-    G = offset.shape[1] // (2 * kh * kw)
+    G, groups = offset.shape[1] // (2 * kh * kw), C // C_group
     offset = offset.to(dtype).reshape(B * G, kh, kw, 2, Ho, Wo)
     cells = input.to(dtype).reshape(B * G, 1, C // G, H * W).mT
     rows = torch.arange(Ho, dtype=dtype, device=input.device)[:, None] * sy - py
@@ -284,9 +284,9 @@ def deform_conv2d(
             y = (rows + u * dy + offset[:, u, v, 0]).view(B * G, 1, Ho * Wo)
             x = (columns + v * dx + offset[:, u, v, 1]).view(B * G, 1, Ho * Wo)
             samples = _bilinear(cells, H, W, x, y) + _outside_value(x, y)[..., None]  # [B*G, 1, Ho*Wo, C/G]
-            samples = samples.mT.reshape(B * G, C // G, Ho, Wo)
+            samples = samples.mT.reshape(B * G, C // G, Ho * Wo)
             if mask is not None:
-                samples = samples * mask.to(dtype).reshape(B * G, kh, kw, Ho, Wo)[:, u, v, None]
-            tap = weight[:, :, u : u + 1, v : v + 1].to(dtype)
-            output = output + F.conv2d(samples.reshape(B, C, Ho, Wo), tap, groups=C // C_group)
+                samples = samples * mask.to(dtype).reshape(B * G, kh, kw, 1, Ho * Wo)[:, u, v]
+            tap = weight[:, :, u, v].to(dtype).reshape(groups, len(weight) // groups, C_group)
+            output = output + (tap @ samples.reshape(B, groups, C_group, Ho * Wo)).reshape(output.shape)
     return (output if bias is None else output + bias.to(dtype)[:, None, None]).to(input.dtype)

@@ -66,6 +66,10 @@ def cases(rng):
     offset, mask = torch.randn(B, 2 * kernel**2, H, W), torch.rand(B, kernel**2, H, W)
     arguments = [torch.randn(B, 4, H, W), offset, torch.randn(6, 4, kernel, kernel), torch.randn(6)]
     yield 'deform_conv2d', ops.deform_conv2d, [*arguments, 1, kernel // 2, 1, mask]
+    geometry = [1, 1], [kernel // 2] * 2, [1, 1]
+    yield 'op deform_conv2d', direct.deform_conv2d, [*arguments[:3], *geometry, mask]
+    arguments = [torch.randn(B, 6, H, W), *arguments[:3], *geometry, mask, rng.random() < 0.5, rng.random() < 0.5]
+    yield 'op deform_conv2d_backward', direct.deform_conv2d_backward, [*arguments, False]
 
     layers, queries, counts = [2, 1], [3, 5], [rng.randrange(4) for _ in range(4)]
     size = 2 * 3 * sum(counts[:2]) + 5 * sum(counts[2:])

@@ -294,6 +294,52 @@ def test_a_cell_away_from_the_map_there_is_nothing(kernels, W):
         assert all((tensor.count_nonzero() == 0) == nothing for tensor in results[:1] + results[2:])
 
 
+# (groups, offset groups, C, C_out, modulated): channels a lane, vector loads, several groups of each kind
+CONVOLUTIONS = [(1, 1, 16, 3, True), (2, 3, 30, 4, True), (4, 1, 8, 4, False)]
+
+
+@pytest.mark.parametrize('deterministic', [False, True])
+@pytest.mark.parametrize('dtype', DTYPES, ids=str)
+@pytest.mark.parametrize('groups, G, C, C_out, modulated', CONVOLUTIONS)
+def test_deform_conv(kernels, groups, G, C, C_out, modulated, dtype, deterministic):
+    rng = torch.Generator().manual_seed(0)
+    geometry = (2, 1), (1, 1), (1, 2)
+    exact = [
+        torch.randn(2, C, 5, 6, generator=rng, dtype=torch.double),
+        2 * torch.randn(2, G * 18, 3, 4, generator=rng, dtype=torch.double),
+        torch.randn(C_out, C // groups, 3, 3, generator=rng, dtype=torch.double),
+        torch.rand(2, G * 9, 3, 4, generator=rng, dtype=torch.double),
+    ]
+    given = [tensor.to(dtype) for tensor in exact]
+    exact = [tensor.double().clone().requires_grad_() for tensor in given]
+    mask, exact_mask = (given[3], exact[3]) if modulated else (None, None)
+    expected = reference.deform_conv2d(*exact[:3], None, *geometry, mask=exact_mask)
+    grad_output = torch.randn(expected.shape, generator=rng, dtype=torch.double).to(dtype)
+    grads = torch.autograd.grad(expected, exact[: 3 + modulated], grad_output.double())
+
+    arguments = *given[:3], *geometry, mask
+    output = kernels('deform_conv2d', *arguments).cpu()
+    got = kernels('deform_conv2d_backward', grad_output, *arguments, True, True, deterministic)
+    assert modulated or got[3].shape == (0,)
+    eps = max(torch.finfo(dtype).eps, 1e-14)
+    for one, other in zip((output, *got), (expected, *grads)):  # samples, their gradients and sums are rounded
+        assert one.dtype == dtype and one.shape == other.shape
+        difference = (one.cpu().double() - other).abs().max() / other.abs().max()
+        assert difference < 8 * eps
+
+
+@pytest.mark.parametrize('name', ['deform_conv2d', 'deform_conv2d_backward'])
+def test_deform_conv_of_nothing(kernels, name):
+    geometry = (1, 1), (1, 1), (1, 1)
+    for B, C_out, H in ((0, 2, 4), (1, 0, 4), (1, 2, 0)):
+        arguments = torch.ones(B, 4, H, 5), torch.ones(B, 18, H, 5), torch.ones(C_out, 4, 3, 3), *geometry, None
+        if name == 'deform_conv2d':
+            assert kernels(name, *arguments).shape == (B, C_out, H, 5)
+        else:
+            grads = kernels(name, torch.ones(B, C_out, H, 5), *arguments, True, True, False)
+            assert all(grad.shape == x.shape and not grad.any() for grad, x in zip(grads, arguments[:3]))
+
+
 def test_sizes_that_overflow(host):
     """Refused by the same checks as on the CPU."""
     kernels, case = Kernels(torch.ops.mmdet_ddetr_cuda_on_host, 'cpu'), Plain(B=1, Q=1, M=1, D=4, shapes=[(0, 0)], K=1)

@@ -193,7 +193,7 @@ def test_bad_input_is_named():
         wrong = dict(
             weight=inputs['weight'].new_zeros(6, 4, 3, 3), offset=inputs['offset'][..., 1:], mask=inputs['mask'][:, 1:]
         )
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(RuntimeError, match=message):
             deform_conv2d(**{**inputs, change: wrong[change]}, padding=1)
 
 

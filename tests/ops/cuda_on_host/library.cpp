@@ -8,6 +8,7 @@
 #define MMDET_DDETR_INT32_LIMIT on_host::int32_limit
 #define mmdet_ddetr mmdet_ddetr_cuda_on_host  // the namespace of the operators
 #define CUDA CPU                              // the key they are registered for
+#include "../../../csrc/cuda/deform_conv.cu"
 #include "../../../csrc/cuda/matching_cost.cu"
 #include "../../../csrc/cuda/ms_deform_attn.cu"
 #include "../../../csrc/cuda/sigmoid_focal_loss.cu"
