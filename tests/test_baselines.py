@@ -52,7 +52,7 @@ def test_atss(theirs):
     neck = theirs['atss']['model']['neck']
     assert model['neck'] == dict(neck, relu_before_extra_convs=False)
     deformable = model['backbone'].pop('dcn'), model['backbone'].pop('stage_with_dcn')
-    assert deformable == (dict(type='DCNv2', deform_groups=1), [False, False, True, True])
+    assert deformable == (dict(type='mmdet_ddetr.DCNv2', deform_groups=1), [False, False, True, True])
     assert model['backbone'] == theirs['x101']['model']['backbone']
     assert ours['optim_wrapper']['optimizer'] == theirs['atss']['optim_wrapper']['optimizer']
     assert ours['optim_wrapper'].get('paramwise_cfg') is ours['optim_wrapper'].get('clip_grad') is None

@@ -4,7 +4,7 @@ _base_ = 'fcos_x101-64x4d_fpn_8xb2-ms-2x_coco.py'
 
 model = dict(
     type='ATSS',
-    backbone=dict(dcn=dict(type='DCNv2', deform_groups=1), stage_with_dcn=(False, False, True, True)),
+    backbone=dict(dcn=dict(type='mmdet_ddetr.DCNv2', deform_groups=1), stage_with_dcn=(False, False, True, True)),
     neck=dict(relu_before_extra_convs=False),
     bbox_head=dict(
         _delete_=True,
