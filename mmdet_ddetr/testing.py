@@ -8,7 +8,7 @@ from mmengine.model import PretrainedInit
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from mmdet_ddetr.backbones import ResNetDC5
+from mmdet_ddetr.backbones import DAT, ResNetDC5
 from mmdet_ddetr.registry import MODELS, class_of
 
 
@@ -87,7 +87,7 @@ def without_download(model_cfg: dict) -> dict:
 
 
 def shrink(model_cfg: dict) -> dict:
-    """Make a model small enough for a unit test, in place: R18 and X50 for deeper ones, few layers and queries."""
+    """Make a model small enough for a unit test, in place: R18, X50 and a narrow DAT, few layers and queries."""
     without_download(model_cfg)
     backbone = class_of(model_cfg['backbone']['type'], MODELS)
     if backbone is ResNeXt:
@@ -98,6 +98,10 @@ def shrink(model_cfg: dict) -> dict:
         for part in ('neck', 'mask_head'):
             if part in model_cfg:
                 model_cfg[part]['in_channels'] = [wide[c] for c in model_cfg[part]['in_channels']]
+    if backbone is DAT:
+        narrow = dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), num_groups=(1, 1, 2, 4))
+        model_cfg['backbone']['arch'] = narrow
+        model_cfg['neck']['in_channels'] = [16 * 2**i for i in model_cfg['backbone'].get('out_indices', (1, 2, 3))]
     if 'num_queries' in model_cfg:
         model_cfg['num_queries'] = 20
         model_cfg['encoder']['num_layers'] = 2

@@ -51,10 +51,11 @@ def test_links_lead_somewhere():
 def test_published_figures(name, row):
     """The page says what the metafile says, which is what `mim search` shows."""
     results = METAFILES[name].get('Results', ())
-    aps = {f'{result["Metrics"]["box AP"]}' for result in results}
-    published = {row['paper AP'], row.get('official AP', '')} - {''}
-    assert bool(aps) == bool(published)
-    assert not published or aps & published
+    for metric, columns in (('box AP', ('paper AP', 'official AP')), ('mask AP', ('paper mask AP',))):
+        aps = {f'{result["Metrics"][metric]}' for result in results if metric in result['Metrics']}
+        published = {row.get(column, '') for column in columns} - {''}
+        assert bool(aps) == bool(published)
+        assert not published or aps & published
     metadata = METAFILES[name]['Metadata']
     if row.get('paper params'):
         assert row['paper params'] == f'{metadata["Parameters"] / 1e6:.0f} M'
