@@ -11,10 +11,12 @@ import types
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine.optim import build_optim_wrapper
 from mmengine.runner import CheckpointLoader
 from official import cosines, load
 from torch import nn
 
+from mmdet_ddetr import get_config
 from mmdet_ddetr.backbones import DAT
 from mmdet_ddetr.backbones.dat_attention import DeformableAttention, LocalAttention
 from mmdet_ddetr.backbones.dat_weights import convert
@@ -387,3 +389,23 @@ def test_named_weights(official_file, tmp_path, monkeypatch):
     official_file.rename(tmp_path / 'checkpoints/dat_tiny_in1k_224.pth')
     build(init_cfg=pretrained('tiny')).init_weights()
     assert 'merges.0.proj.weight' in CheckpointLoader.load_checkpoint('dat://tiny', map_location='cpu')
+
+
+# The configs
+
+
+@pytest.mark.parametrize(
+    ('name', 'backbone', 'tables'),
+    [
+        ('deformable-detr_dat-t_16xb2-50e_coco', (2e-5, 1e-4), (2e-5, 1e-4)),  # Deformable DETR decays all weights
+        ('mask-rcnn_dat-t_fpn_8xb2-1x_coco', (1e-4, 0.05), (1e-4, 0.0)),
+    ],
+)
+def test_learning_rate_and_decay(name, backbone, tables):
+    config = get_config(name)
+    model = nn.ModuleDict(dict(backbone=build()))
+    groups = build_optim_wrapper(model, config.optim_wrapper).param_groups
+    found = {id(group['params'][0]): (group['lr'], group['weight_decay']) for group in groups}
+    block = model.backbone.stages[2][1]
+    assert found[id(block.attn.query_proj.weight)] == pytest.approx(backbone)
+    assert found[id(block.attn.position_bias_table)] == found[id(block.norm1.weight)] == pytest.approx(tables)

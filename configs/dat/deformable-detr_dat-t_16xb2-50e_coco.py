@@ -11,9 +11,3 @@ model = dict(
     ),
     neck=dict(in_channels=[192, 384, 768]),
 )
-optim_wrapper = dict(
-    paramwise_cfg=dict(
-        norm_decay_mult=0.0,
-        custom_keys={'backbone': dict(lr_mult=0.1), 'position_bias_table': dict(lr_mult=0.1, decay_mult=0.0)},
-    )
-)

@@ -124,7 +124,7 @@ class DeformableAttention(nn.Module):
         offsets = self.offset_norm(self.offset_conv(groups).permute(0, 2, 3, 1))
         offsets = self.offset_proj(F.gelu(offsets)).view(B, self.num_groups, H * W, 2)
         offsets = self.offset_range / 2 * offsets.to(_position_dtype(offsets)).tanh()  # in cells
-        return _cell_centres(H, W, offsets) + offsets / offsets.new_tensor((W, H))
+        return _cell_centres(H, W, offsets) + torch.stack([o / n for o, n in zip(offsets.unbind(-1), (W, H))], -1)
 
     def _sample(self, x: Tensor, points: Tensor) -> Tensor:  # [B, H, W, C], [B, G, H*W, 2] -> [B, H*W, C]
         """0 and 1 mean the centres of the first and of the last cell here: ``align_corners=True`` of the official code.
@@ -132,8 +132,8 @@ class DeformableAttention(nn.Module):
         By the attention op: as fast as ``grid_sample`` forward, two to three times as fast backward.
         """
         B, H, W, C = x.shape
-        size = points.new_tensor((W, H))
-        locations = (points * (size - 1) + 0.5) / size  # 0 and 1 are edges for the op
+        # 0 and 1 are edges for the op
+        locations = torch.stack([(p * (n - 1) + 0.5) / n for p, n in zip(points.unbind(-1), (W, H))], -1)
         locations = locations.transpose(1, 2)[:, :, :, None, None]  # [B, H*W, G, L=1, K=1, 2]
         value = x.reshape(B, H * W, self.num_groups, -1)
         return ms_deform_attn(value, [(H, W)], locations, torch.ones_like(locations[..., 0]))
