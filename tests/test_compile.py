@@ -28,6 +28,7 @@ def check_training(model, compiled, **tolerance):
     for function in (model, compiled):
         model.zero_grad()
         inputs, samples = batch()
+        torch.manual_seed(0)  # of denoising
         losses = function(inputs, samples, mode='loss')
         sum(losses.values()).backward()
         results.append((losses, [p.grad for p in model.parameters() if p.requires_grad]))
@@ -53,6 +54,16 @@ def check_prediction(model, compiled, **tolerance):
 def test_train_forward(variant):
     """From the images over matching and losses of all layers to the dict of losses."""
     model = tiny_model(variant).train()
+    check_training(model, compile_whole(model), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    'variant', ['two-stage', *(pytest.param(v, marks=pytest.mark.slow) for v in ('anchor', 'dab'))]
+)
+def test_train_forward_with_further_queries(variant):
+    """Denoising queries, and one-to-many ones where the others have no patterns."""
+    one2many = dict(num_queries_one2many=10, k_one2many=2) if variant == 'two-stage' else {}
+    model = tiny_model(variant, dn_cfg=dict(group_cfg=dict(dynamic=False, num_groups=2)), **one2many).train()
     check_training(model, compile_whole(model), rtol=0, atol=0)
 
 

@@ -408,9 +408,10 @@ def test_figures(explanations, name):
         decoder=decoder_figure(explanation, detection),
         encoder=encoder_figure(explanation, 50, 20, 0),
         grid=grid_figure(explanation, 'decoder', -1, detection.query, detection),
+        pixel=grid_figure(explanation, 'encoder', -1, explanation.encoder_query(50, 20), pixel=(50, 20)),
     )
     heads, levels = 8, dict(dense=1, levels=3, axes=1).get(name, 4)
-    panels = dict(paper=2 * 3, decoder=3, encoder=2, grid=heads * levels)
+    panels = dict(paper=2 * 3, decoder=3, encoder=2, grid=heads * levels, pixel=heads * levels)
     for kind, figure in figures.items():
         assert len(figure.axes) == panels[kind] + 1, 'and the colour bar'
         if kind != 'grid':  # 32 panels take seconds; test_tool draws smaller ones

@@ -44,13 +44,15 @@ def tiny_config(variant: str, embed_dims: int = 16) -> dict:
     return model
 
 
-def tiny_model(variant: str, num_cp: int = -1) -> nn.Module:
+def tiny_model(variant: str, num_cp: int = -1, **changes) -> nn.Module:
     """Random in every parameter, the same each time, without dropout.
 
     Args:
         num_cp: layers of encoder and decoder with activation checkpointing.
+        **changes: to the config of the model.
     """
     torch.manual_seed(0)
     config = tiny_config(variant)
+    config.update(changes)
     config.encoder.num_cp = config.decoder.num_cp = num_cp
     return randomise(without_dropout(MODELS.build(config)))

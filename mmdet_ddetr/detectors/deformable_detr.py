@@ -55,7 +55,8 @@ class DeformableDETR(BaseDETR):
         self.num_feature_levels = num_feature_levels
         self.proposals_on_padding = proposals_on_padding
         self.mixed_selection = mixed_selection
-        encoder, decoder = (tie_levels(stack, num_feature_levels, MSDeformAttn) for stack in (encoder, decoder))
+        encoder = tie_levels(encoder, num_feature_levels, self.encoder_type)
+        decoder = tie_levels(decoder, num_feature_levels, self.decoder_type)
         super().__init__(*args, encoder=encoder, decoder=decoder, **kwargs)
 
     def _init_layers(self) -> None:

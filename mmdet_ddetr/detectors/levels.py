@@ -13,7 +13,8 @@ def tie_levels(stack: dict, num_feature_levels: int, default: type) -> dict:
     Args:
         stack: config of the encoder or the decoder. Of the decoder, the cross-attention alone sees levels.
         num_feature_levels: for every attention that has an argument ``num_levels``.
-        default: the attention's class where its config has no ``type``.
+        default: the stack's class where its config has no ``type``. Layers and attentions without one are the stack's
+            and the layer's own.
 
     Raises:
         ValueError: an attention has another number.
@@ -21,7 +22,7 @@ def tie_levels(stack: dict, num_feature_levels: int, default: type) -> dict:
     stack = copy.deepcopy(stack)
     name = 'cross_attn_cfg' if 'cross_attn_cfg' in stack['layer_cfg'] else 'self_attn_cfg'
     cfg = stack['layer_cfg'].get(name)
-    if cfg is None or 'num_levels' not in _arguments_of(cfg.get('type', default)):
+    if cfg is None or 'num_levels' not in _arguments_of(cfg.get('type', _own_attention(stack, name, default))):
         return stack
     if cfg.setdefault('num_levels', num_feature_levels) != num_feature_levels:
         raise ValueError(
@@ -30,6 +31,13 @@ def tie_levels(stack: dict, num_feature_levels: int, default: type) -> dict:
     return stack
 
 
-def _arguments_of(type_: str | type) -> Mapping[str, inspect.Parameter]:
-    cls = class_of(type_, MODELS)
+def _own_attention(stack: dict, name: str, default: type) -> type | None:
+    """The class of the attention that a layer of the stack has where its config has no ``type``."""
+    layer = stack['layer_cfg'].get('type', getattr(class_of(stack.get('type', default), MODELS), 'layer', None))
+    attribute = 'cross_attention' if name == 'cross_attn_cfg' else 'attention'
+    return None if layer is None else getattr(class_of(layer, MODELS), attribute, None)
+
+
+def _arguments_of(type_: str | type | None) -> Mapping[str, inspect.Parameter]:
+    cls = None if type_ is None else class_of(type_, MODELS)
     return {} if cls is None else inspect.signature(cls).parameters  # where there is no such type, its building says so

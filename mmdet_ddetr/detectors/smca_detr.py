@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from mmdet_ddetr.layers import (
     ConvEncoder,
-    OwnLevelAttention,
     SMCADecoder,
     SpatiallyModulatedAttention,
     is_padded,
@@ -36,8 +35,8 @@ class SMCADETR(DETR):
 
     def __init__(self, *args, encoder: dict, decoder: dict, num_feature_levels: int = 1, **kwargs):
         self.num_feature_levels = num_feature_levels
-        encoder = tie_levels(encoder, num_feature_levels, OwnLevelAttention)
-        decoder = tie_levels(decoder, num_feature_levels, SpatiallyModulatedAttention)
+        encoder = tie_levels(encoder, num_feature_levels, self.encoder_type)
+        decoder = tie_levels(decoder, num_feature_levels, self.decoder_type)
         super().__init__(*args, encoder=encoder, decoder=decoder, **kwargs)
 
     def _init_layers(self) -> None:

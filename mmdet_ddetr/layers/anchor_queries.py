@@ -21,7 +21,8 @@ class FixedCentres(nn.Module):
     """An embedding of places before the sigmoid whose first two columns, cx and cy, are drawn once and stay.
 
     They are no parameter: an optimizer's weight decay would move what gets no gradient. In a state_dict all columns are
-    one tensor, ``weight``, as in ``nn.Embedding``.
+    one tensor, ``weight``, as in ``nn.Embedding``; what averages a state_dict in place (mmengine's EMA with
+    ``update_buffers=True``) does not reach it.
 
     Args:
         num_embeddings: places.

@@ -42,7 +42,8 @@ class QueryGroups:
         The reverse would tell the matching queries the ground truth.
         """
         sizes = torch.tensor([self.matching, self.one2many] + [self.dn_size] * self.dn_groups)
-        group = torch.arange(len(sizes)).repeat_interleave(sizes).to(device, non_blocking=True)
+        total = self.matching + self.one2many + self.denoising  # told: torch.compile cannot add up values
+        group = torch.arange(len(sizes)).repeat_interleave(sizes, output_size=total).to(device, non_blocking=True)
         hidden = group[:, None] != group
         hidden[self.matching + self.one2many :, : self.matching] = False
         return hidden

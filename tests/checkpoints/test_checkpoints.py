@@ -238,6 +238,20 @@ def test_round_trip_of_further_targets(build, variant, target):
         assert not any(re.fullmatch(r'neck.*conv\.bias', key) for key in written)
 
 
+@pytest.mark.parametrize('variant', ['base', 'DETR'])
+def test_a_neck_of_ones_own(build, variant):
+    """More levels, a norm: ours all the same, though no other code base has it."""
+    weights = dict(build(variant).state_dict())
+    weights |= {
+        f'neck.{part}.weight': torch.ones(2) for part in ('convs.0.gn', 'extra_convs.1.conv', 'extra_convs.1.gn')
+    }
+    weights['neck.extra_convs.1.conv.bias'] = torch.ones(2)
+    assert find_layout(weights).name == 'mmdet_ddetr'
+    assert convert(weights).keys() == weights.keys()
+    with pytest.raises(CheckpointError, match=r'have no counterpart there: neck\.'):
+        convert(weights, target='official')
+
+
 def test_first_releases_of_mmdet2(build):
     """The names in MMDetection's published DETR of 2020."""
     expected = build('DETR').state_dict()

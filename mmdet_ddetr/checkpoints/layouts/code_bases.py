@@ -78,6 +78,7 @@ OWN_HEAD = """
 bbox_head.cls_branches.{o}.*   bbox_head.cls_branches.{o}.*
 bbox_head.reg_branches.{o}.**  bbox_head.reg_branches.{o}.**
 dn_query_generator.label_embedding.*  dn_query_generator.label_embedding.*
+neck.**  neck.**
 """
 MMDET_HEAD = """
 bbox_head.fc_cls.*              bbox_head.cls_branches.0.*
