@@ -15,14 +15,17 @@ from .layout import Layout
 from .masks import MASKS
 
 # The official decoder layer holds the projections of both attentions itself, sa_ and ca_.
-OFFICIAL_DECODER = """
-transformer.encoder.layers.{i}.self_attn.**            encoder.layers.{i}.self_attn.attn.**
+CONDITIONAL_SELF_ATTENTION = """
 transformer.decoder.layers.{i}.sa_qcontent_proj.*      decoder.layers.{i}.self_attn.qcontent_proj.*
 transformer.decoder.layers.{i}.sa_qpos_proj.*          decoder.layers.{i}.self_attn.qpos_proj.*
 transformer.decoder.layers.{i}.sa_kcontent_proj.*      decoder.layers.{i}.self_attn.kcontent_proj.*
 transformer.decoder.layers.{i}.sa_kpos_proj.*          decoder.layers.{i}.self_attn.kpos_proj.*
 transformer.decoder.layers.{i}.sa_v_proj.*             decoder.layers.{i}.self_attn.v_proj.*
 transformer.decoder.layers.{i}.self_attn.out_proj.*    decoder.layers.{i}.self_attn.out_proj.*
+"""
+OFFICIAL_DECODER = CONDITIONAL_SELF_ATTENTION
+OFFICIAL_DECODER += """
+transformer.encoder.layers.{i}.self_attn.**            encoder.layers.{i}.self_attn.attn.**
 transformer.decoder.layers.{i}.ca_qcontent_proj.*      decoder.layers.{i}.cross_attn.qcontent_proj.*
 transformer.decoder.layers.{i}.ca_qpos_proj.*          decoder.layers.{i}.cross_attn.qpos_proj.*
 transformer.decoder.layers.{i}.ca_kcontent_proj.*      decoder.layers.{i}.cross_attn.kcontent_proj.*

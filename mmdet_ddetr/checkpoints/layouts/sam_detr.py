@@ -2,11 +2,13 @@
 
 from ..key_map import KeyMap
 from .code_bases import OFFICIAL, OWN_HEAD, same_on_both_sides
+from .conditional_detr import CONDITIONAL_SELF_ATTENTION
 from .layout import Layout
 from .masks import MASKS
 
 # The encoder of one level is dense, that of several is deformable. The neck has norms in part.
-OFFICIAL_BODY = """
+OFFICIAL_BODY = CONDITIONAL_SELF_ATTENTION
+OFFICIAL_BODY += """
 transformer.encoder.layers.{i}.self_attn.in_proj_weight  encoder.layers.{i}.self_attn.attn.in_proj_weight
 transformer.encoder.layers.{i}.self_attn.in_proj_bias    encoder.layers.{i}.self_attn.attn.in_proj_bias
 transformer.encoder.layers.{i}.self_attn.out_proj.*      encoder.layers.{i}.self_attn.attn.out_proj.*
@@ -14,12 +16,6 @@ transformer.encoder.layers.{i}.self_attn.**              encoder.layers.{i}.self
 transformer.level_embed                                  level_embed
 input_proj.{l}.0.*                                       neck.convs.{l}.conv.*
 input_proj.{l}.1.*                                       neck.convs.{l}.gn.*
-transformer.decoder.layers.{i}.sa_qcontent_proj.*        decoder.layers.{i}.self_attn.qcontent_proj.*
-transformer.decoder.layers.{i}.sa_qpos_proj.*            decoder.layers.{i}.self_attn.qpos_proj.*
-transformer.decoder.layers.{i}.sa_kcontent_proj.*        decoder.layers.{i}.self_attn.kcontent_proj.*
-transformer.decoder.layers.{i}.sa_kpos_proj.*            decoder.layers.{i}.self_attn.kpos_proj.*
-transformer.decoder.layers.{i}.sa_v_proj.*               decoder.layers.{i}.self_attn.v_proj.*
-transformer.decoder.layers.{i}.self_attn.out_proj.*      decoder.layers.{i}.self_attn.out_proj.*
 transformer.decoder.layers.{i}.ca_qcontent_proj.*        decoder.layers.{i}.cross_attn.qcontent_proj.*
 transformer.decoder.layers.{i}.ca_kcontent_proj.*        decoder.layers.{i}.cross_attn.kcontent_proj.*
 transformer.decoder.layers.{i}.ca_v_proj.*               decoder.layers.{i}.cross_attn.v_proj.*
