@@ -168,7 +168,7 @@ def official(case, as_there=True, decoder=None, **changes):
     file, _, name, *sizes, settings = OFFICIAL[case]
     fixture = load(file)
     settings = Config(copy.deepcopy(settings))
-    settings.merge_from_dict(changes)
+    settings.merge_from_dict(dict(own_maps=False) | changes)
     if as_there:
         settings.merge_from_dict(dict(decoder=AS_THERE.get(case, {})))
         settings.merge_from_dict(dict(proposals_on_padding=True) if case == 'two-stage' else {})

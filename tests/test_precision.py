@@ -14,7 +14,8 @@ DTYPES = [torch.bfloat16, torch.float16]
 
 @pytest.fixture(scope='module', params=NAMES)
 def model(request):
-    return tiny_model(request.param)
+    # Of the smaller image alone, the coarsest maps have a cell or two: what norms them magnifies rounding.
+    return tiny_model(request.param, own_maps=False)
 
 
 def batch():
