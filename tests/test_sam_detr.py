@@ -14,8 +14,8 @@ import pytest
 import torch
 from mmcv.ops import roi_align as mmcv_roi_align
 from mmdet.registry import MODELS
-from mmdet.structures import DetDataSample
 from mmengine.registry import init_default_scope
+from official import cosines, samples_of
 from parity import TOLERANCE, without_gradient
 
 from mmdet_ddetr import get_config
@@ -82,17 +82,6 @@ def official_pair(case, boxes_on_padding):
     keys = model.load_state_dict(convert(fixture['state_dict']), strict=False)
     assert not keys.unexpected_keys and all(key.startswith('backbone.') for key in keys.missing_keys)
     return fixture, model
-
-
-def cosines(shape, first=0):
-    return torch.cos(first + torch.arange(torch.Size(shape).numel()).float()).view(shape)
-
-
-def samples_of(fixture):
-    return [
-        DetDataSample(metainfo=dict(img_shape=tuple(image), batch_input_shape=tuple(fixture['padded'])))
-        for image in fixture['images']
-    ]
 
 
 @pytest.mark.parametrize('case', CASES)

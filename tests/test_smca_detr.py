@@ -16,6 +16,7 @@ import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.registry import init_default_scope
+from official import cosines, samples_of
 from parity import TOLERANCE, without_gradient
 
 from mmdet_ddetr import get_config
@@ -66,18 +67,10 @@ def load(file):
     return torch.load(FIXTURES / file, weights_only=True)
 
 
-def cosines(shape, first=0):
-    return torch.cos(first + torch.arange(torch.Size(shape).numel()).float()).view(shape)
-
-
 def outputs(model, fixture):
     """Logits and boxes of all layers for the fixture's features."""
-    samples = [
-        DetDataSample(metainfo=dict(img_shape=tuple(image), batch_input_shape=tuple(fixture['padded'])))
-        for image in fixture['images']
-    ]
     feats = model.neck(tuple(cosines(shape) for shape in fixture['features']))
-    return model.bbox_head(**model.forward_transformer(feats, samples))
+    return model.bbox_head(**model.forward_transformer(feats, samples_of(fixture)))
 
 
 def fill(model, state_dict):

@@ -8,7 +8,7 @@ from mmdet.structures import OptSampleList, SampleList
 from torch import Tensor, nn
 
 from mmdet_ddetr.heads import LabelGuard
-from mmdet_ddetr.layers import DetrDecoder, DetrEncoder, is_padded, on_own_maps
+from mmdet_ddetr.layers import DetrDecoder, DetrEncoder, is_padded, on_own_maps, padding_masks
 from mmdet_ddetr.layers.transformer import build
 from mmdet_ddetr.ops import host_shapes
 from mmdet_ddetr.registry import MODELS
@@ -35,6 +35,7 @@ class BaseDETR(TrainingQueries, DetectionTransformer):
     refines_boxes = False  # whether each layer's references are the boxes of the layer before
     shares_branches = True  # whether one class and one box branch serve all layers
     reference_eps = 1e-5  # the head's, where its config says nothing
+    num_feature_levels = 1  # maps that the neck gives
     as_two_stage = False  # whether the encoder proposes boxes, with branches of its own
 
     def __init__(self, *args, encoder: dict, decoder: dict, bbox_head: dict, own_maps: bool = False, **kwargs):
@@ -154,19 +155,30 @@ class BaseDETR(TrainingQueries, DetectionTransformer):
     def flatten_levels(
         self,
         mlvl_feats: tuple[Tensor, ...],  # [B, C, H, W] per level
-        masks: list[Tensor | None],  # [B, H, W] per level
-    ) -> tuple[list[Tensor], list[Tensor | None], list[Tensor]]:
-        """Per level, the cells [B, H*W, C], which of them are padding [B, H*W], and their positions [B, H*W, C].
+        batch_data_samples: OptSampleList,
+    ) -> tuple[list[tuple[int, int]], list[Tensor | None], list[Tensor], list[Tensor | None], list[Tensor]]:
+        """Describe the maps of the neck.
 
-        The positions include ``level_embed`` [L, C] where the detector has one.
+        Args:
+            batch_data_samples: their ``img_shape`` and ``batch_input_shape`` tell the padding; None: no padding.
+
+        Returns:
+            per level its shape (H, W) and its mask [B, H, W], True = padding; the cells [B, H*W, C], their mask
+            [B, H*W] and their positions [B, H*W, C], which include ``level_embed`` where the detector has one.
         """
+        if len(mlvl_feats) != self.num_feature_levels:
+            raise ValueError(
+                f'the neck gives {len(mlvl_feats)} levels, num_feature_levels is {self.num_feature_levels}'
+            )
+        mlvl_feats, spatial_shapes = self.with_shapes(mlvl_feats)
+        masks = padding_masks(spatial_shapes, batch_data_samples, mlvl_feats[0].device, self.own_maps)
         feats, flat_masks, positions = [], [], []
         for level, (feat, mask) in enumerate(zip(mlvl_feats, masks)):
             position = self.positions_of_cells(feat, mask)
             feats.append(feat.flatten(2).transpose(1, 2))
             flat_masks.append(mask if mask is None else mask.flatten(1))
             positions.append(position if self.level_embed is None else position + self.level_embed[level])
-        return feats, flat_masks, positions
+        return spatial_shapes, masks, feats, flat_masks, positions
 
     def positions_of_cells(
         self,

@@ -5,7 +5,7 @@ from mmdet.structures import OptSampleList
 from mmengine.model import xavier_init
 from torch import Tensor, nn
 
-from mmdet_ddetr.layers import DeformableDecoder, DeformableEncoder, MSDeformAttn, padding_masks, sine_embedding
+from mmdet_ddetr.layers import DeformableDecoder, DeformableEncoder, MSDeformAttn, joined_mask, sine_embedding
 from mmdet_ddetr.registry import MODELS
 
 from .base import BaseDETR
@@ -99,14 +99,8 @@ class DeformableDETR(BaseDETR):
         Args:
             batch_data_samples: their ``img_shape`` and ``batch_input_shape`` tell the padding; None: no padding.
         """
-        if len(mlvl_feats) != self.num_feature_levels:
-            raise ValueError(
-                f'the neck gives {len(mlvl_feats)} levels, num_feature_levels is {self.num_feature_levels}'
-            )
-        mlvl_feats, spatial_shapes = self.with_shapes(mlvl_feats)
-        masks = padding_masks(spatial_shapes, batch_data_samples, mlvl_feats[0].device, self.own_maps)
-        feats, flat_masks, positions = self.flatten_levels(mlvl_feats, masks)
-        feat_mask = None if masks[0] is None else torch.cat(flat_masks, 1)  # [B, S]
+        spatial_shapes, masks, feats, flat_masks, positions = self.flatten_levels(mlvl_feats, batch_data_samples)
+        feat_mask = joined_mask(flat_masks)  # [B, S]
         geometry = dict(spatial_shapes=spatial_shapes, valid_ratios=self._valid_ratios(masks, mlvl_feats))
         encoder_inputs = dict(feat=torch.cat(feats, 1), feat_mask=feat_mask, feat_pos=torch.cat(positions, 1))
         return dict(encoder_inputs, **geometry), dict(memory_mask=feat_mask, **geometry)
@@ -156,10 +150,14 @@ class DeformableDETR(BaseDETR):
         if memory_mask is not None and not self.proposals_on_padding:
             scores = scores.masked_fill(memory_mask, float('-inf'))
         best = scores.topk(min(self.num_decoder_queries, scores.shape[1]), dim=1)[1][..., None]  # [B, Q, 1]
-        chosen = [x.gather(1, best.expand(-1, -1, x.shape[-1])) for x in (features, logits, boxes_unact)]
-        queries = self.queries_of_proposals(chosen[0].detach(), chosen[2].detach().sigmoid())
-        if self.bbox_head.classifies_proposals:
-            logits, boxes_unact = chosen[1:]
+
+        def of_best(x: Tensor) -> Tensor:  # [B, S, n] -> [B, Q, n]
+            return x.gather(1, best.expand(-1, -1, x.shape[-1]))
+
+        chosen = of_best(boxes_unact)
+        queries = self.queries_of_proposals(of_best(features.detach()), chosen.detach().sigmoid())
+        if self.bbox_head.classifies_proposals:  # the losses are of those chosen
+            logits, boxes_unact = of_best(logits), chosen
         return dict(queries, memory=memory), dict(enc_outputs_class=logits, enc_outputs_coord=boxes_unact.sigmoid())
 
     def queries_of_proposals(self, features: Tensor, boxes: Tensor) -> dict[str, Tensor]:

@@ -4,7 +4,6 @@ import torch
 from mmdet.structures import OptSampleList
 from torch import Tensor, nn
 
-from mmdet_ddetr.layers import padding_masks
 from mmdet_ddetr.registry import MODELS
 
 from .base import BaseDETR
@@ -54,9 +53,7 @@ class DETR(BaseDETR):
             raise ValueError(
                 f'the neck gives {len(mlvl_feats)} feature maps, {type(self).__name__} reads one: set neck.num_outs=1'
             )
-        mlvl_feats, spatial_shapes = self.with_shapes(mlvl_feats)
-        masks = padding_masks(spatial_shapes, batch_data_samples, mlvl_feats[0].device, self.own_maps)
-        (feat,), (mask,), (position,) = self.flatten_levels(mlvl_feats, masks)
+        spatial_shapes, _, (feat,), (mask,), (position,) = self.flatten_levels(mlvl_feats, batch_data_samples)
         encoder_inputs = dict(feat=feat, feat_mask=mask, feat_pos=position, spatial_shapes=spatial_shapes)
         return encoder_inputs, dict(memory_mask=mask, key_pos=position, spatial_shapes=spatial_shapes)
 

@@ -9,7 +9,7 @@ from mmdet_ddetr.layers import (
     SMCADecoder,
     SpatiallyModulatedAttention,
     is_padded,
-    padding_masks,
+    joined_mask,
     shapes_on_own_maps,
     sizes_in_cells,
 )
@@ -62,20 +62,13 @@ class SMCADETR(DETR):
         Args:
             batch_data_samples: their ``img_shape`` and ``batch_input_shape`` tell the padding; None: no padding.
         """
-        if len(mlvl_feats) != self.num_feature_levels:
-            raise ValueError(
-                f'the neck gives {len(mlvl_feats)} levels, num_feature_levels is {self.num_feature_levels}'
-            )
-        mlvl_feats, spatial_shapes = self.with_shapes(mlvl_feats)
-        of_batch = batch_data_samples, mlvl_feats[0].device, self.own_maps
-        masks = padding_masks(spatial_shapes, *of_batch)
-        feats, masks, positions = self.flatten_levels(mlvl_feats, masks)
+        spatial_shapes, _, feats, masks, positions = self.flatten_levels(mlvl_feats, batch_data_samples)
         own_shapes = None
         if self.own_maps and is_padded(batch_data_samples):
             own_shapes = shapes_on_own_maps(spatial_shapes, batch_data_samples)
         encoder_inputs = dict(
             feat=torch.cat(feats, 1),
-            feat_mask=_joined(masks),
+            feat_mask=joined_mask(masks),
             feat_pos=torch.cat(positions, 1),
             spatial_shapes=spatial_shapes,
             own_shapes=own_shapes,
@@ -83,13 +76,9 @@ class SMCADETR(DETR):
         levels = self.encoder.memory_levels(self.num_feature_levels)
         memory_shapes = [spatial_shapes[level] for level in levels]
         decoder_inputs = dict(
-            memory_mask=_joined([masks[level] for level in levels]),
+            memory_mask=joined_mask([masks[level] for level in levels]),
             key_pos=torch.cat([positions[level] for level in levels], 1),
             spatial_shapes=memory_shapes,
-            map_sizes=sizes_in_cells(memory_shapes, *of_batch),
+            map_sizes=sizes_in_cells(memory_shapes, batch_data_samples, feats[0].device, self.own_maps),
         )
         return encoder_inputs, decoder_inputs
-
-
-def _joined(masks: list[Tensor | None]) -> Tensor | None:
-    return None if masks[0] is None else torch.cat(masks, 1)

@@ -19,7 +19,7 @@ from .gaussian import log_gaussian
 from .ms_deform_attn import MSDeformAttn
 from .multihead_attention import MultiheadAttention
 from .own_level_attn import OwnLevelDeformAttn
-from .padding import is_padded, on_own_maps, padding_masks, shapes_on_own_maps, sizes_in_cells
+from .padding import is_padded, joined_mask, on_own_maps, padding_masks, shapes_on_own_maps, sizes_in_cells
 from .positional import LearnedPositionalEncoding, sine_embedding
 from .query_groups import QueryGroups
 from .roi_align import roi_align
@@ -84,6 +84,7 @@ __all__ = [
     'at_every_place',
     'inverse_sigmoid',
     'is_padded',
+    'joined_mask',
     'log_gaussian',
     'on_own_maps',
     'padding_masks',

@@ -45,6 +45,11 @@ def padding_masks(
     return [F.interpolate(pixels[None], size=shape)[0].bool() for shape in spatial_shapes]
 
 
+def joined_mask(masks: list[Tensor | None]) -> Tensor | None:  # [B, H*W] per level -> [B, S]
+    """The masks of several levels as that of their cells, one level after the other."""
+    return None if masks[0] is None else torch.cat(masks, 1)
+
+
 def sizes_in_cells(
     spatial_shapes: list[Shape], batch_data_samples: OptSampleList, device: torch.device, own_shapes: bool = False
 ) -> Tensor:  # [B or 1, L, 2]
@@ -61,13 +66,11 @@ def sizes_in_cells(
         whole = spatial_shapes[0]
         images = [whole]
     images, shapes, whole = (torch.tensor(x, dtype=torch.float32) for x in (images, spatial_shapes, tuple(whole)))
-    stride = (
-        2 ** (whole / shapes).log2().ceil()
-    )  # [L, 2], the smallest power of two that can be; no Python: exported shapes are symbols
+    # The smallest power of two that can be, by tensors: the shapes of an exported program are symbols.
+    stride = 2 ** (whole / shapes).log2().ceil()  # [L, 2]
     is_power = (whole / stride).ceil() == shapes
-    pixels = torch.where(is_power, stride, whole / shapes).amax(
-        1, keepdim=True
-    )  # a short side can have several strides
+    # The larger of both sides' counts: a short side can have several strides.
+    pixels = torch.where(is_power, stride, whole / shapes).amax(1, keepdim=True)
     return (images[:, None].flip(-1) / pixels).to(device, non_blocking=True)
 
 

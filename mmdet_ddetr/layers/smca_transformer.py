@@ -112,20 +112,16 @@ class SMCAEncoder(DetrEncoder):
         if not set(self.inter_layers) <= set(range(num_layers)):
             raise ValueError(f'inter_layers must be of 0..{num_layers - 1}, got {inter_layers}')
 
-    def forward(
+    def layer_inputs(
         self,
+        index: int,
         query: Tensor,  # [B, S, C]
-        query_pos: Tensor,  # [B, S, C]
-        key_padding_mask: Tensor | None,  # [B, S], True = padding
+        *,
         spatial_shapes: list[Shape],  # (H, W) per level
-        **kwargs,
-    ) -> Tensor:  # [B, S, C]
-        for index in range(self.num_layers):
-            shapes = None if index in self.inter_layers else spatial_shapes
-            query = self.run(
-                index, query, query_pos=query_pos, key_padding_mask=key_padding_mask, spatial_shapes=shapes
-            )
-        return query
+        own_shapes: list[list[Shape]] | None = None,  # for encoders that convolve
+        **inputs,
+    ) -> dict:
+        return dict(inputs, spatial_shapes=None if index in self.inter_layers else spatial_shapes)
 
 
 @MODELS.register_module()
