@@ -2,7 +2,7 @@
 
 A fixture holds random weights of a small model, rounded to fp16, without a backbone; what it gives for the features
 cos(0), cos(1), ... of two padded images; and of each parameter's gradient the norm and the product with cos(0), cos(1),
-...: of the sum of the outputs, each times such a cosine.
+...: of the sum of the outputs, each times such a cosine. A model with denoising queries has ground truth, too.
 """
 
 from pathlib import Path
@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from mmengine.registry import init_default_scope
+from mmengine.structures import InstanceData
 from parity import TOLERANCE
 
 from mmdet_ddetr import get_config
@@ -64,10 +66,15 @@ def cosines(shape, first=0):
 
 
 def samples_of(fixture):
-    return [
+    samples = [
         DetDataSample(metainfo=dict(img_shape=tuple(image), batch_input_shape=tuple(fixture['padded'])))
         for image in fixture['images']
     ]
+    for sample, labels, boxes in zip(samples, fixture.get('labels', ()), fixture.get('targets', ())):
+        h, w = sample.img_shape
+        bboxes = bbox_cxcywh_to_xyxy(torch.tensor(boxes)) * torch.tensor([w, h, w, h])
+        sample.gt_instances = InstanceData(labels=torch.tensor(labels), bboxes=bboxes)
+    return samples
 
 
 def head_inputs(model, fixture, alone=None):

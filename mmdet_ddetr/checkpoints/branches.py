@@ -1,4 +1,4 @@
-"""The class and box branches of our head in a state_dict: how many, which is the encoder's, and are they one."""
+"""What has a row for each class in a state_dict of ours, and the box branches: how many, which is whose."""
 
 import re
 
@@ -9,6 +9,8 @@ from .errors import CheckpointError
 from .report import ConversionReport
 
 BRANCH = re.compile(r'bbox_head\.(?P<kind>cls|reg)_branches\.(?P<index>\d+)\.(?P<rest>.+)')
+
+LABELS = 'dn_query_generator.label_embedding.weight'  # of denoising queries, a row per class
 
 
 def is_two_stage(state_dict: dict[str, Tensor]) -> bool:
@@ -23,6 +25,14 @@ def objectness_branch(state_dict: dict[str, Tensor]) -> int | None:
     """
     has_one = is_two_stage(state_dict) and 'pos_trans_fc.weight' in state_dict
     return num_decoder_layers(state_dict) if has_one else None
+
+
+def has_indicator(state_dict: dict[str, Tensor]) -> bool:
+    """Whether queries have a channel that says which are denoising ones (``DenoisingQueries``).
+
+    The label embedding is narrower by that channel, and has a last row, which predictions may read.
+    """
+    return LABELS in state_dict and state_dict[LABELS].shape[1] < len(state_dict['decoder.layers.0.norms.0.weight'])
 
 
 def num_decoder_layers(state_dict: dict[str, Tensor]) -> int:

@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from . import coco_classes
-from .branches import class_branches, objectness_branch
+from .branches import LABELS, class_branches, objectness_branch
 from .report import ConversionReport
 
-LABELS = 'dn_query_generator.label_embedding.weight'  # of denoising queries, a row per class
 SHOWN = 10  # names in a report
 
 
@@ -45,7 +44,7 @@ def copy_by_name(
     """Give each class the row that the checkpoint has for its name, and else the model's.
 
     The encoder's branch of a two-stage model keeps row 0, the only one that is trained and read: it says "object". The
-    last row of a softmax head says "no object" and is kept.
+    last row of a softmax head says "no object", that of a label embedding may say "no label": these are kept.
 
     Args:
         state_dict: of the checkpoint; changed in place.
@@ -73,8 +72,8 @@ def copy_by_name(
             ours[list(rows)] = theirs[list(rows.values())]
         if is_encoder:
             ours[0] = theirs[0]
-        elif has_background and key != LABELS:
-            ours[-1] = theirs[-1]
+        elif len(ours) > len(classes):
+            ours[len(classes) :] = theirs[len(names) :]
         report.resize(key, theirs.shape, ours.shape, why + (', row 0 kept' if is_encoder else ''))
         state_dict[key] = ours
     report.notes.append(

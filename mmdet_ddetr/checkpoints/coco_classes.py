@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .branches import class_branches, objectness_branch
+from .branches import LABELS, class_branches, objectness_branch
 from .errors import CheckpointError
 from .report import ConversionReport
 
@@ -59,10 +59,9 @@ def to_80(state_dict: dict[str, Tensor], report: ConversionReport) -> None:
 
     The encoder's branch of a two-stage model keeps row 0, the only one that is trained and read: it says "object".
     """
-    no_object = range(NUM_IDS, num_rows(state_dict))
-    for key, is_encoder in _branches(state_dict):
-        rows = [*((0, *IDS[1:]) if is_encoder else IDS), *no_object]
+    for key, is_encoder in _tables(state_dict):
         before = state_dict[key]
+        rows = [*((0, *IDS[1:]) if is_encoder else IDS), *range(NUM_IDS, len(before))]
         state_dict[key] = before[rows]
         why = 'rows of the 80 COCO classes' + (', row 0 kept' if is_encoder else '')
         report.resize(key, before.shape, state_dict[key].shape, why)
@@ -70,11 +69,11 @@ def to_80(state_dict: dict[str, Tensor], report: ConversionReport) -> None:
 
 def to_91(state_dict: dict[str, Tensor], report: ConversionReport) -> None:
     """The inverse of :func:`to_80`; rows without class get zero weights and a bias that no score survives."""
-    num_no_object = num_rows(state_dict) - len(IDS)
-    for key, is_encoder in _branches(state_dict):
+    for key, is_encoder in _tables(state_dict):
         before = state_dict[key]
-        rows = [*((0, *IDS[1:]) if is_encoder else IDS), *range(NUM_IDS, NUM_IDS + num_no_object)]
-        after = before.new_full((NUM_IDS + num_no_object, *before.shape[1:]), NEVER if before.dim() == 1 else 0)
+        number = NUM_IDS + len(before) - len(IDS)  # with "no object", or "no label"
+        rows = [*((0, *IDS[1:]) if is_encoder else IDS), *range(NUM_IDS, number)]
+        after = before.new_full((number, *before.shape[1:]), NEVER if before.dim() == 1 else 0)
         after[rows] = before
         state_dict[key] = after
         report.resize(key, before.shape, after.shape, 'a row for each COCO category id')
@@ -95,6 +94,11 @@ def add_last_row(state_dict: dict[str, Tensor], report: ConversionReport) -> Non
         row = before.new_full((1, *before.shape[1:]), NEVER if before.dim() == 1 else 0)
         state_dict[key] = torch.cat([before, row])
         report.resize(key, before.shape, state_dict[key].shape, 'with a last row of no class')
+
+
+def _tables(state_dict: dict[str, Tensor]) -> list[tuple[str, bool]]:
+    """``_branches``, and the label embedding of denoising queries where there is one."""
+    return _branches(state_dict) + [(LABELS, False)] * (LABELS in state_dict)
 
 
 def _branches(state_dict: dict[str, Tensor]) -> list[tuple[str, bool]]:

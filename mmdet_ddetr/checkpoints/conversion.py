@@ -11,7 +11,7 @@ from .layouts import NATIVE, Layout, find_layout, get_target, masks
 from .report import ConversionReport
 
 CLASSES = ('auto', 'coco', 'keep')
-DENOISING = 'dn_query_generator.'  # of a model that trains with denoising queries; no prediction reads it
+DENOISING = 'dn_query_generator.'  # of a model that trains with denoising queries
 COUNTER = 'num_batches_tracked'  # of batch norms; frozen ones, as most of these codes have, do without
 WRAPPER = 'module.'  # of models saved inside DistributedDataParallel
 
@@ -50,12 +50,13 @@ def convert(
     read = find_layout(state_dict, source)
     write = get_target(target, read.architecture)
     native = _to_native(state_dict, read, report)
+    if target != NATIVE and not branches.has_indicator(native):
+        for key in [key for key in native if key.startswith(DENOISING)]:
+            del native[key]
+            report.dropped[key] = 'serves training only'
     _convert_classes(native, read, write, classes, names, report)
     if target == NATIVE:
         return _complete(native, report)
-    for key in [key for key in native if key.startswith(DENOISING)]:
-        del native[key]
-        report.dropped[key] = 'serves training only'
     return _as_in_mmdet(native, write, report) if target == 'mmdet' else _from_native(native, write, report)
 
 

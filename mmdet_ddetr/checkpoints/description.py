@@ -4,7 +4,7 @@ import re
 
 from torch import Tensor
 
-from .branches import are_shared, is_two_stage, num_decoder_layers
+from .branches import are_shared, has_indicator, is_two_stage, num_decoder_layers
 from .coco_classes import num_rows
 from .layouts import NATIVE, find_layout
 
@@ -24,6 +24,7 @@ def describe(state_dict: dict[str, Tensor]) -> str:
     parts += ['two-stage'] if is_two_stage(state_dict) else []
     for name, key in (('queries', 'query_embedding.weight'), ('patterns', 'patterns.weight')):
         parts += [f'{len(state_dict[key])} {name}'] if key in state_dict and not is_two_stage(state_dict) else []
+    parts += ['denoising indicator'] if has_indicator(state_dict) else []
     return ', '.join([*parts, f'{num_rows(state_dict)} class rows'])
 
 

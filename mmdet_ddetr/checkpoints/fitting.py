@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from mmdet_ddetr.unwrap import unwrap
 
-from .branches import class_branches, objectness_branch
-from .class_rows import LABELS, copy_by_name, names_of_rows
+from .branches import LABELS, class_branches, has_indicator, objectness_branch
+from .class_rows import copy_by_name, names_of_rows
 from .conversion import COUNTER
 from .errors import CheckpointError
 from .report import ConversionReport
@@ -63,7 +63,11 @@ def fit(
             report.resize(key, state_dict[key].shape, own[key].shape, why)
     if _differ(own, fitted, LABELS):
         fitted[LABELS] = own[LABELS].clone()
-        report.resize(LABELS, state_dict[LABELS].shape, own[LABELS].shape, 'class rows anew')
+        why = 'class rows anew'
+        if has_indicator(own):
+            fitted[LABELS][-1] = state_dict[LABELS][-1]
+            why += ', row of "no label" kept'
+        report.resize(LABELS, state_dict[LABELS].shape, own[LABELS].shape, why)
     for key in (key for key in QUERIES if _differ(own, state_dict, key)):
         kept = min(len(own[key]), len(state_dict[key]))
         fitted[key] = torch.cat([state_dict[key][:kept], own[key][kept:].to(state_dict[key])])
@@ -118,10 +122,16 @@ def check_fit(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tens
         ``state_dict`` with the biases of the neck as the model has them.
 
     Raises:
-        CheckpointError: with the first tensor that is missing, has another shape or, of the neck's biases, no place.
+        CheckpointError: with the first tensor that is missing, has another shape, or no place though a prediction
+            reads it.
     """
     own = model.state_dict()
     fitted = match_neck_biases(state_dict, own, ConversionReport())
+    if has_indicator(state_dict) and LABELS not in own:
+        raise CheckpointError(
+            f'{LABELS} has no place in the model, whose queries would start without it as they never did: set '
+            'model.dn_cfg.indicator=True, as in the configs of DN-DETR'
+        )
     wrong = [key for key, value in fitted.items() if key in own and own[key].shape != value.shape]
     if wrong:
         key = wrong[0]

@@ -17,7 +17,7 @@ class BoxQueries:
         **kwargs: as of the detector.
     """
 
-    starts_from_boxes = True
+    starts_from_boxes = takes_indicator = True
     query_dim = 4  # (cx, cy, w, h); 2: (cx, cy)
 
     def __init__(self, *args, num_patterns: int = 0, with_random_refpoints: bool = False, **kwargs):
@@ -47,7 +47,9 @@ class BoxQueries:
         return {name: x.expand(batch_size, -1, -1) for name, x in self.queries_of_boxes(content, boxes).items()}
 
     def contents_of(self, boxes: Tensor) -> Tensor:  # [Q, 2 or 4] -> [Q, C]
-        """What learned boxes look for at first: nothing."""
+        """What learned boxes look for at first: nothing, or what denoising queries without a label would."""
+        if self.has_indicator:
+            return self.dn_query_generator.content_without_label().expand(len(boxes), -1)
         return boxes.new_zeros(len(boxes), self.embed_dims)
 
     def queries_of_boxes(self, content: Tensor, boxes: Tensor) -> dict[str, Tensor]:

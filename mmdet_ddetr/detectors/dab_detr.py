@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from mmdet_ddetr.layers import DABDecoder, DABDeformableDecoder, DABEncoder
+from mmdet_ddetr.layers import DABDecoder, DABDeformableDecoder, DABEncoder, with_indicator
 from mmdet_ddetr.registry import MODELS
 
 from .box_queries import BoxQueries
@@ -50,6 +50,7 @@ class DABDeformableDETR(BoxQueries, DeformableDETR):
         learned = [name for name in ('num_patterns', 'with_random_refpoints') if kwargs.get(name)]
         if as_two_stage and learned:
             raise ValueError(f'{learned[0]} must not be set with as_two_stage=True: no query starts from a learned box')
+        self.takes_indicator = not as_two_stage
         super().__init__(
             *args,
             bbox_head={'classifies_proposals': as_two_stage, **bbox_head},
@@ -61,13 +62,11 @@ class DABDeformableDETR(BoxQueries, DeformableDETR):
     def _init_queries(self) -> None:
         if not self.as_two_stage:
             super()._init_queries()
-        if not self.as_two_stage or self.mixed_selection:
-            self.content_embedding = nn.Embedding(self.num_learned_queries, self.embed_dims)
+            self.content_embedding = nn.Embedding(self.num_learned_queries, self.embed_dims - self.has_indicator)
 
     def contents_of(self, boxes: Tensor) -> Tensor:  # [Q, 4] -> [Q, C]
-        return self.content_embedding.weight[: len(boxes)]
+        content = self.content_embedding.weight[: len(boxes)]
+        return with_indicator(content, denoising=False) if self.has_indicator else content
 
     def queries_of_proposals(self, features: Tensor, boxes: Tensor) -> dict[str, Tensor]:
-        if self.mixed_selection:
-            features = self.content_embedding.weight[: features.shape[1]].expand_as(features)
         return self.queries_of_boxes(features, boxes)

@@ -10,10 +10,11 @@ from mmdet_ddetr.registry import MODELS
 
 from .base import BaseDETR
 from .levels import tie_levels
+from .mixed_selection import MixedSelection
 
 
 @MODELS.register_module()
-class DeformableDETR(BaseDETR):
+class DeformableDETR(MixedSelection, BaseDETR):
     """DETR with multi-scale deformable attention, iterative box refinement and a two-stage variant.
 
     Takes mmdet's ``DeformableDETR`` config and state_dict.
@@ -24,9 +25,7 @@ class DeformableDETR(BaseDETR):
         num_feature_levels: levels L that the neck gives; the attentions' ``num_levels`` follows unless set.
         proposals_on_padding: two-stage only; let queries start on the padding of a batch, as the official code and
             mmdet's do, so that an image's detections depend on its neighbours. By default none does.
-        mixed_selection: two-stage only; proposals give the queries' positions, while their contents are learned
-            (DINO, arXiv:2203.03605, section 3.4).
-        **kwargs: as ``BaseDETR``'s.
+        **kwargs: as ``MixedSelection``'s and ``BaseDETR``'s.
     """
 
     encoder_type = DeformableEncoder
@@ -43,18 +42,14 @@ class DeformableDETR(BaseDETR):
         as_two_stage: bool = False,
         num_feature_levels: int = 4,
         proposals_on_padding: bool = False,
-        mixed_selection: bool = False,
         **kwargs,
     ):
-        if mixed_selection and not as_two_stage:
-            raise ValueError('mixed_selection needs as_two_stage=True: its queries start from proposals')
         self.with_box_refine = self.refines_boxes = with_box_refine
         self.shares_branches = not with_box_refine
         self.as_two_stage = as_two_stage
         self.starts_from_boxes = self.starts_from_boxes or as_two_stage
         self.num_feature_levels = num_feature_levels
         self.proposals_on_padding = proposals_on_padding
-        self.mixed_selection = mixed_selection
         encoder = tie_levels(encoder, num_feature_levels, self.encoder_type)
         decoder = tie_levels(decoder, num_feature_levels, self.decoder_type)
         super().__init__(*args, encoder=encoder, decoder=decoder, **kwargs)
@@ -73,8 +68,6 @@ class DeformableDETR(BaseDETR):
         if self.as_two_stage:
             self.pos_trans_fc = nn.Linear(2 * C, 2 * C)
             self.pos_trans_norm = nn.LayerNorm(2 * C)
-            if self.mixed_selection:
-                self.query_embedding = nn.Embedding(self.num_learned_queries, C)  # content
         else:
             self.query_embedding = nn.Embedding(self.num_learned_queries, 2 * C)  # position and content
             self.reference_points_fc = nn.Linear(C, 2)
@@ -156,16 +149,14 @@ class DeformableDETR(BaseDETR):
 
         chosen = of_best(boxes_unact)
         queries = self.queries_of_proposals(of_best(features.detach()), chosen.detach().sigmoid())
+        queries = self.select_contents(queries)
         if self.bbox_head.classifies_proposals:  # the losses are of those chosen
             logits, boxes_unact = of_best(logits), chosen
         return dict(queries, memory=memory), dict(enc_outputs_class=logits, enc_outputs_coord=boxes_unact.sigmoid())
 
     def queries_of_proposals(self, features: Tensor, boxes: Tensor) -> dict[str, Tensor]:
         """The decoder's inputs of queries that start from proposals: their memory [B, Q, C] and boxes [B, Q, 4]."""
-        queries = self.queries_of_boxes(None, boxes, features.dtype)
-        if self.mixed_selection:
-            queries['query'] = self.query_embedding.weight[: features.shape[1]].expand_as(features)
-        return queries
+        return self.queries_of_boxes(None, boxes, features.dtype)
 
     def learned_queries(self, batch_size: int) -> dict[str, Tensor]:
         """Contents, positions and first references, [B, Q, *] each, the same for every image."""

@@ -12,13 +12,14 @@ from mmdet_ddetr.layers.transformer import build
 
 
 class TrainingQueries:
-    """What any detector of the family can train with; none of it changes a prediction (docs/beyond_the_paper.md).
+    """What any detector of the family can train with; a prediction does without them (docs/beyond_the_paper.md).
 
     A detector gives ``num_learned_queries`` vectors to its queries, starts ``num_decoder_queries`` of them, and says in
     ``queries_of_boxes`` how a query starts from a box, if it can.
 
     Args:
-        dn_cfg: arguments of ``DenoisingQueries``, mmdet's ``dn_cfg``. None: no denoising.
+        dn_cfg: arguments of ``DenoisingQueries``, mmdet's ``dn_cfg``. None: no denoising. With its ``indicator``, the
+            detector's own queries have one, too, also in a prediction.
         num_queries_one2many: queries that are matched with ``k_one2many`` copies of each target, in training only;
             their losses weigh ``lambda_one2many`` (H-DETR, arXiv:2207.13080).
     """
@@ -35,6 +36,9 @@ class TrainingQueries:
         self.num_queries_one2many = num_queries_one2many
         self.k_one2many = k_one2many if num_queries_one2many else 0
         self.lambda_one2many = lambda_one2many
+        self.has_indicator = bool((dn_cfg or {}).get('indicator'))
+        if self.has_indicator and not self.takes_indicator:
+            raise ValueError(f'dn_cfg.indicator must be False: the queries of {type(self).__name__} have none')
         super().__init__(*args, **kwargs)
         self.dn_query_generator = None
         if dn_cfg is not None:
@@ -47,6 +51,7 @@ class TrainingQueries:
             self.dn_query_generator = build(config, DenoisingQueries)
 
     starts_from_boxes = False
+    takes_indicator = False  # whether the detector's queries have a channel for ``DenoisingQueries``' indicator
     how_to_start_from_boxes = ''  # what the error adds
 
     @property
@@ -86,6 +91,11 @@ class TrainingQueries:
             content, boxes, dn_groups = self.dn_query_generator(targets)
             for name, noisy in self.queries_of_boxes(content.to(query.dtype), boxes).items():
                 decoder_inputs[name] = torch.cat([decoder_inputs[name], noisy.to(decoder_inputs[name].dtype)], 1)
-            groups = replace(groups, dn_groups=dn_groups, dn_size=content.shape[1] // dn_groups)
+            groups = replace(
+                groups,
+                dn_groups=dn_groups,
+                dn_size=content.shape[1] // dn_groups,
+                dn_learns_of_empty=self.dn_query_generator.contrastive,
+            )
         decoder_inputs['self_attn_mask'] = groups.attention_mask(query.device)
         return groups

@@ -254,9 +254,9 @@ class SetHead(BaseModule):
             if groups.k_one2many:
                 terms['one2many_'] = {k: v * groups.lambda_one2many for k, v in terms['one2many_'].items()}
             if groups.dn_groups:
-                terms['dn_'] = self._set_loss(
-                    *denoising, self.denoising_match(groups, targets, len(matching[0])), targets
-                )
+                match = self.denoising_match(groups, targets, len(matching[0]))
+                with_loss = groups.dn_with_loss(targets.counts, denoising[0].device)
+                terms['dn_'] = self._set_loss(*denoising, match, targets, with_loss)
 
         losses = {}
         for prefix, values_of_layers in terms.items():
@@ -291,7 +291,14 @@ class SetHead(BaseModule):
         sizes = _image_sizes(batch_img_metas, boxes)
         return Targets(bbox_xyxy_to_cxcywh(boxes / sizes[image]), labels, image, counts, sizes)
 
-    def _set_loss(self, logits: Tensor, boxes: Tensor, match: Match, targets: Targets) -> dict[str, Tensor]:
+    def _set_loss(
+        self,
+        logits: Tensor,  # [L, B, Q, classes]
+        boxes: Tensor,  # [L, B, Q, 4]
+        match: Match,
+        targets: Targets,
+        with_loss: Tensor | None = None,  # [B, Q], queries that have a loss of their class; None: all
+    ) -> dict[str, Tensor]:
         """Losses per layer of one set of predictions, each a tensor [L]."""
         L, B, Q, _ = logits.shape
         matched = (match.layer, match.image, match.query)
@@ -308,6 +315,9 @@ class SetHead(BaseModule):
             return iou.new_zeros(L, B, Q).index_put(matched, iou).flatten()
 
         loss_cls = class_loss(self.loss_cls, logits.flatten(0, 2), labels.flatten(), quality)
+        if with_loss is not None:
+            without = ~with_loss.flatten().repeat(L)
+            loss_cls = loss_cls.masked_fill(without if loss_cls.dim() == 1 else without[:, None], 0.0)
         losses = dict(loss_cls=loss_cls.view(L, -1).sum(1) / cls_factor)
         if num_pos == 0:  # no boxes: zero, but still part of the graph, so that every rank has every gradient
             zero = boxes.flatten(1).sum(1) * 0

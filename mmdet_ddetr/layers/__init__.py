@@ -11,7 +11,7 @@ from .deformable_transformer import (
     DeformableEncoder,
     DeformableEncoderLayer,
 )
-from .denoising import DenoisingQueries
+from .denoising import DenoisingQueries, with_indicator
 from .dot_product_attention import DotProductAttention
 from .dropout import Dropout
 from .ffn import FFN
@@ -93,4 +93,5 @@ __all__ = [
     'shapes_on_own_maps',
     'sine_embedding',
     'sizes_in_cells',
+    'with_indicator',
 ]

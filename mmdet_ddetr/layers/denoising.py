@@ -1,6 +1,7 @@
 """Denoising queries (DN-DETR, arXiv:2203.01305, section 4; contrastive: DINO, arXiv:2203.03605, section 3.3)."""
 
 import torch
+import torch.nn.functional as F
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_xyxy_to_cxcywh
 from mmengine.model import BaseModule
 from torch import Tensor, nn
@@ -26,6 +27,9 @@ class DenoisingQueries(BaseModule):
         box_noise_scale: corners move by up to half of it times the box's size, a negative query's by half to all of it.
         contrastive: give negative queries, too. False: DN-DETR's form, where a positive query's centre moves by up to
             ``box_noise_scale`` times half of the box's size, and its size changes by up to as much of itself.
+        indicator: the last channel of the contents says which queries are denoising ones, 1, and which are not, 0. The
+            matching queries of a detector without contents of its own then start from a vector for "no label known",
+            the last of the label embedding (DN-DETR, section 4.4).
         group_cfg: ``num_groups`` groups if not ``dynamic``, else as many as ``num_dn_queries`` positive queries fill.
     """
 
@@ -36,6 +40,7 @@ class DenoisingQueries(BaseModule):
         label_noise_scale: float = 0.5,
         box_noise_scale: float = 1.0,
         contrastive: bool = True,
+        indicator: bool = False,
         group_cfg: dict = dict(dynamic=True, num_dn_queries=100),
         init_cfg: dict | None = None,
     ):
@@ -47,8 +52,9 @@ class DenoisingQueries(BaseModule):
         self.label_noise_scale = label_noise_scale
         self.box_noise_scale = box_noise_scale
         self.contrastive = contrastive
+        self.indicator = indicator
         self.group_cfg = dict(group_cfg)
-        self.label_embedding = nn.Embedding(num_classes, embed_dims)
+        self.label_embedding = nn.Embedding(num_classes + indicator, embed_dims - indicator)
 
     def num_groups(self, num_targets: int) -> int:
         """Groups for images of at most so many targets; one of nothing where there are none."""
@@ -72,10 +78,17 @@ class DenoisingQueries(BaseModule):
         content = boxes.new_zeros(G, kinds, B, T, self.embed_dims)
         references = boxes.new_full((G, kinds, B, T, 4), 0.5)
         image, index = targets.image, targets.index_in_image
-        content[:, :, image, index] = self.label_embedding(labels).to(content.dtype)
+        embedding = self.label_embedding(labels)
+        if self.indicator:
+            embedding = with_indicator(embedding, denoising=True)
+        content[:, :, image, index] = embedding.to(content.dtype)
         references[:, :, image, index] = boxes
         content, references = (x.permute(2, 0, 1, 3, 4).flatten(1, 3) for x in (content, references))
         return content, references, G
+
+    def content_without_label(self) -> Tensor:  # [C]
+        """What a query that is no denoising one starts from; with ``indicator`` alone."""
+        return with_indicator(self.label_embedding.weight[-1], denoising=False)
 
     def noisy_labels(self, labels: Tensor) -> Tensor:
         """Replace a share of the labels by random ones, which may be the same."""
@@ -100,3 +113,8 @@ class DenoisingQueries(BaseModule):
         size = boxes[..., 2:].repeat(1, 1, 1, 2)
         corners = bbox_cxcywh_to_xyxy(boxes) + sign * distance * size * self.box_noise_scale / 2
         return bbox_xyxy_to_cxcywh(corners.clamp(0, 1))
+
+
+def with_indicator(content: Tensor, denoising: bool) -> Tensor:  # [..., C - 1] -> [..., C]
+    """Contents and the channel that says whose they are."""
+    return F.pad(content, (0, 1), value=float(denoising))

@@ -1,5 +1,6 @@
 """Queries that the decoder runs in training only, beside those that are matched one-to-one."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ class QueryGroups:
         dn_groups: denoising groups (DINO, arXiv:2203.03605, section 3.3), 0 where the model has none.
         dn_size: queries of a denoising group. As many as an image has targets at most are positive ones, of one target
             each, and the rest negative ones; images with fewer targets leave some empty.
+        dn_learns_of_empty: whether the empty ones are to say "nothing", as in DINO, or have no loss, as in DN-DETR.
     """
 
     matching: int
@@ -26,6 +28,7 @@ class QueryGroups:
     lambda_one2many: float = 1.0
     dn_groups: int = 0
     dn_size: int = 0
+    dn_learns_of_empty: bool = True
 
     @property
     def denoising(self) -> int:
@@ -35,6 +38,13 @@ class QueryGroups:
     def split(self, tensor: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
         """The parts of the matching, the one-to-many and the denoising queries."""
         return tensor.split([self.matching, self.one2many, self.denoising], dim)
+
+    def dn_with_loss(self, counts: Sequence[int], device: torch.device) -> Tensor | None:  # [B, denoising]
+        """Which denoising queries are told what to say, in images of so many targets; None: all are."""
+        if self.dn_learns_of_empty or not self.dn_groups:
+            return None
+        target = torch.arange(self.denoising) % max(*counts, 1)
+        return (target < torch.tensor(counts)[:, None]).to(device, non_blocking=True)
 
     def attention_mask(self, device: torch.device) -> Tensor:  # [Q, Q], True = not seen
         """Self-attention stays within a group, but denoising queries see the matching ones, too.

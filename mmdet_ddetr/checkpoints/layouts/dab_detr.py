@@ -1,4 +1,4 @@
-"""DAB-DETR and DAB-Deformable-DETR in the code bases that have them."""
+"""DAB-DETR, DAB-Deformable-DETR, and both with denoising (DN-DETR), in the code bases that have them."""
 
 from ..key_map import KeyMap
 from .code_bases import (
@@ -86,6 +86,15 @@ patterns_embed.weight                                  patterns.weight
 transformer.decoder.query_scale.layers.{k}.*           decoder.query_scale.layers.{k}.*
 transformer.decoder.ref_point_head.layers.{k}.*        decoder.ref_point_head.layers.{k}.*
 """
+OFFICIAL_DN = """
+label_enc.weight                                       dn_query_generator.label_embedding.weight
+"""
+DETREX_DN = """
+denoising_generator.label_encoder.weight               dn_query_generator.label_embedding.weight
+"""
+DETREX_DN_DEFORMABLE = """
+label_encoder.weight                                   dn_query_generator.label_embedding.weight
+"""
 OWN = same_on_both_sides(OFFICIAL, OFFICIAL_DAB, HEAD.partition('class_embed')[0])
 OFFICIAL_DAB_DEFORMABLE = OF_DEFORMABLE + OFFICIAL_DEFORMABLE_DETR
 OWN_DEFORMABLE = same_on_both_sides(OFFICIAL, OFFICIAL_DAB_DEFORMABLE, SHARED)
@@ -93,10 +102,16 @@ OWN_DEFORMABLE = same_on_both_sides(OFFICIAL, OFFICIAL_DAB_DEFORMABLE, SHARED)
 LAYOUTS = (
     Layout('mmdet_ddetr', 'DABDETR', KeyMap(OWN, OWN_HEAD, same_on_both_sides(MASKS))),
     Layout('mmdet', 'DABDETR', KeyMap(OWN, MMDET_DAB_HEAD), one_head=True),
-    Layout('official', 'DABDETR', KeyMap(OFFICIAL_DAB, OFFICIAL, HEAD), coco91=True, one_head=True),
+    Layout('official', 'DABDETR', KeyMap(OFFICIAL_DAB, OFFICIAL, HEAD, OFFICIAL_DN), coco91=True, one_head=True),
     Layout('huggingface', 'DABDETR', KeyMap(HUGGINGFACE_DAB, HUGGINGFACE), coco91=True, one_head=True),
-    Layout('detrex', 'DABDETR', KeyMap(DETREX_DAB, DETREX, HEAD), one_head=True),
+    Layout('detrex', 'DABDETR', KeyMap(DETREX_DAB, DETREX, HEAD, DETREX_DN), one_head=True),
     Layout('mmdet_ddetr', 'DABDeformableDETR', KeyMap(OWN_DEFORMABLE, OWN_HEAD, same_on_both_sides(MASKS))),
-    Layout('official', 'DABDeformableDETR', KeyMap(OFFICIAL_DAB_DEFORMABLE, OFFICIAL, SHARED), coco91=True),
-    Layout('detrex', 'DABDeformableDETR', KeyMap(OF_DEFORMABLE, DETREX, DETREX_DEFORMABLE_DETR, SHARED)),
+    Layout(
+        'official', 'DABDeformableDETR', KeyMap(OFFICIAL_DAB_DEFORMABLE, OFFICIAL, SHARED, OFFICIAL_DN), coco91=True
+    ),
+    Layout(
+        'detrex',
+        'DABDeformableDETR',
+        KeyMap(OF_DEFORMABLE, DETREX, DETREX_DEFORMABLE_DETR, SHARED, DETREX_DN_DEFORMABLE),
+    ),
 )
