@@ -87,17 +87,21 @@ def without_download(model_cfg: dict) -> dict:
 
 
 def shrink(model_cfg: dict) -> dict:
-    """Make a model small enough for a unit test, in place: R18, X50 and a narrow DAT, few layers and queries."""
+    """Make a model small enough for a unit test, in place: R18, X50, narrow R50-DCN and DAT, few layers and queries."""
     without_download(model_cfg)
     backbone = class_of(model_cfg['backbone']['type'], MODELS)
     if backbone is ResNeXt:
         model_cfg['backbone']['depth'] = 50
     if backbone in (ResNet, ResNetDC5):
-        model_cfg['backbone']['depth'] = 18
-        wide = dict(zip((256, 512, 1024, 2048), (64, 128, 256, 512)))
+        small = dict(depth=18)
+        narrow = {256: 64, 512: 128, 1024: 256, 2048: 512}
+        if model_cfg['backbone'].get('dcn'):  # ResNet-18 has no deformable convolution
+            small = dict(depth=50, base_channels=8)
+            narrow = {channels: channels // 8 for channels in narrow}
+        model_cfg['backbone'].update(small)
         for part in ('neck', 'mask_head'):
             if part in model_cfg:
-                model_cfg[part]['in_channels'] = [wide[c] for c in model_cfg[part]['in_channels']]
+                model_cfg[part]['in_channels'] = [narrow[c] for c in model_cfg[part]['in_channels']]
     if backbone is DAT:
         narrow = dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), num_groups=(1, 1, 2, 4))
         model_cfg['backbone']['arch'] = narrow

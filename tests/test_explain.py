@@ -27,10 +27,10 @@ from mmdet_ddetr.explain.figures import (
     gaussian_figure,
     grid_figure,
     level_of,
-    to_array,
 )
 from mmdet_ddetr.explain.frame import Frame
 from mmdet_ddetr.explain.page import page_data, write_page
+from mmdet_ddetr.explain.panels import to_array
 from mmdet_ddetr.ops import reference
 from mmdet_ddetr.testing import make_batch, randomise, shrink, without_download
 
@@ -478,13 +478,13 @@ def test_page_data_within_their_room(explanations):
     """Fewer pixels of the finest level first, spread over the image, and never none."""
     explanation = explanations['points']
     full = sum(len(layer['points'] + layer['weights']) for layer in page_data(explanation)['encoder']['layers'])
-    data = page_data(explanation, encoder_mb=full / 2e6)
+    data = page_data(explanation, room_mb=full / 2e6)
     size = sum(len(layer['points'] + layer['weights']) for layer in data['encoder']['layers'])
     assert full / 8 < size <= full / 2
     grids = data['encoder']['grids']
     assert [grid['step'] for grid in grids] == [2, 1, 1, 1]
     assert grids[0]['first'] == [0, 0] and grids[0]['rows'] == 4
-    smallest = page_data(explanation, encoder_mb=0)['encoder']['grids']
+    smallest = page_data(explanation, room_mb=0)['encoder']['grids']
     assert all(grid['rows'] == grid['columns'] == 1 for grid in smallest)
 
 

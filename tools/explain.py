@@ -1,4 +1,5 @@
-"""Draw what a detector looks at: figure 6 of Deformable DETR as PNG files, and an interactive page.
+"""Draw what a detector looks at, as PNG files and an interactive page: figure 6 of Deformable DETR, and the points of
+deformable convolutions and of DAT.
 
 python tools/explain.py deformable-detr_r50_16xb2-50e_coco epoch_50.pth photo.jpg --out outputs/explain
 """
@@ -10,9 +11,7 @@ from _cli import run
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description='Draw what the queries of a detector look at, as PNG files and one HTML page'
-    )
+    parser = argparse.ArgumentParser(description='Draw what a detector looks at, as PNG files and one HTML page')
     parser.add_argument('config', help='path of a config, or the name of one of this package')
     parser.add_argument('weights', help='checkpoint file')
     parser.add_argument('image', help='image file')
@@ -42,7 +41,7 @@ def parse_args(argv=None):
         action='append',
         default=[],
         metavar=('X', 'Y'),
-        help='also draw what the encoder looks at from this pixel of the image; may be given several times',
+        help='also draw what encoder and backbone look at from this pixel of the image; may be given several times',
     )
     parser.add_argument(
         '--level',
@@ -51,14 +50,21 @@ def parse_args(argv=None):
         metavar='N',
         help='feature level of --pixel, 1 the finest (default: %(default)s)',
     )
+    parser.add_argument(
+        '--depth',
+        type=int,
+        default=3,
+        metavar='N',
+        help='deformable convolutions that points are followed through (default: %(default)s)',
+    )
     parser.add_argument('--grid', action='store_true', help='also draw every level and head apart')
     parser.add_argument(
         '--page-mb',
         type=float,
         default=2,
         metavar='MB',
-        help="room for the encoder's pixels in the page; where they take more, it holds every n-th of them "
-        '(default: %(default)s)',
+        help="room in the page for the encoder's pixels, and as much for the backbone's; where they take more, it "
+        'holds every n-th of them (default: %(default)s)',
     )
     parser.add_argument('--device', help='cpu, cuda, ... (default: a GPU if there is one)')
     return parser.parse_args(argv)
@@ -72,27 +78,53 @@ def main(argv=None):
 def write(args):
     """Predict, and write the figures and the page."""
     from mmdet_ddetr.apis import DDetrInferencer
-    from mmdet_ddetr.explain import attentions, explain
-    from mmdet_ddetr.explain.figures import decoder_figure, encoder_figure, figure6, gaussian_figure, grid_figure
+    from mmdet_ddetr.explain import check_recordable, explain
     from mmdet_ddetr.explain.page import write_page
 
+    if args.depth < 1:
+        raise ValueError(f'--depth must be at least 1, got {args.depth}')
     model = DDetrInferencer(args.config, args.weights, device=args.device, show_progress=False).model
-    attentions(model)  # of another kind: say so before anything is predicted
+    check_recordable(model)  # of another kind: say so before anything is predicted
     explanation = explain(model, args.image, 0.0)
     found = [detection for detection in explanation.detections if detection.score >= args.score_thr]
     if not found:
-        best = explanation.detections[0]
+        best = max(explanation.detections, key=lambda detection: detection.score, default=None)
         raise ValueError(
-            f'no detection in {args.image} with a score of --score-thr {args.score_thr:g} or more; '
-            f'the best is {best.name} with {best.score:.3f}'
+            f'no detection in {args.image} with a score of --score-thr {args.score_thr:g} or more'
+            + (f'; the best is {best.name} with {best.score:.3f}' if best else '')
         )
     explanation.detections[:] = found
+    objects = explanation.objects(args.detections)
+    figures = {}
+    if explanation.has_queries:
+        figures |= of_queries(args, explanation, objects)
+    figures |= of_backbone(args, explanation, objects)
+
+    out, stem = Path(args.out), Path(args.image).stem
+    out.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        path = out / f'{stem}-{name}.png'
+        figure.savefig(path)
+        print(path)
+    subtitle = f'{Path(args.config).stem} · {Path(args.weights).name} · scores of {args.score_thr:g} and above'
+    print(
+        write_page(
+            explanation,
+            out / f'{stem}.html',
+            f'What the detector looks at in {Path(args.image).name}',
+            subtitle,
+            args.page_mb,
+            args.depth,
+        )
+    )
+
+
+def of_queries(args, explanation, objects):
+    """Figures {name: figure} of a DETR's attention."""
+    from mmdet_ddetr.explain.figures import decoder_figure, encoder_figure, figure6, gaussian_figure, grid_figure
 
     level = _index('--level', args.level, len(explanation.recording.spatial_shapes))
     layer = -1 if args.layer is None else _index('--layer', args.layer, min(explanation.num_layers.values()))
-    objects = explanation.objects(args.detections)
-
-    stem = Path(args.image).stem
     figures = {'figure6': figure6(explanation, objects, layer)}
     for i, detection in enumerate(objects, 1):
         name = f'{i}-{"".join(c if c.isalnum() else "-" for c in detection.name)}'
@@ -109,23 +141,24 @@ def write(args):
         if args.grid:
             query = explanation.encoder_query(x, y, level)
             figures[f'grid-{x:g}-{y:g}'] = grid_figure(explanation, 'encoder', layer, query, pixel=(x, y))
+    return figures
 
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    for name, figure in figures.items():
-        path = out / f'{stem}-{name}.png'
-        figure.savefig(path)
-        print(path)
-    subtitle = f'{Path(args.config).stem} · {Path(args.weights).name} · scores of {args.score_thr:g} and above'
-    print(
-        write_page(
-            explanation,
-            out / f'{stem}.html',
-            f'What the detector looks at in {Path(args.image).name}',
-            subtitle,
-            args.page_mb,
-        )
-    )
+
+def of_backbone(args, explanation, objects):
+    """Figures {name: figure} of deformable convolutions and of DAT."""
+    from mmdet_ddetr.explain import backbone_figures as draw
+
+    figures = {}
+    if explanation.recording.convolutions:
+        figures['convolution'] = draw.convolution_figure(explanation, objects, args.depth)
+        for x, y in args.pixel:
+            figures[f'convolution-{x:g}-{y:g}'] = draw.convolution_depth_figure(explanation, x, y, args.depth)
+    if explanation.recording.deformed:
+        figures['deformed-points'] = draw.deformed_points_figure(explanation)
+        figures['deformed-attention'] = draw.attention_figure(explanation, objects)
+        for x, y in args.pixel:
+            figures[f'deformed-attention-{x:g}-{y:g}'] = draw.attention_layers_figure(explanation, x, y)
+    return figures
 
 
 def _index(option, number, count):

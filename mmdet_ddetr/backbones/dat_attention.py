@@ -104,9 +104,9 @@ class DeformableAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # [B, H, W, C]
         query = self.query_proj(x)
         points = self.sampling_points(query)
-        sampled = self._sample(x, points)
+        sampled = self.sample(x, points)
         key, value = self.key_proj(sampled), self.value_proj(sampled)
-        bias = self._position_bias(x.shape[1:3], points)
+        bias = self.position_bias(cell_centres(*x.shape[1:3], points), points)
         return self.output_proj(self.attend(query.flatten(1, 2), key, value, bias=bias)).view_as(x)
 
     def sampling_points(self, query: Tensor) -> Tensor:
@@ -117,43 +117,43 @@ class DeformableAttention(nn.Module):
 
         Returns:
             [B, G, H*W, 2], (x, y) in the map, 0 = its near edge, 1 = its far edge, in fp32; before they are squeezed
-            into the grid of cell centres, see ``_sample``.
+            into the grid of cell centres, see ``squeezed``.
         """
         B, H, W, C = query.shape
         groups = query.view(B, H, W, self.num_groups, -1).permute(0, 3, 4, 1, 2).flatten(0, 1)  # [B*G, C/G, H, W]
         offsets = self.offset_norm(self.offset_conv(groups).permute(0, 2, 3, 1))
         offsets = self.offset_proj(F.gelu(offsets)).view(B, self.num_groups, H * W, 2)
         offsets = self.offset_range / 2 * offsets.to(_position_dtype(offsets)).tanh()  # in cells
-        return _cell_centres(H, W, offsets) + torch.stack([o / n for o, n in zip(offsets.unbind(-1), (W, H))], -1)
+        return cell_centres(H, W, offsets) + torch.stack([o / n for o, n in zip(offsets.unbind(-1), (W, H))], -1)
 
-    def _sample(self, x: Tensor, points: Tensor) -> Tensor:  # [B, H, W, C], [B, G, H*W, 2] -> [B, H*W, C]
-        """0 and 1 mean the centres of the first and of the last cell here: ``align_corners=True`` of the official code.
-
-        By the attention op: as fast as ``grid_sample`` forward, two to three times as fast backward.
-        """
+    def sample(self, x: Tensor, points: Tensor) -> Tensor:  # [B, H, W, C], [B, G, H*W, 2] -> [B, H*W, C]
+        """The map at the points, by the attention op: as fast as ``grid_sample``, backward two to three times."""
         B, H, W, C = x.shape
-        # 0 and 1 are edges for the op
-        locations = torch.stack([(p * (n - 1) + 0.5) / n for p, n in zip(points.unbind(-1), (W, H))], -1)
-        locations = locations.transpose(1, 2)[:, :, :, None, None]  # [B, H*W, G, L=1, K=1, 2]
+        locations = squeezed(points, H, W).transpose(1, 2)[:, :, :, None, None]  # [B, H*W, G, L=1, K=1, 2]
         value = x.reshape(B, H * W, self.num_groups, -1)
         return ms_deform_attn(value, [(H, W)], locations, torch.ones_like(locations[..., 0]))
 
-    def _position_bias(self, size: tuple[int, int], points: Tensor) -> Tensor:  # [B, M, H*W, H*W]
+    def position_bias(self, queries: Tensor, points: Tensor) -> Tensor:  # [Q, 2], [B, G, S, 2] -> [B, M, Q, S]
         """The table at the displacements between queries and points.
 
         By ``grid_sample``: it has few channels and many points, for which the attention op takes five times as long.
         """
         B = len(points)
-        grid = _cell_centres(*size, points)[:, None] - points.flatten(0, 1)[:, None]  # [B*G, H*W, H*W, 2] in [-1, 1]
+        grid = queries[:, None] - points.flatten(0, 1)[:, None]  # [B*G, Q, S, 2] in [-1, 1]
         table = self.position_bias_table.unflatten(0, (self.num_groups, -1)).to(grid.dtype).repeat(B, 1, 1, 1)
-        bias = F.grid_sample(table, grid, align_corners=True)  # [B*G, M/G, H*W, H*W]
+        bias = F.grid_sample(table, grid, align_corners=True)  # [B*G, M/G, Q, S]
         return bias.view(B, -1, *bias.shape[2:])
+
+
+def squeezed(points: Tensor, H: int, W: int) -> Tensor:  # [..., 2], (x, y), 0 and 1 the edges of the map
+    """Where the map is read: 0 and 1 become the centres of its first and last cell, the official ``align_corners``."""
+    return torch.stack([(p * (n - 1) + 0.5) / n for p, n in zip(points.unbind(-1), (W, H))], -1)
 
 
 def _position_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)  # 16 bits cannot tell the points of a large map apart
 
 
-def _cell_centres(H: int, W: int, like: Tensor) -> Tensor:  # [H*W, 2], (x, y), 0 and 1 the edges of the map
+def cell_centres(H: int, W: int, like: Tensor) -> Tensor:  # [H*W, 2], (x, y), 0 and 1 the edges of the map
     y, x = ((torch.arange(n, dtype=like.dtype, device=like.device) + 0.5) / n for n in (H, W))
     return torch.stack(torch.meshgrid(x, y, indexing='xy'), -1).flatten(0, 1)

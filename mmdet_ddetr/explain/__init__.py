@@ -1,7 +1,7 @@
 """What a prediction looked at: recording, figures and an interactive page."""
 
 from .explanation import Detection, Explanation, Look, explain, explanation_of
-from .record import DenseAttention, Recording, SampledAttention, attentions, record
+from .record import DenseAttention, Recording, SampledAttention, attentions, check_recordable, record
 
 __all__ = [
     'DenseAttention',
@@ -11,6 +11,7 @@ __all__ = [
     'Recording',
     'SampledAttention',
     'attentions',
+    'check_recordable',
     'explain',
     'explanation_of',
     'record',

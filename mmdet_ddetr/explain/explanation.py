@@ -27,7 +27,7 @@ class Detection:
     name: str  # of the class
     score: float
     box: np.ndarray  # [4], (x1, y1, x2, y2) in px of the original image
-    query: int
+    query: int | None  # None: the detector has no queries
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,11 @@ class Explanation:
     recording: Recording
     index: int
     frame: Frame
+
+    @property
+    def has_queries(self) -> bool:
+        """Whether the detector is a DETR whose attentions were recorded."""
+        return bool(self.recording.decoder)
 
     @property
     def is_sampled(self) -> bool:
@@ -170,8 +175,7 @@ class Explanation:
     @property
     def extent(self) -> tuple[float, float, float, float]:
         """(left, top, right, bottom) of the padded feature map in px of the original image."""
-        corners = torch.tensor([[0.0, 0.0], self.frame.padded_size]) / torch.tensor(self.frame.size)
-        (x1, y1), (x2, y2) = self.frame.to_image(corners).tolist()
+        (x1, y1), (x2, y2) = self.frame.of_padded(torch.tensor([[0.0, 0.0], [1.0, 1.0]])).tolist()
         return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
 
     def valid_cells(self, level: int) -> tuple[float, float]:
@@ -180,8 +184,7 @@ class Explanation:
         if self.is_sampled:
             x, y = self.recording.valid_ratios[self.index, level].tolist()
             return round(y * H), round(x * W)
-        (w, h), (W_padded, H_padded) = self.frame.size, self.frame.padded_size
-        return h / H_padded * H, w / W_padded * W
+        return self.frame.cells((H, W))
 
     def encoder_query(self, x: float, y: float, level: int = 0) -> int:
         """The encoder query whose cell contains a pixel.
@@ -193,27 +196,42 @@ class Explanation:
         Raises:
             ValueError: the pixel lies outside the image, or there is no such level.
         """
-        h, w = self.image.shape[:2]
-        if not (0 <= x < w and 0 <= y < h):
-            raise ValueError(f'pixel must lie in the image, 0 <= x < {w} and 0 <= y < {h}, got ({x:g}, {y:g})')
         shapes = self.recording.spatial_shapes
         if not 0 <= level < len(shapes):
             raise ValueError(f'level must be in 0..{len(shapes) - 1}, got {level}')
+        row, column = self._cell(x, y, self.valid_cells(level))
+        first = sum(H * W for H, W in shapes[:level])
+        return first + row * shapes[level][1] + column
+
+    def cell(self, x: float, y: float, size: tuple[int, int]) -> tuple[int, int]:
+        """(row, column) of the cell that contains a pixel.
+
+        Args:
+            x, y: px of the original image.
+            size: (H, W) of the feature map.
+
+        Raises:
+            ValueError: the pixel lies outside the image.
+        """
+        return self._cell(x, y, self.frame.cells(size))
+
+    def _cell(self, x: float, y: float, cells: tuple[float, float]) -> tuple[int, int]:
+        h, w = self.image.shape[:2]
+        if not (0 <= x < w and 0 <= y < h):
+            raise ValueError(f'pixel must lie in the image, 0 <= x < {w} and 0 <= y < {h}, got ({x:g}, {y:g})')
         position = self.frame.unflip(torch.tensor([x, y], dtype=torch.float64)) / torch.tensor(self.frame.image_size)
-        cells = self.valid_cells(level)
         row, column = (
             min(int(share * count), math.ceil(count) - 1) for share, count in zip(position.flip(0).tolist(), cells)
         )
-        first = sum(H * W for H, W in shapes[:level])
-        return first + row * shapes[level][1] + column
+        return row, column
 
 
 def explain(model: nn.Module, image: str | Path | np.ndarray, score_thr: float = 0.3) -> Explanation:
     """Detect objects in an image and record what the queries looked at.
 
     Args:
-        model: a DETR or Deformable DETR as ``DDetrInferencer(...).model`` or mmdet's ``init_detector`` give it, with
-            the test pipeline in ``model.cfg``.
+        model: a detector that ``record`` takes, as ``DDetrInferencer(...).model`` or mmdet's ``init_detector`` give it,
+            with the test pipeline in ``model.cfg``.
         image: path, or [H, W, 3] BGR, uint8.
         score_thr: detections below it are left out.
 
@@ -245,7 +263,9 @@ def explanation_of(
     result = sample.pred_instances
     corners = frame.unflip(result.bboxes.float().cpu().view(-1, 2, 2))
     boxes = torch.cat([corners.amin(1), corners.amax(1)], -1).numpy()
-    queries = _queries_of_detections(model.bbox_head, recording.head_outputs, index)
+    queries = [None] * len(boxes)
+    if recording.decoder:
+        queries = _queries_of_detections(model.bbox_head, recording.head_outputs, index)
     names = (getattr(model, 'dataset_meta', None) or {}).get('classes') or ()
     detections = [
         Detection(label, names[label] if label < len(names) else f'class {label}', score, box, query)

@@ -41,6 +41,18 @@ class Frame:
         """Pixels of the original image; (0, 0) is the corner of its first pixel."""
         return self.unflip(points * points.new_tensor(self.image_size))
 
+    def of_padded(
+        self,
+        points: Tensor,  # [..., 2], (x, y) normalised by the padded input, as on a feature map
+    ) -> Tensor:  # [..., 2]
+        """As ``to_image``."""
+        return self.to_image(points * points.new_tensor(self.padded_size) / points.new_tensor(self.size))
+
+    def cells(self, size: tuple[int, int]) -> tuple[float, float]:
+        """(rows, columns) of a feature map of (H, W) cells that are image, the rest being padding."""
+        (w, h), (W, H) = self.size, self.padded_size
+        return h / H * size[0], w / W * size[1]
+
     def unflip(
         self,
         points: Tensor,  # [..., 2], (x, y) in px of the original image's size

@@ -3,7 +3,6 @@
 import base64
 import html
 import json
-import math
 import re
 from importlib.resources import files
 from pathlib import Path
@@ -12,13 +11,15 @@ import cv2
 import numpy as np
 
 from .explanation import Explanation
-from .figures import COLOURS
+from .page_backbone import convolution_data, deformed_data
+from .page_numbers import positions, thinned, weights
+from .panels import COLOURS
 
 MAX_SIDE = 1600  # px of the longer side of the embedded image
 
 
 def write_page(
-    explanation: Explanation, path: str | Path, title: str, subtitle: str = '', encoder_mb: float = 2
+    explanation: Explanation, path: str | Path, title: str, subtitle: str = '', room_mb: float = 2, depth: int = 3
 ) -> Path:
     """Write the page. Reading it needs a browser and no network.
 
@@ -26,14 +27,14 @@ def write_page(
         explanation: with at least one detection.
         path: of the HTML file.
         title, subtitle: plain text.
-        encoder_mb: room for the encoder's pixels, see ``page_data``.
+        room_mb, depth: see ``page_data``.
 
     Raises:
         ValueError: nothing was detected.
     """
     if not explanation.detections:
         raise ValueError('explanation has no detection to show')
-    data = dict(page_data(explanation, encoder_mb), subtitle=subtitle)
+    data = dict(page_data(explanation, room_mb, depth), subtitle=subtitle)
     values = dict(
         title=html.escape(title),
         data=json.dumps(data, separators=(',', ':')).replace('<', '\\u003c'),  # no </script> inside
@@ -44,35 +45,48 @@ def write_page(
     return path
 
 
-def page_data(explanation: Explanation, encoder_mb: float = 2) -> dict:
-    """What the page shows, as JSON.
-
-    Positions are 16-bit numbers over twice the image's size around it (0.03 px in an image of 1000 px; what lies
-    farther out is moved to that border), weights are 8-bit square roots (steps of 0.002 at a weight of 0.06). Every
-    array is base64 of little-endian bytes, and layers hold all their queries.
+def page_data(explanation: Explanation, room_mb: float = 2, depth: int = 3) -> dict:
+    """What the page shows, as JSON; see ``page_numbers`` for how it holds numbers. Layers hold all their queries.
 
     Args:
-        encoder_mb: megabytes of JSON for the encoder. Where all pixels take more, a level keeps every n-th column and
-            row; n grows, always on the level that keeps most, until they fit.
+        room_mb: megabytes of JSON for the encoder, and as many for deformable convolutions and for DAT. Where all
+            cells take more, a map keeps every n-th column and row; n grows, always on the map that takes most, until
+            they fit. Of convolutions, the first ones are left out.
+        depth: deformable convolutions that the page follows points through.
     """
-    recording = explanation.recording
+    recording, room = explanation.recording, room_mb * 1e6
     h, w = explanation.image.shape[:2]
-    grids = _encoder_grids(explanation, encoder_mb * 1e6)
-    queries = [query for grid in grids for query in grid.pop('queries')]
-    decoder_queries = [detection.query for detection in explanation.detections]
     flip = explanation.frame.flip
     data = dict(
-        kind='points' if explanation.is_sampled else 'maps',
         size=[w, h],
         flipped=[flip in ('horizontal', 'diagonal'), flip in ('vertical', 'diagonal')],
         colours=(255 * COLOURS(np.linspace(0, 1, 17))[:, :3]).round().astype(int).tolist(),
         image=_image_uri(explanation.image),
         alt=f'image of {w} × {h} px with {len(explanation.detections)} detections',
-        levels=[list(shape) for shape in recording.spatial_shapes],
+        extent=[round(x, 2) for x in explanation.extent],
         detections=[
             dict(name=d.name, score=round(d.score, 4), box=[round(float(x), 2) for x in d.box])
             for d in explanation.detections
         ],
+    )
+    if explanation.has_queries:
+        data |= _of_queries(explanation, room)
+    if recording.convolutions:
+        data['convolution'] = convolution_data(explanation, room, depth)
+    if recording.deformed:
+        data['deformed'] = deformed_data(explanation, room)
+    return data
+
+
+def _of_queries(explanation: Explanation, room: float) -> dict:
+    """A DETR's attention."""
+    recording = explanation.recording
+    grids = _encoder_grids(explanation, room)
+    queries = [query for grid in grids for query in grid.pop('queries')]
+    decoder_queries = [detection.query for detection in explanation.detections]
+    data = dict(
+        kind='points' if explanation.is_sampled else 'maps',
+        levels=[list(shape) for shape in recording.spatial_shapes],
         decoder=dict(layers=_layers(explanation, 'decoder', decoder_queries)),
         encoder=dict(layers=_layers(explanation, 'encoder', queries), grids=grids),
     )
@@ -81,71 +95,44 @@ def page_data(explanation: Explanation, encoder_mb: float = 2) -> dict:
     else:
         data['heads'] = recording.decoder[0].queries.shape[1]
         data['map'] = list(recording.spatial_shapes[0])
-        data['extent'] = [round(x, 2) for x in explanation.extent]
     return data
 
 
 def _layers(explanation: Explanation, part: str, queries: list[int]) -> list[dict]:
+    size = explanation.image.shape[:2]
     layers = []
     for layer in range(explanation.num_layers[part]):
         if not explanation.is_sampled:
             heat = np.stack([explanation.heat(part, layer, query) for query in queries])
-            layers.append(dict(weights=_weights(heat)))
+            layers.append(dict(weights=weights(heat)))
             continue
         look = explanation.look(part, layer, queries)
-        layers.append(dict(weights=_weights(look.weights), points=_positions(look.points, explanation)))
+        layers.append(dict(weights=weights(look.weights), points=positions(look.points, size)))
         if part == 'decoder':
-            layers[-1]['references'] = _positions(look.references, explanation)
+            layers[-1]['references'] = positions(look.references, size)
             if look.boxes is not None:
-                layers[-1]['boxes'] = _positions(look.boxes.reshape(-1, 2), explanation)
+                layers[-1]['boxes'] = positions(look.boxes.reshape(-1, 2), size)
     return layers
 
 
-def _encoder_grids(explanation: Explanation, max_bytes: float) -> list[dict]:
-    """Which pixels of each level the page holds: rows and columns ``first``, ``first + step``, ..."""
-    shapes = explanation.recording.spatial_shapes
+def _encoder_grids(explanation: Explanation, room: float) -> list[dict]:
+    """Which pixels of each level the page holds; the ``offset`` is the number of pixels of the levels before."""
     recording = explanation.recording
+    shapes = recording.spatial_shapes
     if explanation.is_sampled:
         numbers = 5 * recording.encoder[0].weights[0, 0].numel()
     else:
-        numbers = recording.decoder[0].queries.shape[1] * math.prod(shapes[0])  # maps are as the finest level's
-    max_count = max_bytes / (numbers * explanation.num_layers['encoder'] * 4 / 3)  # base64 takes 4 bytes for 3
-    cells = [[math.ceil(n) for n in explanation.valid_cells(level)] for level in range(len(shapes))]
-    steps = [1] * len(cells)
-    while True:
-        kept = [[range((n - 1) % step // 2, n, step) for n in shape] for shape, step in zip(cells, steps)]
-        counts = [len(rows) * len(columns) for rows, columns in kept]
-        if sum(counts) <= max_count or max(counts) == 1:
-            break
-        steps[int(np.argmax(counts))] += 1
-    starts = np.cumsum([0] + [H * W for H, W in shapes])
-    offsets = np.cumsum([0] + counts)
-    return [
-        dict(
-            rows=len(rows),
-            columns=len(columns),
-            cells=list(explanation.valid_cells(level)),
-            step=step,
-            first=[rows[0], columns[0]],
-            offset=int(offset),
-            queries=[int(start) + row * shapes[level][1] + column for row in rows for column in columns],
-        )
-        for level, (start, step, offset, (rows, columns)) in enumerate(zip(starts, steps, offsets, kept))
-    ]
-
-
-def _positions(points: np.ndarray, explanation: Explanation) -> str:
-    h, w = explanation.image.shape[:2]
-    shares = (points / [w, h] + 0.5) / 2
-    return _base64((shares * 65535).round().clip(0, 65535).astype('<u2'))
-
-
-def _weights(weights: np.ndarray) -> str:
-    return _base64((np.sqrt(weights) * 255).round().astype('u1'))
-
-
-def _base64(array: np.ndarray) -> str:
-    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+        H, W = shapes[0]  # maps are as the finest level's
+        numbers = recording.decoder[0].queries.shape[1] * H * W
+    cost = numbers * explanation.num_layers['encoder'] * 4 / 3  # base64 takes 4 bytes for 3
+    grids = thinned([explanation.valid_cells(level) for level in range(len(shapes))], [cost] * len(shapes), room)
+    start = offset = 0
+    for grid, (H, W) in zip(grids, shapes):
+        rows, columns = grid.pop('kept')
+        grid['queries'] = [start + row * W + column for row in rows for column in columns]
+        grid['offset'] = offset
+        start, offset = start + H * W, offset + len(grid['queries'])
+    return grids
 
 
 def _image_uri(image: np.ndarray) -> str:

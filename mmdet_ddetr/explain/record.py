@@ -22,6 +22,8 @@ from mmdet_ddetr.layers import (
 from mmdet_ddetr.ops import host_shapes
 from mmdet_ddetr.ops.reference import sampling_locations_of
 
+from . import convolution, dat
+
 ATTENTION_OF = dict(encoder='self_attn', decoder='cross_attn')
 
 
@@ -88,13 +90,15 @@ class DenseAttention:
 
 @dataclass
 class Recording:
-    """What ``record`` gathers of the latest forward pass."""
+    """What ``record`` gathers of the latest forward pass. What a detector does not have is empty."""
 
     encoder: list[SampledAttention] | list[DenseAttention]  # self-attention per layer
     decoder: list[SampledAttention] | list[DenseAttention]  # cross-attention per layer
     spatial_shapes: list[tuple[int, int]] = field(default_factory=list)  # (H, W) of the maps attended to
     valid_ratios: Tensor | None = None  # [B, L, 2], share of each map's width and height that is image
     head_outputs: tuple = ()  # logits [layers, B, Q, classes], boxes [layers, B, Q, 4]
+    convolutions: list[convolution.SampledConv] = field(default_factory=list)  # in the order of computing
+    deformed: list[dat.DeformedAttention] = field(default_factory=list)  # of DAT
 
 
 def attentions(model: nn.Module) -> dict[str, list[nn.Module]]:
@@ -108,7 +112,8 @@ def attentions(model: nn.Module) -> dict[str, list[nn.Module]]:
         layers = getattr(getattr(model, part, None), 'layers', None)
         if layers is None:
             raise TypeError(
-                f'model must have a transformer {part} with layers, as DETR has; {type(model).__name__} not'
+                f'model must have a transformer {part} with layers, as DETR has, or deformable convolutions, or the '
+                f'backbone DAT; {type(model).__name__} has none of these'
             )
         found[part] = [getattr(layer, name, None) for layer in layers]
         for attention in found[part]:
@@ -119,6 +124,12 @@ def attentions(model: nn.Module) -> dict[str, list[nn.Module]]:
                     f'got {type(attention).__name__}'
                 )
     return found
+
+
+def check_recordable(model: nn.Module) -> None:
+    """Raises a TypeError if ``record`` finds nothing in a detector."""
+    with record(model):
+        pass
 
 
 def is_deformable(model: nn.Module) -> bool:
@@ -160,22 +171,48 @@ def _what_to_read(attention: nn.Module):
 
 @contextmanager
 def record(model: nn.Module) -> Iterator[Recording]:
-    """Record the attentions of a DETR or Deformable DETR in whatever it computes inside the ``with``.
+    """Record what a detector samples in whatever it computes inside the ``with``.
 
-    Results stay what they are, bit for bit: hooks read the inputs of each attention and compute locations and weights
-    once more, because the fused operator never holds them. Outside the ``with`` the model has no hook and no cost.
+    That is: the attentions of a DETR or Deformable DETR, deformable convolutions, and DAT's attentions. Results stay
+    what they are, bit for bit: hooks read the inputs of each module and compute locations and weights once more,
+    because the fused operators never hold them. Outside the ``with`` the model has no hook and no cost.
 
     Args:
-        model: detector with ``encoder``, ``decoder`` and ``bbox_head``; mmdet's own with mmcv's attentions as well.
+        model: detector of any kind that has one of these; mmdet's own with mmcv's modules as well.
 
     Yields:
         The recording of the latest forward pass, on the model's device; a full-size Deformable DETR takes 200 MB.
 
     Raises:
-        TypeError: the model's attentions are of another kind.
+        TypeError: the model has none of these.
     """
+    recording = Recording([], [])
+    handles = convolution.watch(model, recording.convolutions) + dat.watch(model, recording.deformed)
+    try:
+        handles += _watch_attentions(model, recording)
+    except TypeError:
+        if not handles:
+            raise
+    if hasattr(model, 'backbone'):
+        handles.append(model.backbone.register_forward_pre_hook(_start_hook(recording), prepend=True))
+    try:
+        yield recording
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _start_hook(recording: Recording):
+    def hook(backbone, args):
+        recording.convolutions.clear()
+        recording.deformed.clear()
+
+    return hook
+
+
+def _watch_attentions(model: nn.Module, recording: Recording) -> list:
     found = attentions(model)
-    recording = Recording(*([None] * len(found[part]) for part in ('encoder', 'decoder')))
+    recording.encoder, recording.decoder = ([None] * len(found[part]) for part in ('encoder', 'decoder'))
     first_level = 0 if is_deformable(model) else -1  # DETR takes the last map alone
     handles = [
         model.encoder.register_forward_pre_hook(_geometry_hook(recording), with_kwargs=True),
@@ -189,11 +226,7 @@ def record(model: nn.Module) -> Iterator[Recording]:
             module, read = _what_to_read(attention)
             hook = _attention_hook(getattr(recording, part), index, read)
             handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-    try:
-        yield recording
-    finally:
-        for handle in handles:
-            handle.remove()
+    return handles
 
 
 def _geometry_hook(recording: Recording):

@@ -4,7 +4,8 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 
 from ..explain import explanation_of, record
-from ..explain.figures import figure6, to_array
+from ..explain.figures import figure6
+from ..explain.panels import to_array
 from ..registry import HOOKS
 from ..unwrap import unwrap
 from .image_of import image_of
