@@ -26,6 +26,7 @@
 #include "check.h"
 #include "compute_type.h"
 #include "sizes.h"
+#include "tensors.h"
 
 namespace mmdet_ddetr {
 
@@ -166,9 +167,6 @@ inline Tensor matrix_of(const Tensor& weight, const ConvSizes& n) {
   return reshape(transpose(reshape(weight, {n.C_out, n.group_channels(), n.T()}), 1, 2),
                  {n.groups, n.C_out / n.groups, n.T() * n.group_channels()});
 }
-
-// Contiguous, in the compute type.
-inline Tensor exact(const Tensor& tensor) { return contiguous(to(tensor, compute_type(tensor.scalar_type()))); }
 
 // f(b, begin, end) for chunks of output cells whose columns take some `bytes`, and at most half of the image's.
 template <typename F>

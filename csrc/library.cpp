@@ -31,6 +31,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(mmdet_ddetr, m) {
       "deform_conv2d_backward(Tensor grad_output, Tensor input, Tensor offset, Tensor weight, int[] stride,"
       " int[] padding, int[] dilation, Tensor? mask, bool needs_grad_samples, bool needs_grad_weight,"
       " bool deterministic) -> (Tensor, Tensor, Tensor, Tensor)");
+  // group_size 1: plain, more: position-sensitive; rounded: roi_bins.h
+  m.def(
+      "deform_roi_pool(Tensor input, Tensor rois, Tensor? offset, int[] output_size, float spatial_scale,"
+      " int sampling_ratio, float gamma, int group_size, bool rounded) -> Tensor");
+  // -> gradients of input and offset; shape [0] of what was not asked for and of an absent offset
+  m.def(
+      "deform_roi_pool_backward(Tensor grad_output, Tensor input, Tensor rois, Tensor? offset, int[] output_size,"
+      " float spatial_scale, int sampling_ratio, float gamma, int group_size, bool rounded, bool needs_grad_input,"
+      " bool needs_grad_offset, bool deterministic) -> (Tensor, Tensor)");
   // loss [N, C], or its sum over the classes [N]; grad_output as the loss
   m.def("sigmoid_focal_loss(Tensor logits, Tensor labels, float alpha, float gamma, bool sum_classes=False) -> Tensor");
   m.def(

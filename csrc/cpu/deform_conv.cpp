@@ -22,9 +22,9 @@ class Sampler {
   Sampler(const ConvSizes& n, const Tensor& input, const Tensor& offset, const std::optional<Tensor>& mask)
       : n_(n),
         cells_(conv::cells_of(input, n)),
-        offset_(conv::exact(offset)),
+        offset_(exact(offset)),
         kernels_(MMDET_DDETR_CHOSEN(_conv_kernels)(input.scalar_type())) {
-    if (mask) mask_ = conv::exact(*mask);
+    if (mask) mask_ = exact(*mask);
   }
 
   Tensor columns(int64_t b, int64_t begin, int64_t end) const {

@@ -15,8 +15,8 @@ class Sampler {
 
   Sampler(const ConvSizes& n, const Tensor& input, const Tensor& offset, const std::optional<Tensor>& mask,
           bool deterministic = false)
-      : n_(n), deterministic_(deterministic), cells_(conv::cells_of(input, n)), offset_(conv::exact(offset)) {
-    if (mask) mask_ = conv::exact(*mask);
+      : n_(n), deterministic_(deterministic), cells_(conv::cells_of(input, n)), offset_(exact(offset)) {
+    if (mask) mask_ = exact(*mask);
   }
 
   Tensor columns(int64_t b, int64_t begin, int64_t end) const {

@@ -8,6 +8,7 @@ kernel, stride, padding and dilation for height and width, ``group`` and ``defor
 import torch
 
 from mmdet_ddetr import ops
+from mmdet_ddetr.compat.differentiate import differentiate
 
 
 def deform_conv_forward(input, weight, offset, output, columns, ones, **geometry):
@@ -17,7 +18,7 @@ def deform_conv_forward(input, weight, offset, output, columns, ones, **geometry
 
 def deform_conv_backward_input(input, offset, grad_output, grad_input, grad_offset, weight, columns, **geometry):
     """Gradients of DCN into ``grad_input`` and ``grad_offset``."""
-    _differentiate(
+    differentiate(
         lambda i, o: _dcn(i, o, weight, **geometry), grad_output, [(input, grad_input), (offset, grad_offset)]
     )
 
@@ -26,7 +27,7 @@ def deform_conv_backward_parameters(input, offset, grad_output, grad_weight, col
     """``scale`` times the gradient of DCN into ``grad_weight``."""
     # A convolution is linear in its weight, so that the gradient is the same at any, zeros included.
     pairs = [(torch.zeros_like(grad_weight), grad_weight)]
-    _differentiate(lambda w: _dcn(input, offset, w, **geometry), scale * grad_output, pairs)
+    differentiate(lambda w: _dcn(input, offset, w, **geometry), scale * grad_output, pairs)
 
 
 def modulated_deform_conv_forward(input, weight, bias, ones, offset, mask, output, columns, with_bias, **geometry):
@@ -55,7 +56,7 @@ def modulated_deform_conv_backward(
     if with_bias:
         grad_bias.copy_(grad_output.sum((0, 2, 3)))
     pairs = [(input, grad_input), (offset, grad_offset), (weight, grad_weight), (mask, grad_mask)]
-    _differentiate(lambda *tensors: _dcnv2(*tensors, None, **geometry), grad_output, pairs)
+    differentiate(lambda *tensors: _dcnv2(*tensors, None, **geometry), grad_output, pairs)
 
 
 def _dcn(input, offset, weight, kH, kW, dH, dW, padH, padW, dilationH, dilationW, group, deformable_group, im2col_step):
@@ -94,13 +95,3 @@ def _check_groups(input, offset, weight, group, deformable_group):
         raise ValueError(
             f'deform_groups must be {offset.shape[1] / per_group:g} for this offset, got {deformable_group}'
         )
-
-
-def _differentiate(function, grad_output, pairs):
-    """Write the gradient of ``function`` by each of its arguments, ``pairs`` of (argument, target)."""
-    inputs = [tensor.detach().requires_grad_() for tensor, _ in pairs]
-    with torch.enable_grad():
-        output = function(*inputs)
-    gradients = torch.autograd.grad(output, inputs, grad_output.to(output.dtype))
-    for (_, target), gradient in zip(pairs, gradients):
-        target.copy_(gradient)

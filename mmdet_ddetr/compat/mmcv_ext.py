@@ -19,6 +19,7 @@ from mmdet_ddetr.compat.deform_conv import (  # noqa: F401
     modulated_deform_conv_backward,
     modulated_deform_conv_forward,
 )
+from mmdet_ddetr.compat.deform_roi_pool import deform_roi_pool_backward, deform_roi_pool_forward  # noqa: F401
 from mmdet_ddetr.compat.roi_align import roi_align_backward, roi_align_forward  # noqa: F401
 from mmdet_ddetr.ops.nms import iou_with_first
 

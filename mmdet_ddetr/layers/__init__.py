@@ -5,6 +5,13 @@ from .conditional_transformer import ConditionalDecoder, ConditionalDecoderLayer
 from .conv_exchange import ConvExchange
 from .dab_transformer import DABDecoder, DABDeformableDecoder, DABEncoder
 from .deform_conv import DCN, DCNv2
+from .deform_roi_pool import (
+    DeformPSRoIPool,
+    DeformPSRoIPoolPack,
+    DeformRoIPool,
+    DeformRoIPoolPack,
+    ModulatedDeformRoIPoolPack,
+)
 from .deformable_transformer import (
     DeformableDecoder,
     DeformableDecoderLayer,
@@ -23,6 +30,7 @@ from .padding import is_padded, joined_mask, on_own_maps, padding_masks, shapes_
 from .positional import LearnedPositionalEncoding, sine_embedding
 from .query_groups import QueryGroups
 from .roi_align import roi_align
+from .roi_extractor import SingleRoIExtractor
 from .row_column_attn import RCDA
 from .row_column_product import RowColumnProduct
 from .sam_transformer import SAMDecoder, SAMDecoderLayer
@@ -51,6 +59,10 @@ __all__ = [
     'DABDecoder',
     'DABDeformableDecoder',
     'DABEncoder',
+    'DeformPSRoIPool',
+    'DeformPSRoIPoolPack',
+    'DeformRoIPool',
+    'DeformRoIPoolPack',
     'DeformableDecoder',
     'DeformableDecoderLayer',
     'DeformableEncoder',
@@ -66,6 +78,7 @@ __all__ = [
     'FixedCentres',
     'LearnedPositionalEncoding',
     'MSDeformAttn',
+    'ModulatedDeformRoIPoolPack',
     'MultiheadAttention',
     'OwnLevelAttention',
     'OwnLevelDeformAttn',
@@ -80,6 +93,7 @@ __all__ = [
     'SMCADecoderLayer',
     'SMCAEncoder',
     'SMCAEncoderLayer',
+    'SingleRoIExtractor',
     'SpatiallyModulatedAttention',
     'at_every_place',
     'inverse_sigmoid',

@@ -1,6 +1,7 @@
 from . import reference
 from ._register import has_compiled_kernel
 from .deform_conv import deform_conv2d
+from .deform_roi_pool import deform_ps_roi_pool, deform_roi_pool
 from .dropout import dropout
 from .linear_sum_assignment import linear_sum_assignment
 from .matching_cost import matching_cost
@@ -10,6 +11,8 @@ from .sigmoid_focal_loss import sigmoid_focal_loss
 
 __all__ = [
     'deform_conv2d',
+    'deform_ps_roi_pool',
+    'deform_roi_pool',
     'dropout',
     'has_compiled_kernel',
     'host_shapes',

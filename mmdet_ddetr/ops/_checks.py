@@ -88,12 +88,7 @@ def check_deform_conv2d(
 
     (B, C, H, W), (C_out, C_group, kh, kw) = input.shape, weight.shape
     most = most_rows(input.dtype)
-    for size in (H, W):
-        _check(
-            size <= most,
-            f'input must have at most {most} rows and columns beside {input.dtype}, got {list(input.shape)}',
-        )
-    _check(H * W <= MOST_CELLS, f'input must have at most {MOST_CELLS} cells, got {list(input.shape)}')
+    _check_map('input', input)
     wrong = f'weight must be [C_out, C/groups, kh, kw] for input {list(input.shape)}, got {list(weight.shape)}'
     for size in (C, C_group, kh, kw):
         _check(size > 0, wrong)
@@ -124,6 +119,77 @@ def check_deform_conv2d(
 
 def check_conv_grad_output(grad_output: Tensor, input: Tensor, expected: Sequence[int]):
     _check_shape('grad_output', grad_output, 'B, C_out, Ho, Wo', expected)
+    _check_dtype('grad_output', grad_output, input.dtype, " (input's dtype)")
+    _check_device('input', input, grad_output=grad_output)
+
+
+MOST_SAMPLING_RATIO = 1024
+
+
+def check_deform_roi_pool(
+    input: Tensor,
+    rois: Tensor,
+    offset: Tensor | None,
+    output_size: Sequence[int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    gamma: float,
+    group_size: int,
+    rounded: bool,
+) -> tuple[int, int, int, int]:
+    """The output's shape."""
+    _check_shape('input', input, 'B, C, H, W', (None,) * 4)
+    _check_computable('input', input)
+    compute = compute_dtype(input.dtype)
+    _check_shape('rois', rois, 'R, 5', (None, 5))
+    for name, tensor in dict(rois=rois, offset=offset).items():
+        if tensor is None:
+            continue
+        _check(
+            tensor.dtype in (input.dtype, compute),
+            f"{name} must be {input.dtype} (input's dtype) or {compute}, got {tensor.dtype}",
+        )
+        _check_device('input', input, **{name: tensor})
+    _check(len(output_size) == 2, f'output_size must be two integers, got {len(output_size)}')
+    h, w = output_size
+    for number in output_size:
+        _check(
+            (number >= 1) & (number <= MOST_CELLS),
+            f'output_size must be at least 1 and at most {MOST_CELLS}, got {tuple(output_size)}',
+        )
+    _check(0 < spatial_scale < math.inf, f'spatial_scale must be a positive number, got {spatial_scale}')
+    _check(math.isfinite(gamma), f'gamma must be finite, got {gamma}')
+    _check(
+        sampling_ratio <= MOST_SAMPLING_RATIO,
+        f'sampling_ratio must be at most {MOST_SAMPLING_RATIO}, got {sampling_ratio}',
+    )
+    _check(not rounded or sampling_ratio > 0, f'sampling_ratio must be positive, got {sampling_ratio}')
+
+    (B, C, H, W), R = input.shape, rois.shape[0]
+    wrong = f'group_size must be positive and its square divide the {C} channels of input, got {group_size}'
+    _check(group_size >= 1, wrong)
+    _check(group_size <= C, wrong)
+    _check(C % group_size**2 == 0, wrong)
+    _check_map('input', input)
+    C_out = C // group_size**2
+    if offset is not None:
+        wrong = (
+            f'offset must be [R, 2*K, h, w] = [{R}, 2*K, {h}, {w}] with K dividing {C_out} channels, '
+            f'got {list(offset.shape)}'
+        )
+        _check(_fits(offset.shape, (R, None, h, w)), wrong)
+        twice = offset.shape[1]
+        _check(twice > 0, wrong)
+        _check(twice % 2 == 0, wrong)
+        _check(C_out % (twice // 2) == 0, wrong)
+        _check_size('the offsets', (R, twice, h, w))
+    _check_size("input's cells", (B, H, W, C))
+    _check_size('the output', (R, C, h, w))
+    return R, C_out, h, w
+
+
+def check_pool_grad_output(grad_output: Tensor, input: Tensor, expected: Sequence[int]):
+    _check_shape('grad_output', grad_output, 'R, C_out, h, w', expected)
     _check_dtype('grad_output', grad_output, input.dtype, " (input's dtype)")
     _check_device('input', input, grad_output=grad_output)
 
@@ -245,6 +311,17 @@ def _check_dtype(name: str, tensor: Tensor, dtype: torch.dtype, why: str):
 def _check_computable(name: str, tensor: Tensor):
     _check(tensor.dtype in FLOATS, f'{name} must be fp64, fp32, fp16 or bf16, got {tensor.dtype}')
     _check_strided(name, tensor)
+
+
+def _check_map(name: str, tensor: Tensor):
+    H, W = tensor.shape[2:]
+    most = most_rows(tensor.dtype)
+    for size in (H, W):
+        _check(
+            size <= most,
+            f'{name} must have at most {most} rows and columns beside {tensor.dtype}, got {list(tensor.shape)}',
+        )
+    _check(H * W <= MOST_CELLS, f'{name} must have at most {MOST_CELLS} cells, got {list(tensor.shape)}')
 
 
 def _check_device(owner: str, first: Tensor, **others: Tensor):

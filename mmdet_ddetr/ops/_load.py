@@ -27,6 +27,11 @@ SCHEMAS = (
     'deform_conv2d_backward(Tensor grad_output, Tensor input, Tensor offset, Tensor weight, int[] stride, '
     'int[] padding, int[] dilation, Tensor? mask, bool needs_grad_samples, bool needs_grad_weight, '
     'bool deterministic) -> (Tensor, Tensor, Tensor, Tensor)',
+    'deform_roi_pool(Tensor input, Tensor rois, Tensor? offset, int[] output_size, float spatial_scale, '
+    'int sampling_ratio, float gamma, int group_size, bool rounded) -> Tensor',
+    'deform_roi_pool_backward(Tensor grad_output, Tensor input, Tensor rois, Tensor? offset, int[] output_size, '
+    'float spatial_scale, int sampling_ratio, float gamma, int group_size, bool rounded, bool needs_grad_input, '
+    'bool needs_grad_offset, bool deterministic) -> (Tensor, Tensor)',
     'sigmoid_focal_loss(Tensor logits, Tensor labels, float alpha, float gamma, bool sum_classes=False) -> Tensor',
     'sigmoid_focal_loss_backward(Tensor grad_output, Tensor logits, Tensor labels, float alpha, float gamma) -> Tensor',
     'matching_cost(Tensor scores, Tensor boxes, Tensor image, Tensor labels, Tensor targets, float cls_weight, '

@@ -290,3 +290,89 @@ def deform_conv2d(
             tap = weight[:, :, u, v].to(dtype).reshape(groups, len(weight) // groups, C_group)
             output = output + (tap @ samples.reshape(B, groups, C_group, Ho * Wo)).reshape(output.shape)
     return (output if bias is None else output + bias.to(dtype)[:, None, None]).to(input.dtype)
+
+
+def deform_roi_pool(
+    input: Tensor,  # [B, C_out*g*g, H, W]; g = group_size
+    rois: Tensor,  # [R, 5]
+    offset: Tensor | None,  # [R, K*2, h, w]; K sets of C_out/K channels
+    output_size: tuple[int, int],  # (h, w)
+    spatial_scale: float,
+    sampling_ratio: int,
+    gamma: float,
+    group_size: int = 1,
+    rounded: bool = False,
+) -> Tensor:  # [R, C_out, h, w]
+    """Means of bilinear samples in the bins of regions (DCN, eq. 5 and 6); position-sensitive where group_size > 1.
+
+    ``rounded`` is the definition of the official DeformablePSROIPooling, otherwise it is that of mmcv's deform_roi_pool
+    (``ops.deform_ps_roi_pool`` and ``ops.deform_roi_pool`` document both). A RoI of no image gives NaN.
+    """
+    (B, C, H, W), (h, w), g, R = input.shape, output_size, group_size, len(rois)
+    dtype, device = _compute_dtype(input), input.device
+    rois = rois.detach().to(dtype)
+    offset = rois.new_zeros(R, 2, h, w) if offset is None else offset.to(dtype)
+    K, C_out = offset.shape[1] // 2, C // g**2
+    offset = offset.view(R, K, 2, h, w)
+    row, column = torch.arange(h, device=device)[:, None], torch.arange(w, device=device)
+    rule = spatial_scale, sampling_ratio, gamma, rounded
+    x, share_x, undefined_x = _samples_of_bins(rois[:, 1], rois[:, 3], column, w, offset[:, :, 0], W, *rule)
+    y, share_y, undefined_y = _samples_of_bins(rois[:, 2], rois[:, 4], row, h, offset[:, :, 1], H, *rule)
+
+    is_image = (rois[:, 0] >= 0) & (rois[:, 0] < B)
+    undefined = _outside_value(undefined_x, undefined_y).masked_fill(~is_image.view(R, 1, 1, 1), torch.nan)
+    output = undefined[..., None].expand(R, K, h, w, C_out // K)
+    if B * H * W:
+        image = torch.where(is_image, rois[:, 0], 0).long().view(R, 1, 1, 1)
+        plane = (image * g + row * g // h) * g + column * g // w
+        plane = plane * K + torch.arange(K, device=device).view(K, 1, 1)  # [R, K, h, w]
+        table = input.to(dtype).reshape(B, K, C_out // K, g * g, H * W).permute(0, 3, 1, 4, 2).reshape(-1, C_out // K)
+        y0, x0 = y.detach().floor(), x.detach().floor()  # [R, K, h, w, samples] each
+        for yi, wy in ((y0, 1 - (y - y0)), (y0 + 1, y - y0)):
+            for xi, wx in ((x0, 1 - (x - x0)), (x0 + 1, x - x0)):
+                rows, columns = yi.clamp(max=H - 1).long(), xi.clamp(max=W - 1).long()
+                index = (plane[..., None, None] * H + rows[..., :, None]) * W + columns[..., None, :]
+                weight = (share_y * wy)[..., :, None] * (share_x * wx)[..., None, :]
+                output = output + (table[index] * weight[..., None]).sum((-3, -2))
+    else:
+        output = output + input.sum() * 0
+    return output.permute(0, 1, 4, 2, 3).reshape(R, C_out, h, w).to(input.dtype)
+
+
+def _samples_of_bins(
+    low: Tensor,  # [R]
+    high: Tensor,  # [R]
+    bin: Tensor,  # number of each bin along the axis, [w] or [h, 1]
+    bins: int,
+    offset: Tensor,  # [R, K, h, w]
+    cells: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    gamma: float,
+    rounded: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Coordinates and shares of the samples along an axis, [R, K, h, w, samples]; coordinate of the first of each bin.
+
+    A coordinate lies within the map, on whose border it has no derivative outwards.
+    """
+    if rounded:
+        low, high = (x.trunc() + (x - x.trunc() >= 0.5) * 1 - (x - x.trunc() <= -0.5) * 1 for x in (low, high))
+        start, end = low * spatial_scale - 0.5, (high + 1) * spatial_scale - 0.5
+        side = (end - start).clamp(min=0.1)
+    else:
+        start = low * spatial_scale - 0.5
+        side = high * spatial_scale - 0.5 - start
+    size = side / bins
+    count = torch.full_like(size, sampling_ratio) if sampling_ratio > 0 else size.nan_to_num(0).ceil().clamp(0, 2**24)
+    number = torch.arange(int(count.max()) if len(count) else 0, dtype=size.dtype, device=size.device)
+    start, side, size, count = (x.view(-1, 1, 1, 1) for x in (start, side, size, count))
+    step = size / count.clamp(min=1)
+    first = start + gamma * side * offset + bin * size + (0 if rounded else step / 2)
+    x = first[..., None] + number * step[..., None]
+    margin = 0.5 if rounded else 1
+    counts = (number < count[..., None]) & (x >= -margin) & (x <= cells - 1 + margin)
+    counted = counts.to(size.dtype)
+    share = counted / (counted.sum(-1, keepdim=True) if rounded else count[..., None]).clamp(min=1)
+    # of the derivatives on a border, that towards larger coordinates: as everywhere
+    inside = torch.where(counts & (x >= 0) & (x < cells - 1), x, torch.where(x < 0, 0, max(cells - 1, 0)).to(x.dtype))
+    return inside, share, first + 0 * step

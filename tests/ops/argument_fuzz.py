@@ -5,6 +5,7 @@ last line of the output is the one that killed it. Run by test_arguments.py.
 """
 
 import faulthandler
+import math
 import random
 import resource
 import sys
@@ -70,6 +71,25 @@ def cases(rng):
     yield 'op deform_conv2d', direct.deform_conv2d, [*arguments[:3], *geometry, mask]
     arguments = [torch.randn(B, 6, H, W), *arguments[:3], *geometry, mask, rng.random() < 0.5, rng.random() < 0.5]
     yield 'op deform_conv2d_backward', direct.deform_conv2d_backward, [*arguments, False]
+
+    R, size = rng.choice((0, 1, 4)), rng.choice((1, 3))
+    rois = torch.cat((torch.zeros(R, 1), torch.rand(R, 4) * 30 - 5), 1)
+    maps, offset = torch.randn(max(B, 1), 8, H, W), torch.randn(R, 2, size, size)
+    ratio, moved = rng.choice((-1, 0, 1, 3, 10**4)), rng.choice((offset, None))
+    yield 'deform_roi_pool', ops.deform_roi_pool, [maps, rois, moved, size, 0.25, ratio]
+    yield 'deform_ps_roi_pool', ops.deform_ps_roi_pool, [maps, rois, moved, 0.25, 2, 2, size]
+    options = (
+        [size, size],
+        rng.choice((0.25, 0.0, -1e30, math.inf)),
+        ratio,
+        0.1,
+        rng.choice((1, 2, 3)),
+        rng.random() < 0.5,
+    )
+    yield 'op deform_roi_pool', direct.deform_roi_pool, [maps, rois, moved, *options]
+    grad_output = torch.randn(R, 8 // options[4] ** 2, size, size)
+    arguments = [grad_output, maps, rois, moved, *options, rng.random() < 0.5, rng.random() < 0.5, False]
+    yield 'op deform_roi_pool_backward', direct.deform_roi_pool_backward, arguments
 
     layers, queries, counts = [2, 1], [3, 5], [rng.randrange(4) for _ in range(4)]
     size = 2 * 3 * sum(counts[:2]) + 5 * sum(counts[2:])

@@ -184,6 +184,49 @@ def test_deform_conv2d(change, message):
         ops.deform_conv2d(**{**arguments, **change})
 
 
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(input=torch.zeros(4, 3, 3)), r'input must be \[B, C, H, W\], got \[4, 3, 3\]'),
+        (dict(rois=torch.zeros(2, 4)), r'rois must be \[R, 5\], got \[2, 4\]'),
+        (dict(rois=torch.zeros(2, 5).int()), 'rois must be .* got'),
+        (dict(rois=torch.zeros(2, 5, device='meta')), "rois must be on input's device cpu, but it is on meta"),
+        (dict(offset=torch.zeros(2, 2, 3, 2)), r'offset must be \[R, 2, h, w\] = \[2, 2, 2, 3\], got \[2, 2, 3, 2\]'),
+        (dict(output_size=0), r'output_size must be at least 1 and at most 2147483647, got \(0, 0\)'),
+        (dict(spatial_scale=-0.25), 'spatial_scale must be a positive number, got -0.25'),
+        (dict(gamma=float('inf')), 'gamma must be finite, got inf'),
+        (dict(sampling_ratio=1025), 'sampling_ratio must be at most 1024, got 1025'),
+    ],
+    ids=str,
+)
+def test_deform_roi_pool(change, message):
+    arguments = dict(input=torch.zeros(1, 4, 3, 3), rois=torch.zeros(2, 5), offset=None, output_size=(2, 3))
+    assert ops.deform_roi_pool(**arguments).shape == (2, 4, 2, 3)
+    with pytest.raises(RuntimeError, match=message):
+        ops.deform_roi_pool(**{**arguments, **change})
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (
+            dict(output_dim=2),
+            r'input must be \[B, output_dim\*group_size\*\*2, H, W\] = \[B, 8, H, W\], got \[1, 12, 3, 3\]',
+        ),
+        (dict(offset=torch.zeros(2, 2, 7, 7)), r'offset must be .* = \[2, 2\*K, 3, 3\], got \[2, 2, 7, 7\]'),
+        (dict(offset=torch.zeros(2, 4, 3, 3)), r'offset must be .* with K dividing 3 channels, got \[2, 4, 3, 3\]'),
+        (dict(sample_per_part=0), 'sample_per_part must be at least 1, got 0'),
+    ],
+    ids=str,
+)
+def test_deform_ps_roi_pool(change, message):
+    arguments = dict(input=torch.zeros(1, 12, 3, 3), rois=torch.zeros(2, 5), offset=torch.zeros(2, 6, 3, 3))
+    arguments |= dict(spatial_scale=0.25, output_dim=3, group_size=2, pooled_size=3)
+    assert ops.deform_ps_roi_pool(**arguments).shape == (2, 3, 3, 3)
+    with pytest.raises(RuntimeError, match=message):
+        ops.deform_ps_roi_pool(**{**arguments, **change})
+
+
 @pytest.mark.parametrize('size', [(0, 3), (3, 0)])
 def test_deform_conv2d_of_an_empty_map_is_its_bias(size):
     output = ops.deform_conv2d(

@@ -1,10 +1,8 @@
 """Deformable convolution inside PyTorch: registrations, compile, autocast, vmap, derivatives, threads, chunks, fuzz."""
 
-import random
-
 import pytest
 import torch
-from deform_conv_fuzz import check_random_shape
+from shape_fuzz import check_random_shape
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmdet_ddetr.ops import _load, deform_conv2d, reference
@@ -174,6 +172,6 @@ def test_channels_last():
 
 
 def test_random_shapes():
-    """The short form of deform_conv_fuzz.py."""
+    """The short form of shape_fuzz.py."""
     for number in range(60):
-        check_random_shape(random.Random(number))
+        check_random_shape('deform_conv2d', number)

@@ -46,6 +46,7 @@ def test_every_instruction_set(name):
     tests = [
         'test_attention_values.py',
         'test_deform_conv.py',
+        'test_deform_roi_pool.py',
         'test_sigmoid_focal_loss.py',
         'test_matching_cost.py',
         'test_dropout.py',

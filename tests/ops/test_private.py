@@ -56,7 +56,10 @@ def test_beyond_first_order():
     assert not _private.beyond_first_order()
 
 
-ON_CUDA = ['ms_deform_attn', 'ms_deform_attn_fused', 'deform_conv2d', 'sigmoid_focal_loss', 'matching_cost']
+ON_CUDA = [
+    *('ms_deform_attn', 'ms_deform_attn_fused', 'deform_conv2d', 'deform_roi_pool'),
+    *('sigmoid_focal_loss', 'matching_cost'),
+]
 OPS = [*ON_CUDA, 'nms_keep', 'dropout']
 
 

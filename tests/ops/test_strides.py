@@ -36,6 +36,16 @@ def deform_conv():
     return lambda *tensors: ops.deform_conv2d(*tensors[:4], padding=1, mask=tensors[4]), [x, offset, weight, bias, mask]
 
 
+def deform_roi_pool():
+    rois = torch.tensor([[0, 1, 2, 5, 6], [1, 0, 1, 3, 4], [1, 2, 2, 4, 5.0]])
+    return lambda *tensors: ops.deform_roi_pool(*tensors, 2), [torch.randn(2, 4, 5, 6), rois, torch.randn(3, 2, 2, 2)]
+
+
+def deform_ps_roi_pool():
+    _, (_, rois, offset) = deform_roi_pool()
+    return lambda *tensors: ops.deform_ps_roi_pool(*tensors, 1.0, 2, 2, 2), [torch.randn(2, 8, 5, 6), rois, offset]
+
+
 def focal_loss(sum_classes):
     labels = torch.tensor([0, 3, 4, 1, 0])
     return lambda *tensors: ops.sigmoid_focal_loss(*tensors, sum_classes=sum_classes), [torch.randn(5, 4), labels]
@@ -64,6 +74,8 @@ OPS = {
     'ms_deform_attn_fused, points': lambda: attention('points'),
     'ms_deform_attn_fused, boxes': lambda: attention('boxes'),
     'deform_conv2d': deform_conv,
+    'deform_roi_pool': deform_roi_pool,
+    'deform_ps_roi_pool': deform_ps_roi_pool,
     'sigmoid_focal_loss': lambda: focal_loss(False),
     'sigmoid_focal_loss, sums': lambda: focal_loss(True),
     'matching_cost': lambda: matching_cost(True),
@@ -86,7 +98,10 @@ def run(call, tensors, grad_of):
     output = call(*leaves)
     if not output.requires_grad:
         return [output]
-    return [output, *torch.autograd.grad(output, [x for x in leaves if x.requires_grad], grad_of(output))]
+    grads = torch.autograd.grad(
+        output, [x for x in leaves if x.requires_grad], grad_of(output), allow_unused=True, materialize_grads=True
+    )  # RoIs have no gradient
+    return [output, *grads]
 
 
 @pytest.mark.parametrize('layout', [transposed, sliced, expanded])
