@@ -14,6 +14,7 @@ import pytest
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.model import ExponentialMovingAverage
 from mmengine.registry import init_default_scope
 from official import assert_parity, fill, head_inputs, load, small
 from parity import (
@@ -117,6 +118,43 @@ def test_fixed_centres_are_one_tensor_in_a_checkpoint():
     assert torch.equal(other.weight, fixed.weight)
     with pytest.raises(RuntimeError, match='Unexpected key'):
         fixed.load_state_dict({'bias': torch.zeros(1), **free.state_dict()}, strict=True)
+
+
+@pytest.mark.parametrize('update_buffers', [True, False])
+def test_averages_of_fixed_centres(update_buffers):
+    """mmengine's EMA writes into the tensors of a state_dict, which those of the sizes are, too."""
+    model = make_ours(config(with_random_refpoints=True))
+    average = ExponentialMovingAverage(model, momentum=0.25, update_buffers=update_buffers)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1, fused=True)
+    start = model.query_embedding.weight.detach().clone()
+    average.update_parameters(model)  # the first one copies
+    for _ in range(2):
+        model.query_embedding.sizes.grad = torch.ones_like(model.query_embedding.sizes)
+        optimizer.step()
+        average.update_parameters(model)
+    found = average.module.query_embedding.weight
+    assert torch.equal(found[:, :2], start[:, :2])
+    last = model.query_embedding.weight
+    assert torch.equal(last[:, :2], start[:, :2])
+    # each step moves by 0.1 and 1 % of the weight
+    once = start[:, 2:] * 0.99 - 0.1
+    torch.testing.assert_close(last[:, 2:], once * 0.99 - 0.1, rtol=1e-4, atol=1e-5)
+    first_average = start[:, 2:] * 0.75 + once * 0.25
+    torch.testing.assert_close(found[:, 2:], first_average * 0.75 + last[:, 2:] * 0.25, rtol=1e-4, atol=1e-5)
+    saved = average.module.state_dict()['query_embedding.weight']
+    assert torch.equal(saved, found)
+
+
+def test_fixed_centres_of_another_type_and_of_a_copy():
+    """Moved or copied, they are another tensor, and a state_dict is of that."""
+    fixed = FixedCentres(3, 4)
+    fixed.state_dict()
+    for other in (copy.deepcopy(fixed), copy.deepcopy(fixed).double()):
+        before = fixed.weight.detach().clone()
+        assert other.state_dict()['weight'].dtype == other.sizes.dtype
+        other.state_dict()['weight'].fill_(1.0)
+        assert (other.weight == 1).all() and other.sizes.is_leaf and other.sizes.requires_grad
+        assert torch.equal(fixed.weight, before)
 
 
 def test_bad_arguments():
