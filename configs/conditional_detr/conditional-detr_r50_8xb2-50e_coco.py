@@ -1,7 +1,14 @@
 # Conditional DETR, R50, 50 epochs: 41.0 AP (official README).
 _base_ = '../detr/detr_r50_8xb2-150e_coco.py'
 
-attn = dict(_delete_=True, type='mmdet_ddetr.ConditionalAttention', embed_dims=256, num_heads=8, attn_drop=0.1)
+attn = dict(
+    _delete_=True,
+    type='mmdet_ddetr.ConditionalAttention',
+    embed_dims=256,
+    num_heads=8,
+    attn_drop=0.1,
+    proj_drop=0.1,  # of the residual, as in the official code; mmdet has none
+)
 model = dict(
     type='mmdet_ddetr.ConditionalDETR',
     num_queries=300,

@@ -1,7 +1,7 @@
 # DAB-DETR, R50, 50 epochs: 42.2 AP (official README).
 _base_ = '../conditional_detr/conditional-detr_r50_8xb2-50e_coco.py'
 
-attn = dict(attn_drop=0.0)
+attn = dict(attn_drop=0.0, proj_drop=0.0)
 ffn = dict(ffn_drop=0.0, act_cfg=dict(type='PReLU'))
 model = dict(
     type='mmdet_ddetr.DABDETR',

@@ -11,8 +11,7 @@ model = dict(
         type='mmdet_ddetr.SAMDecoder',
         layer_cfg=dict(
             type='mmdet_ddetr.SAMDecoderLayer',
-            self_attn_cfg=dict(proj_drop=0.1),
-            cross_attn_cfg=dict(type='mmdet_ddetr.SemanticAlignedAttention', proj_drop=0.1),
+            cross_attn_cfg=dict(type='mmdet_ddetr.SemanticAlignedAttention'),
         ),
     ),
     positional_encoding=dict(offset=-0.5),
