@@ -16,6 +16,8 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from mmdet_ddetr import get_config
+from mmdet_ddetr.apis import list_configs
+from mmdet_ddetr.apis.scale_lr import scale_lr
 from mmdet_ddetr.checkpoints import CheckpointError, convert, describe, find_layout
 from mmdet_ddetr.detectors.anchor_detr import anchor_grid
 from mmdet_ddetr.layers import RCDA, at_every_place
@@ -129,6 +131,17 @@ def test_parity_of_the_other_kinds(official, name, settings):
         weights = {key: x for key, x in weights.items() if 'adapt_pos1d' not in key}  # there, and never used
     model.load_state_dict(weights, strict=True)
     assert_same(run(model, official['shapes']), official[name])
+
+
+@pytest.mark.parametrize('name', [name for name in list_configs() if re.match(r'anchor-detr_.*_coco', name)])
+def test_the_learning_rate_is_for_eight_images(name):
+    """With more a step and the rate left as it is, AP falls (official #9 and #20): it is scaled."""
+    for images, expected in ((1, 1e-4), (4, 4e-4)):
+        cfg = get_config(name)
+        cfg.train_dataloader.batch_size = images
+        assert scale_lr(cfg, world_size=8)
+        assert cfg.optim_wrapper.optimizer.lr == pytest.approx(expected)
+    assert get_config(name).train_dataloader.batch_size == 1
 
 
 def test_patterns_and_grid_by_hand():

@@ -313,10 +313,10 @@ def test_denoising():
 
 
 def test_messages():
-    with pytest.raises(
-        ValueError, match='embed_dims must be divisible by num_heads and by 4, got embed_dims=12, num_h'
-    ):
+    with pytest.raises(ValueError, match='embed_dims must be divisible by num_heads, got embed_dims=12, num_heads=5'):
         SemanticAlignedAttention(12, 5)
+    with pytest.raises(ValueError, match='embed_dims must be divisible by 4, got 6'):
+        SemanticAlignedAttention(6, 2)
     with pytest.raises(ValueError, match='batch_first must be True'):
         SemanticAlignedAttention(16, 4, batch_first=False)
     with pytest.raises(ValueError, match='the neck gives 1 levels, num_feature_levels is 3'):

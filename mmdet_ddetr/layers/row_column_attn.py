@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mmdet_ddetr.registry import MODELS
 
+from .attention_arguments import check_heads
 from .dropout import Dropout
 from .row_column_product import RowColumnProduct
 
@@ -42,10 +43,7 @@ class RCDA(BaseModule):
         init_cfg: dict | None = None,
     ):
         super().__init__(init_cfg)
-        if embed_dims % num_heads:
-            raise ValueError(f'embed_dims must be divisible by num_heads, got {embed_dims=}, {num_heads=}')
-        if not batch_first:
-            raise ValueError('batch_first must be True: RCDA reads [B, Q, C]')
+        check_heads(self, embed_dims, num_heads, batch_first)
         self.embed_dims = embed_dims
         self.num_heads = num_heads
         self.mean_over_padding = mean_over_padding

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mmdet_ddetr.ops import ms_deform_attn
 from mmdet_ddetr.registry import MODELS
 
+from .attention_arguments import check_heads
 from .conditional_transformer import position_of
 from .dot_product_attention import DotProductAttention
 from .dropout import Dropout
@@ -124,10 +125,9 @@ class SemanticAlignedAttention(BaseModule):
         init_cfg: dict | None = None,
     ):
         super().__init__(init_cfg)
-        if embed_dims % num_heads or embed_dims % 4:
-            raise ValueError(f'embed_dims must be divisible by num_heads and by 4, got {embed_dims=}, {num_heads=}')
-        if not batch_first:
-            raise ValueError('batch_first must be True: SemanticAlignedAttention reads [B, Q, C]')
+        check_heads(self, embed_dims, num_heads, batch_first)
+        if embed_dims % 4:
+            raise ValueError(f'embed_dims must be divisible by 4, got {embed_dims}')
         self.embed_dims = embed_dims
         self.num_heads = num_heads
         self.smooth = smooth

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mmdet_ddetr.registry import MODELS
 
+from .attention_arguments import check_heads
 from .dot_product_attention import DotProductAttention
 from .gaussian import log_gaussian
 from .multihead_attention import MultiheadAttention
@@ -43,8 +44,7 @@ class SpatiallyModulatedAttention(MultiheadAttention):
         batch_first: bool = True,
         **kwargs,
     ):
-        if not batch_first:
-            raise ValueError(f'batch_first must be True: {type(self).__name__} reads [B, Q, C]')
+        check_heads(self, embed_dims, num_heads, batch_first)
         if scale_type not in FACTORS:
             raise ValueError(f'scale_type must be one of {", ".join(FACTORS)}, got {scale_type!r}')
         smooth = [smooth] * num_levels if isinstance(smooth, int | float) else list(smooth)
