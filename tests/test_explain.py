@@ -71,6 +71,7 @@ def models():
         dense=build('detr_r50_16xb4-500e_coco'),
         gaussians=build('smca-detr_r50_8xb2-50e_coco'),
         levels=build('smca-detr-multi-scale_r50_8xb1-50e_coco'),
+        no_encoder=build('smca-detr-multi-scale-conv_r50_8xb1-50e_coco'),  # none with attention
         axes=build('anchor-detr_r50_8xb1-50e_coco'),
     )
 
@@ -162,7 +163,7 @@ def test_recorded_maps_are_those_of_multihead_attention(models):
                 torch.testing.assert_close(attention.weights(image, query), expected[image, :, query])
 
 
-@pytest.mark.parametrize('name', ['gaussians', 'levels'])
+@pytest.mark.parametrize('name', ['gaussians', 'levels', 'no_encoder'])
 def test_recorded_maps_give_the_modules_output(models, name):
     """Also where each level has a softmax: the values, summed by the recorded weights, are what the module adds."""
     model, seen = models[name], []
@@ -225,7 +226,7 @@ def test_recorded_axes(models):
     np.testing.assert_allclose(drawn_y, 0.15 * 114 * heat.sum(1) / heat.sum(1).max())
 
 
-@pytest.mark.parametrize('name', ['points', 'boxes', 'dense', 'levels', 'axes'])
+@pytest.mark.parametrize('name', ['points', 'boxes', 'dense', 'levels', 'no_encoder', 'axes'])
 def test_results_are_unchanged(models, name):
     """Bit for bit, while recording and afterwards; no hook stays, not even after an error."""
     model = models[name]
@@ -354,7 +355,7 @@ def test_detections_know_their_queries(models, name):
     assert_detections_know_their_queries(models[name], recording, samples)
 
 
-@pytest.mark.parametrize('name', ['gaussians', 'levels'])
+@pytest.mark.parametrize('name', ['gaussians', 'levels', 'no_encoder'])
 def test_gaussians(models, name):
     """The decoder's are highest near a point; their picture is the sum over the levels on the finest map."""
     model = models[name]
@@ -428,6 +429,22 @@ def test_figures(explanations, name):
     drawn = points.get_offsets().compressed().reshape(-1, 2)
     last = explanation.look('decoder', -1, detection.query)
     np.testing.assert_allclose(np.sort(drawn, 0), np.sort(last.points[0, 2, 1], 0))
+
+
+def test_an_encoder_without_attention_is_left_out(explanations):
+    """SMCA's archive has convolutions there. The decoder sees four maps, the first two of one stride."""
+    explanation = explanations['no_encoder']
+    assert explanation.num_layers == dict(encoder=0, decoder=3)
+    assert explanation.recording.spatial_shapes == [(4, 6), (4, 6), (2, 3), (1, 2)]
+    figure = figure6(explanation)
+    assert len(figure.axes) == 3 + 1 and to_array(figure).std() > 0
+    assert figure.axes[0].get_ylabel() == '(a) decoder\nlayer 3'
+    query = explanation.detections[0].query
+    assert len(grid_figure(explanation, 'decoder', -1, query).axes) == 8 * 4 + 1
+    with pytest.raises(ValueError, match='the encoder has no layer with attention'):
+        explanation.heat('encoder', -1, 0)
+    data = page_data(explanation)
+    assert 'encoder' not in data and len(data['decoder']['layers']) == 3
 
 
 def test_objects_leave_out_duplicates(explanations):
@@ -623,6 +640,14 @@ def test_small_screen(page):
         assert 0 <= top < bottom < page.evaluate("document.getElementById('scale').getBoundingClientRect().top") < 800
     finally:
         page.send('Emulation.clearDeviceMetricsOverride')
+
+
+@pytest.mark.parametrize('page', ['no_encoder'], indirect=True)
+def test_page_without_an_encoder(page):
+    assert 'decoder layer 3' in status(page)
+    assert page.evaluate("document.getElementById('modes').hidden")
+    page.mouse('Moved', *at_image(page, 90, 30))
+    assert status(page).startswith('<kind 1> ')
 
 
 @pytest.mark.parametrize('page', ['dense'], indirect=True)

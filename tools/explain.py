@@ -94,6 +94,9 @@ def write(args):
             + (f'; the best is {best.name} with {best.score:.3f}' if best else '')
         )
     explanation.detections[:] = found
+    recording = explanation.recording
+    if args.pixel and not (recording.encoder or recording.convolutions or recording.deformed):
+        raise ValueError('--pixel must not be given: the encoder of this detector has no attention')
     objects = explanation.objects(args.detections)
     figures = {}
     if explanation.has_queries:
@@ -123,8 +126,9 @@ def of_queries(args, explanation, objects):
     """Figures {name: figure} of a DETR's attention."""
     from mmdet_ddetr.explain.figures import decoder_figure, encoder_figure, figure6, gaussian_figure, grid_figure
 
+    counts = [count for count in explanation.num_layers.values() if count]
     level = _index('--level', args.level, len(explanation.recording.spatial_shapes))
-    layer = -1 if args.layer is None else _index('--layer', args.layer, min(explanation.num_layers.values()))
+    layer = -1 if args.layer is None else _index('--layer', args.layer, min(counts))
     figures = {'figure6': figure6(explanation, objects, layer)}
     for i, detection in enumerate(objects, 1):
         name = f'{i}-{"".join(c if c.isalnum() else "-" for c in detection.name)}'
@@ -136,7 +140,7 @@ def of_queries(args, explanation, objects):
             figures[f'grid-{name}'] = grid_figure(*grid)
             if explanation.has_gaussians:
                 figures[f'grid-gaussians-{name}'] = grid_figure(*grid, close_up=False, gaussians=True)
-    for x, y in args.pixel:
+    for x, y in args.pixel if explanation.recording.encoder else ():
         figures[f'encoder-{x:g}-{y:g}'] = encoder_figure(explanation, x, y, level)
         if args.grid:
             query = explanation.encoder_query(x, y, level)

@@ -168,6 +168,8 @@ class Explanation:
 
     def _attention(self, part: str, layer: int) -> SampledAttention | DenseAttention:
         layers = getattr(self.recording, part)
+        if not layers:
+            raise ValueError(f'part must be another: the {part} has no layer with attention')
         if not -len(layers) <= layer < len(layers):
             raise ValueError(f'layer must be in -{len(layers)}..{len(layers) - 1} for the {part}, got {layer}')
         return layers[layer]

@@ -25,7 +25,8 @@ def figure6(
 ) -> Figure:
     """Both parts of the paper's figure 6: a column per detection.
 
-    Above, what the encoder's pixel at the detection's centre looks at; below, what its decoder query looks at.
+    Above, what the encoder's pixel at the detection's centre looks at, where it has attention; below, what its decoder
+    query looks at.
 
     Args:
         detections: default: the best of four objects.
@@ -34,15 +35,15 @@ def figure6(
         close_up: draw the surroundings of each detection below, not the whole image as the paper does.
     """
     detections = explanation.objects(4) if detections is None else detections
-    rows = [[], []]
+    rows = {part: [] for part, count in explanation.num_layers.items() if count}
     for detection in detections:
-        x, y = centre_of(explanation, detection)
-        pixel_level = level_of(explanation, detection) if level is None else level
-        rows[0].append(_pixel_panel(explanation, layer, x, y, pixel_level))
-        rows[1].append(_query_panel(explanation, layer, detection, close_up=close_up))
-    counts = explanation.num_layers
-    names = [f'({letter}) {part}\nlayer {range(counts[part])[layer] + 1}' for letter, part in zip('ab', counts)]
-    return draw(explanation, rows, names)
+        if 'encoder' in rows:
+            pixel_level = level_of(explanation, detection) if level is None else level
+            rows['encoder'].append(_pixel_panel(explanation, layer, *centre_of(explanation, detection), pixel_level))
+        rows['decoder'].append(_query_panel(explanation, layer, detection, close_up=close_up))
+    numbers = {part: range(explanation.num_layers[part])[layer] + 1 for part in rows}
+    names = [f'({letter}) {part}\nlayer {numbers[part]}' for letter, part in zip('ab', rows)]
+    return draw(explanation, list(rows.values()), names)
 
 
 def decoder_figure(explanation: Explanation, detection: Detection, close_up: bool = True) -> Figure:

@@ -81,15 +81,16 @@ def page_data(explanation: Explanation, room_mb: float = 2, depth: int = 3) -> d
 def _of_queries(explanation: Explanation, room: float) -> dict:
     """A DETR's attention."""
     recording = explanation.recording
-    grids = _encoder_grids(explanation, room)
-    queries = [query for grid in grids for query in grid.pop('queries')]
     decoder_queries = [detection.query for detection in explanation.detections]
     data = dict(
         kind='points' if explanation.is_sampled else 'maps',
         levels=[list(shape) for shape in recording.spatial_shapes],
         decoder=dict(layers=_layers(explanation, 'decoder', decoder_queries)),
-        encoder=dict(layers=_layers(explanation, 'encoder', queries), grids=grids),
     )
+    if recording.encoder:
+        grids = _encoder_grids(explanation, room)
+        queries = [query for grid in grids for query in grid.pop('queries')]
+        data['encoder'] = dict(layers=_layers(explanation, 'encoder', queries), grids=grids)
     if explanation.is_sampled:
         _, _, data['heads'], _, data['points'], _ = recording.decoder[0].locations.shape
     else:

@@ -92,9 +92,9 @@ class DenseAttention:
 class Recording:
     """What ``record`` gathers of the latest forward pass. What a detector does not have is empty."""
 
-    encoder: list[SampledAttention] | list[DenseAttention]  # self-attention per layer
+    encoder: list[SampledAttention] | list[DenseAttention]  # self-attention per layer that has one
     decoder: list[SampledAttention] | list[DenseAttention]  # cross-attention per layer
-    spatial_shapes: list[tuple[int, int]] = field(default_factory=list)  # (H, W) of the maps attended to
+    spatial_shapes: list[tuple[int, int]] = field(default_factory=list)  # (H, W) of the maps that the decoder looks at
     valid_ratios: Tensor | None = None  # [B, L, 2], share of each map's width and height that is image
     head_outputs: tuple = ()  # logits [layers, B, Q, classes], boxes [layers, B, Q, 4]
     convolutions: list[convolution.SampledConv] = field(default_factory=list)  # in the order of computing
@@ -103,6 +103,8 @@ class Recording:
 
 def attentions(model: nn.Module) -> dict[str, list[nn.Module]]:
     """The attentions of a detector that can be explained: the encoder's self-, the decoder's cross-attentions.
+
+    An encoder may do without, as that of convolutions in SMCA's archive.
 
     Raises:
         TypeError: the model has no DETR's encoder and decoder, or attends otherwise.
@@ -116,6 +118,8 @@ def attentions(model: nn.Module) -> dict[str, list[nn.Module]]:
                 f'backbone DAT; {type(model).__name__} has none of these'
             )
         found[part] = [getattr(layer, name, None) for layer in layers]
+        if part == 'encoder':
+            found[part] = [attention for attention in found[part] if hasattr(attention, 'num_heads')]
         for attention in found[part]:
             if not (_is_deformable(attention) or _is_dense(attention)):
                 raise TypeError(
@@ -216,6 +220,7 @@ def _watch_attentions(model: nn.Module, recording: Recording) -> list:
     first_level = 0 if is_deformable(model) else -1  # DETR takes the last map alone
     handles = [
         model.encoder.register_forward_pre_hook(_geometry_hook(recording), with_kwargs=True),
+        model.decoder.register_forward_pre_hook(_geometry_hook(recording), with_kwargs=True),
         model.bbox_head.register_forward_hook(_head_hook(recording)),
         (model.neck if model.with_neck else model.backbone).register_forward_hook(
             _features_hook(recording, first_level)
@@ -230,8 +235,8 @@ def _watch_attentions(model: nn.Module, recording: Recording) -> list:
 
 
 def _geometry_hook(recording: Recording):
-    def hook(encoder, args, kwargs):
-        recording.valid_ratios = kwargs.get('valid_ratios')
+    def hook(coder, args, kwargs):
+        recording.valid_ratios = kwargs.get('valid_ratios', recording.valid_ratios)
         recording.spatial_shapes = kwargs.get('spatial_shapes', recording.spatial_shapes)
 
     return hook
