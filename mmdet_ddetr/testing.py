@@ -93,9 +93,12 @@ def shrink(model_cfg: dict) -> dict:
     if backbone is ResNeXt:
         model_cfg['backbone']['depth'] = 50
     if backbone in (ResNet, ResNetDC5):
-        small = dict(depth=18)
+        small, shared_head = dict(depth=18), (model_cfg.get('roi_head') or {}).get('shared_head')
         narrow = {256: 64, 512: 128, 1024: 256, 2048: 512}
-        if model_cfg['backbone'].get('dcn'):  # ResNet-18 has no deformable convolution
+        if shared_head:  # the last stage stands there; its width is fixed
+            small = dict(depth=50)
+            shared_head.update(small)
+        elif model_cfg['backbone'].get('dcn'):  # ResNet-18 has no deformable convolution
             small = dict(depth=50, base_channels=8)
             narrow = {channels: channels // 8 for channels in narrow}
         model_cfg['backbone'].update(small)
@@ -106,6 +109,9 @@ def shrink(model_cfg: dict) -> dict:
         narrow = dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), num_groups=(1, 1, 2, 4))
         model_cfg['backbone']['arch'] = narrow
         model_cfg['neck']['in_channels'] = [16 * 2**i for i in model_cfg['backbone'].get('out_indices', (1, 2, 3))]
+    roi_layer = ((model_cfg.get('roi_head') or {}).get('bbox_roi_extractor') or {}).get('roi_layer')
+    if roi_layer and 'output_channels' in roi_layer:  # it predicts offsets: tens of millions of weights on each level
+        roi_layer['deform_fc_channels'] = 16
     if 'num_queries' in model_cfg:
         model_cfg['num_queries'] = 20
         model_cfg['encoder']['num_layers'] = 2

@@ -12,7 +12,8 @@ from torch.nn.modules.utils import _pair
 from mmdet_ddetr.layers import DCN, DCNv2
 
 KINDS = DCN | DCNv2 | DeformConv2d | ModulatedDeformConv2d
-IN_SEQUENCE = ('backbone', 'neck')  # in these parts of a detector a convolution reads what the one before has written
+# in these parts of a detector a convolution reads what the one before has written
+IN_SEQUENCE = ('backbone.', 'neck.', 'roi_head.shared_head.')
 
 
 @dataclass(frozen=True)
@@ -92,11 +93,10 @@ def follow(
 
 def chain(convs: Sequence[SampledConv], index: int, depth: int) -> list[SampledConv]:
     """A convolution and up to ``depth - 1`` before it that it reads through, in the order of computing."""
-    part = convs[index].name.partition('.')[0]
-    if part not in IN_SEQUENCE:
-        return [convs[index]]  # of a head, whose convolutions stand side by side
-    before = [conv for conv in convs[:index] if conv.name.startswith(f'{part}.')]
-    return [*before, convs[index]][-depth:]
+    for part in IN_SEQUENCE:
+        if convs[index].name.startswith(part):
+            return [conv for conv in convs[: index + 1] if conv.name.startswith(part)][-depth:]
+    return [convs[index]]  # of a head, whose convolutions stand side by side
 
 
 def last_of_stages(convs: Sequence[SampledConv]) -> list[int]:
