@@ -18,8 +18,9 @@ from torch import nn
 
 from mmdet_ddetr import get_config
 from mmdet_ddetr.backbones import DAT
+from mmdet_ddetr.backbones.dat import ARCHS
 from mmdet_ddetr.backbones.dat_attention import DeformableAttention, LocalAttention
-from mmdet_ddetr.backbones.dat_weights import convert
+from mmdet_ddetr.backbones.dat_weights import convert, settings_of
 from mmdet_ddetr.checkpoints.errors import CheckpointError
 from mmdet_ddetr.registry import MODELS
 from mmdet_ddetr.testing import randomise
@@ -356,25 +357,51 @@ def test_official_file(official_file, fixture):
     assert torch.equal(short.stages[2][1].attn.offset_conv.weight, model.stages[2][1].attn.offset_conv.weight)
 
 
-def test_file_that_does_not_fit(official_file):
-    message = r'merges.0.norm.bias of shape \(4,\), expected \(8,\) and \d+ more. Is `arch`'
+@pytest.mark.parametrize(
+    ('changed', 'message'),
+    [
+        (
+            dict(arch=SMALL | dict(embed_dims=8)),
+            r"with arch={'embed_dims': 4, 'depths': \(2, 2, 2, 2\)}, this one has arch={'embed_dims': 8, ",
+        ),
+        (dict(img_size=192), 'with img_size=96, this one has img_size=192; set those of the file, or take'),
+        (dict(window_size=4), 'with window_size=3, this one has window_size=4;'),
+        (dict(arch='tiny'), r"'depths': \(2, 2, 2, 2\)}, this one has arch='tiny';"),
+        (dict(arch='tiny', out_indices=(0, 1)), "this one has arch='tiny';"),
+    ],
+    ids=['channels', 'images', 'windows', 'arch', 'stages'],
+)
+def test_file_of_another_size(official_file, changed, message):
+    """The message names the arguments that the file is for, and those that the backbone has."""
     with pytest.raises(CheckpointError, match=message):
-        build(init_cfg=[pretrained(official_file)], arch=SMALL | dict(embed_dims=8)).init_weights()
-    with pytest.raises(CheckpointError, match=r'position_bias_table of shape \(4, 11, 11\), expected \(4, 23, 23\)'):
-        build(init_cfg=pretrained(official_file), img_size=192).init_weights()
-    with pytest.raises(CheckpointError, match='no stages.2.2.attn'):
-        build(init_cfg=pretrained(official_file), arch=SMALL | dict(depths=(2, 2, 4, 2))).init_weights()
+        build(init_cfg=[pretrained(official_file)], **changed).init_weights()
 
 
-def test_file_with_a_weight_left_over(fixture, tmp_path):
-    path = tmp_path / 'dat.pth'
-    torch.save(
-        dict(model=official_weights(fixture, 0) | {'stages.0.local_perception_units.0.weight': torch.ones(1)}), path
-    )
-    with pytest.raises(CheckpointError, match='local_perception_units.0.weight, which the backbone lacks'):
+def test_sizes_of_the_published_files():
+    """Of their weights' shapes alone."""
+    for arch, img_size, window_size in [('tiny', 224, 7), ('small', 224, 7), ('base', 224, 7), ('base', 384, 12)]:
+        settings = dict(arch=arch, img_size=img_size, window_size=window_size)
+        with torch.device('meta'):
+            model = DAT(**settings, out_indices=ALL)
+        assert settings_of(model.state_dict(), ARCHS) == settings
+
+
+def test_file_of_another_model(fixture, tmp_path):
+    path, weights = tmp_path / 'dat.pth', official_weights(fixture, 0)
+    torch.save(dict(model=weights | {'stages.0.local_perception_units.0.weight': torch.ones(1)}), path)
+    with pytest.raises(
+        CheckpointError, match=r'dat.pth is of DAT\+\+, another network; expected one .* of DAT, from http'
+    ):
         build(init_cfg=pretrained(path)).init_weights()
     torch.save(dict(model={'conv1.weight': torch.ones(1)}), path)
     with pytest.raises(CheckpointError, match='dat.pth has no patch_proj.0.weight, expected .* DAT'):
+        build(init_cfg=pretrained(path)).init_weights()
+    torch.save(dict(model=weights | {'stages.0.unknown.weight': torch.ones(1)}), path)
+    with pytest.raises(CheckpointError, match='it has stages.0.unknown.weight, which the backbone lacks$'):
+        build(init_cfg=pretrained(path)).init_weights()
+    del weights['stages.2.mlps.1.chunk.linear1.bias']
+    torch.save(dict(model=weights), path)
+    with pytest.raises(CheckpointError, match='it has no stages.2.1.ffn.0.bias$'):
         build(init_cfg=pretrained(path)).init_weights()
 
 

@@ -158,7 +158,7 @@ class DAT(BaseModule):
         """
         for cfg in [self.init_cfg] if isinstance(self.init_cfg, dict) else self.init_cfg or []:
             if (cfg.get('checkpoint') or '').startswith(SCHEME):
-                check_fits(self, cfg['checkpoint'])
+                check_fits(self, cfg['checkpoint'], ARCHS)
         super().init_weights()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # [B, 3, H, W]

@@ -76,6 +76,8 @@ def load_from_dat(filename: str, map_location=None) -> dict[str, Tensor]:
     state_dict = content.get('model', content)
     if 'patch_proj.0.weight' not in state_dict:
         raise CheckpointError(f'{path} has no patch_proj.0.weight, expected a checkpoint of the official code of DAT')
+    if any('local_perception_units' in key for key in state_dict):
+        raise CheckpointError(f'{path} is of DAT++, another network; expected one of the files of DAT, from {SOURCE}')
     return convert(state_dict)
 
 
@@ -95,15 +97,51 @@ def convert(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     return converted
 
 
-def check_fits(model: nn.Module, address: str) -> None:
+def settings_of(state_dict: dict[str, Tensor], archs: dict[str, dict]) -> dict:
+    """Arguments of a :class:`DAT` as its weights tell them: ``arch``, ``img_size`` and ``window_size``.
+
+    Args:
+        state_dict: of :class:`DAT`, whole or without its last stages.
+        archs: those with a name. Of another one, ``arch`` has the ``embed_dims`` and ``depths``.
+    """
+    blocks, settings = {}, {}
+    for key, value in state_dict.items():
+        if match := re.match(r'stages\.(\d)\.(\d+)\.', key):
+            stage = int(match[1])
+            blocks[stage] = max(blocks.get(stage, 0), int(match[2]) + 1)
+            if key.endswith('position_bias_table') and value.dim() == 2:  # [(2 * window - 1)^2, M]
+                settings['window_size'] = int(len(value) ** 0.5 + 1) // 2
+            elif key.endswith('position_bias_table'):  # [M, 2H - 1, 2W - 1], of a map of 1 / (4 * 2^stage)
+                H, W = ((n + 1) // 2 * 4 * 2**stage for n in value.shape[1:])
+                settings['img_size'] = H if H == W else (H, W)
+    arch = dict(
+        embed_dims=state_dict['merges.0.proj.weight'].shape[0], depths=tuple(blocks[stage] for stage in sorted(blocks))
+    )
+    for name, known in archs.items():
+        if known['embed_dims'] == arch['embed_dims'] and known['depths'][: len(blocks)] == arch['depths']:
+            arch = name
+            break
+    return dict(arch=arch, **settings)
+
+
+def check_fits(model: nn.Module, address: str, archs: dict[str, dict]) -> None:
     """Compare what :func:`load_from_dat` gives with a backbone; weights of stages that it lacks do not count.
 
     Raises:
-        CheckpointError: as there; or a weight is missing, left over or of another shape. The message names the first.
+        CheckpointError: as there; or the file is of another size, or a weight is missing, left over or of another
+            shape. The message says which size, or names the first weight.
     """
     state_dict, own = load_from_dat(address, 'cpu'), model.state_dict()
     absent = re.compile(rf'(stages|merges)\.[{len(model.stages)}-9]\.')
     state_dict = {key: value for key, value in state_dict.items() if not absent.match(key)}
+    theirs, ours = (settings_of(weights, archs) for weights in (state_dict, own))
+    differing = [name for name in ours if theirs.get(name) != ours[name]]
+    if differing:
+        arguments = [', '.join(f'{name}={values.get(name)!r}' for name in differing) for values in (theirs, ours)]
+        raise CheckpointError(
+            f'init_cfg: {address} is of a DAT with {arguments[0]}, this one has {arguments[1]}; set those of the file, '
+            'or take the file of this one'
+        )
     expected = {key for key in own if not key.startswith('norms.')}
     wrong = [f'no {key}' for key in sorted(expected - state_dict.keys())]
     wrong += [f'{key}, which the backbone lacks' for key in sorted(state_dict.keys() - expected)]
@@ -114,7 +152,4 @@ def check_fits(model: nn.Module, address: str) -> None:
     ]
     if wrong:
         more = f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''
-        raise CheckpointError(
-            f'init_cfg: {address} does not fit this DAT: it has {wrong[0]}{more}. Is `arch` that of the file, and '
-            '`img_size` and `window_size` those of its training (224 and 7, or 384 and 12)?'
-        )
+        raise CheckpointError(f'init_cfg: {address} does not fit this DAT: it has {wrong[0]}{more}')
