@@ -19,10 +19,12 @@
 #include <cmath>
 #include <cstdint>
 #include <optional>
+#include <tuple>
 #include <vector>
 
 #include "check.h"
 #include "compute_type.h"
+#include "inline.h"
 #include "roi_bins.h"
 #include "sizes.h"
 #include "tensors.h"
@@ -39,13 +41,14 @@ struct PoolSizes {
   int64_t g;     // rows and columns of the grid
   int64_t K;     // sets of channels with an offset of their own
 
-  int64_t P() const { return h * w; }
-  int64_t C_out() const { return C / (g * g); }
-  int64_t D() const { return C_out() / K; }
-  int64_t planes() const { return g * g * K; }
-  int64_t plane_size() const { return H * W * D(); }
+  MMDET_DDETR_INLINE int64_t P() const { return h * w; }
+  MMDET_DDETR_INLINE int64_t C_out() const { return C / (g * g); }
+  MMDET_DDETR_INLINE int64_t D() const { return C_out() / K; }
+  MMDET_DDETR_INLINE int64_t planes() const { return g * g * K; }
   // of a set of channels in the grid's cell that has bin (row, column)
-  int64_t plane_of(int64_t row, int64_t column, int64_t k) const { return (row * g / h * g + column * g / w) * K + k; }
+  MMDET_DDETR_INLINE int64_t plane_of(int64_t row, int64_t column, int64_t k) const {
+    return (row * g / h * g + column * g / w) * K + k;
+  }
 };
 
 // The op's arguments other than tensors.
@@ -133,28 +136,84 @@ inline void check_pool_grad_output(const Tensor& grad_output, const Tensor& inpu
 namespace pool {
 
 using torch::stable::contiguous;
+using torch::stable::new_empty;
+using torch::stable::new_zeros;
 using torch::stable::reshape;
+using torch::stable::to;
 using torch::stable::transpose;
 
 // No copy of an input in channels_last with g = K = 1.
 inline Tensor planes_of(const Tensor& input, const PoolSizes& n) {
-  Tensor planes = reshape(input, {n.B, n.K, n.D(), n.g * n.g, n.H * n.W});
-  planes = transpose(transpose(transpose(planes, 2, 4), 2, 3), 1, 2);  // [B, g g, K, H W, D]
-  return contiguous(planes);
+  const Tensor planes = reshape(input, {n.B, n.K, n.D(), n.g * n.g, n.H * n.W});
+  return contiguous(transpose(transpose(transpose(planes, 2, 4), 2, 3), 1, 2));
 }
 
-inline Tensor from_planes(const Tensor& planes_, const PoolSizes& n) {
-  const Tensor planes = reshape(planes_, {n.B, n.g * n.g, n.K, n.H * n.W, n.D()});
+inline Tensor from_planes(const Tensor& planes, const PoolSizes& n) {
   return reshape(contiguous(transpose(transpose(transpose(planes, 1, 2), 2, 3), 2, 4)), {n.B, n.C, n.H, n.W});
 }
 
-// [R, h w, K, D]
 inline Tensor rows_of(const Tensor& output, const PoolSizes& n) {
   return contiguous(transpose(reshape(output, {n.R, n.C_out(), n.P()}), 1, 2));
 }
 
 inline Tensor from_rows(const Tensor& rows, const PoolSizes& n) {
   return reshape(contiguous(transpose(reshape(rows, {n.R, n.P(), n.C_out()}), 1, 2)), {n.R, n.C_out(), n.h, n.w});
+}
+
+// What the kernels read, all of it contiguous.
+struct Arguments {
+  PoolSizes n;
+  PoolRule<double> rule;
+  Tensor planes;                 // [B, g g, K, H W, D]
+  Tensor rois;                   // [R, 5], compute type
+  std::optional<Tensor> offset;  // [R, K 2, h, w], compute type
+
+  Arguments(const Tensor& input, const Tensor& rois, const std::optional<Tensor>& offset, const PoolOptions& options)
+      : n(check_deform_roi_pool(input, rois, offset, options)),
+        rule(options.rule()),
+        planes(planes_of(input, n)),
+        rois(exact(rois)) {
+    if (offset) this->offset = exact(*offset);
+  }
+
+  ScalarType compute() const { return compute_type(planes.scalar_type()); }
+};
+
+using Integers = std::vector<int64_t>;
+
+// The op, given a device's Kernels::forward(arguments, rows), which writes the rows.
+template <typename Kernels>
+Tensor forward(const Tensor& input, const Tensor& rois, const std::optional<Tensor>& offset,
+               const Integers& output_size, double spatial_scale, int64_t sampling_ratio, double gamma,
+               int64_t group_size, bool rounded) {
+  const Arguments arguments(input, rois, offset,
+                            {output_size, spatial_scale, sampling_ratio, gamma, group_size, rounded});
+  const PoolSizes& n = arguments.n;
+  const Tensor rows = new_empty(arguments.planes, {n.R, n.P(), n.K, n.D()});
+  Kernels::forward(arguments, rows);
+  return from_rows(rows, n);
+}
+
+// Kernels::backward(arguments, grad_rows, grad_planes, grad_offset, deterministic) adds to the gradient of the planes
+// and writes that of the offset, both in the compute type; null: not asked for.
+template <typename Kernels>
+std::tuple<Tensor, Tensor> backward(const Tensor& grad_output, const Tensor& input, const Tensor& rois,
+                                    const std::optional<Tensor>& offset, const Integers& output_size,
+                                    double spatial_scale, int64_t sampling_ratio, double gamma, int64_t group_size,
+                                    bool rounded, bool needs_grad_input, bool needs_grad_offset, bool deterministic) {
+  const Arguments arguments(input, rois, offset,
+                            {output_size, spatial_scale, sampling_ratio, gamma, group_size, rounded});
+  const PoolSizes& n = arguments.n;
+  check_pool_grad_output(grad_output, input, n);
+  const bool with_offset = needs_grad_offset && offset;
+  Tensor grad_input = new_empty(input, {0}), grad_offset = new_empty(input, {0});  // each a tensor of its own
+  if (needs_grad_input) grad_input = new_zeros(input, arguments.planes.sizes(), arguments.compute());
+  if (with_offset) grad_offset = new_empty(*offset, offset->sizes(), arguments.compute());
+  Kernels::backward(arguments, rows_of(grad_output, n), needs_grad_input ? &grad_input : nullptr,
+                    with_offset ? &grad_offset : nullptr, deterministic);
+  if (needs_grad_input) grad_input = from_planes(to(grad_input, input.scalar_type()), n);
+  if (with_offset) grad_offset = to(grad_offset, offset->scalar_type());
+  return {grad_input, grad_offset};
 }
 
 }  // namespace pool

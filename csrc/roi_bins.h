@@ -35,6 +35,9 @@ struct PoolRule {
 // Samples of a bin along an axis, where a RoI decides: all whole numbers up to here are fp32 numbers.
 constexpr int64_t kMostSamples = int64_t{1} << 24;
 
+// Up to here it takes longer to find out which samples lie beside the map than to visit them.
+constexpr int64_t kFewSamples = 16;
+
 namespace detail {
 
 // The nearest integer, halves away from zero.
@@ -118,7 +121,8 @@ MMDET_DDETR_INLINE BinAxis<A> axis_of(const Side<A>& side, int64_t bin, int64_t 
   axis.begin = 0;
   axis.end = cells > 0 && axis.undefined == 0 ? count : 0;
   axis.share = 1 / static_cast<A>(count > 0 ? count : 1);
-  if (axis.step > 0) {  // of a RoI much larger than the map, only the samples near the map: one to spare at each end
+  // Of a RoI much larger than the map, only the samples near the map: one to spare at each end.
+  if (count > kFewSamples && axis.step > 0) {
     const A from = (axis.lowest - axis.first) / axis.step - 1, until = (axis.highest - axis.first) / axis.step + 2;
     if (from > 0) axis.begin = from < static_cast<A>(axis.end) ? static_cast<int64_t>(from) : axis.end;
     if (until < static_cast<A>(axis.end)) axis.end = until > 0 ? static_cast<int64_t>(until) : 0;

@@ -33,6 +33,32 @@ def attention(ops, dtype, M, D, shapes, Q=7, B=2, K=3):
         ops.ms_deform_attn_fused_backward(grad, value, flat, *fused, True, R == 4)
 
 
+def convolution(ops, dtype, C, groups, G):
+    """Of 3 x 3 taps."""
+    input, weight, grad = (
+        torch.randn(*shape, device=DEVICE).to(dtype)
+        for shape in ((2, C, 5, 7), (2 * groups, C // groups, 3, 3), (2, 2 * groups, 5, 7))
+    )
+    offset, mask = (2 * torch.randn(2, maps * G * 9, 5, 7, device=DEVICE) for maps in (2, 1))
+    arguments = input, offset, weight, [1, 1], [1, 1], [1, 1], mask
+    ops.deform_conv2d(*arguments)
+    for deterministic in (False, True):
+        ops.deform_conv2d_backward(grad, *arguments, True, True, deterministic)
+
+
+def roi_pooling(ops, dtype, D, K, group_size):
+    """The definition of the official code, and of mmcv where each channel has one map."""
+    input = torch.randn(2, D * K * group_size**2, 9, 7, device=DEVICE).to(dtype)
+    corners = torch.rand(5, 2, device=DEVICE) * 20
+    rois = torch.cat((torch.arange(5, device=DEVICE)[:, None] % 2, corners, corners + 10), 1)
+    offset, grad = torch.randn(5, 2 * K, 3, 3, device=DEVICE), torch.randn(5, D * K, 3, 3, device=DEVICE).to(dtype)
+    rounded = group_size > 1
+    arguments = input, rois, offset, [3, 3], 0.25, 2 if rounded else 0, 0.3, group_size, rounded
+    ops.deform_roi_pool(*arguments)
+    for deterministic in (False, True):
+        ops.deform_roi_pool_backward(grad, *arguments, True, True, deterministic)
+
+
 def main():
     torch.ops.load_library(EXTENSION)
     ops = torch.ops.mmdet_ddetr
@@ -42,6 +68,10 @@ def main():
         attention(ops, dtype, M=1, D=5, shapes=[(5, 7)])
     attention(ops, torch.float32, M=8, D=32, shapes=[(2, 3)] * 20, Q=33)
     for dtype in (torch.float32, torch.bfloat16):
+        convolution(ops, dtype, C=16, groups=1, G=2)
+        convolution(ops, dtype, C=10, groups=5, G=1)
+        roi_pooling(ops, dtype, D=40, K=1, group_size=1)
+        roi_pooling(ops, dtype, D=1, K=3, group_size=3)
         logits = torch.randn(37, 13, device=DEVICE).to(dtype)
         labels = torch.randint(0, 14, (37,), device=DEVICE)
         for sum_classes in (False, True):

@@ -81,8 +81,8 @@ class Bins {
     undefined_ = x.undefined + y.undefined;
   }
 
-  // Of the RoI's image, its first channel in the first cell.
-  int64_t plane(int64_t plane) const { return (image_ * n_.planes() + plane) * n_.plane_size(); }
+  // Where a plane of the RoI's image begins.
+  int64_t plane(int64_t plane) const { return (image_ * n_.planes() + plane) * n_.H * n_.W * n_.D(); }
 
   // From the derivatives over the bin's coordinates.
   void put_gradient(C dx, C dy, C* grad_offset) const {
@@ -174,62 +174,65 @@ MMDET_DDETR_INLINE void for_chunks(int64_t begin, int64_t end, const F& f) {
   for (; c < end; ++c) f(c, Chunk<T, 0>());
 }
 
-template <typename T>
-void pool_forward(const PoolInput& in, void* rows, int64_t begin, int64_t end) {
-  using C = Compute<T>;
+// f(bins, at, plane) for all bins and sets of channels of RoIs from begin to end: the place of the row [R, h w, K, D]
+// and the plane.
+template <typename T, typename F>
+MMDET_DDETR_INLINE void for_bins(const PoolInput& in, int64_t begin, int64_t end, const F& f) {
   const PoolSizes& n = in.n;
-  const int64_t D = n.D();
   Bins<T> bins(in);
-  T* to = static_cast<T*>(rows) + begin * n.P() * n.C_out();
+  int64_t at = begin * n.P() * n.C_out();
   for (int64_t r = begin; r < end; ++r) {
     bins.set_roi(r);
-    for (int64_t p = 0; p < n.P(); ++p) {
-      for (int64_t k = 0; k < n.K; ++k, to += D) {
-        bins.set_bin(k, p / n.w, p % n.w);
-        const T* plane = static_cast<const T*>(in.planes) + bins.plane(n.plane_of(p / n.w, p % n.w, k));
-        for_chunks<T>(0, D, [&](int64_t c, auto sum) {
-          for (const Touched<C>& row : bins.rows) {
-            const T* cells = plane + row.cell * n.W * D + c;
-            for (const Touched<C>& column : bins.columns) sum.add(row.weight * column.weight, cells + column.cell * D);
-          }
-          sum.put(to + c, bins.undefined());
-        });
+    for (int64_t row = 0; row < n.h; ++row) {
+      for (int64_t column = 0; column < n.w; ++column) {
+        const int64_t plane = n.plane_of(row, column, 0);
+        for (int64_t k = 0; k < n.K; ++k, at += n.D()) {
+          bins.set_bin(k, row, column);
+          f(bins, at, static_cast<const T*>(in.planes) + bins.plane(plane + k));
+        }
       }
     }
   }
 }
 
 template <typename T>
+void pool_forward(const PoolInput& in, void* rows, int64_t begin, int64_t end) {
+  using C = Compute<T>;
+  const int64_t D = in.n.D(), pitch = in.n.W * D;
+  for_bins<T>(in, begin, end, [&](const Bins<T>& bins, int64_t at, const T* plane) {
+    T* to = static_cast<T*>(rows) + at;
+    for_chunks<T>(0, D, [&](int64_t c, auto sum) {
+      for (const Touched<C>& row : bins.rows) {
+        const T* cells = plane + row.cell * pitch + c;
+        for (const Touched<C>& column : bins.columns) sum.add(row.weight * column.weight, cells + column.cell * D);
+      }
+      sum.put(to + c, bins.undefined());
+    });
+  });
+}
+
+template <typename T>
 void pool_backward_offset(const PoolInput& in, const void* grad_rows, void* grad_offset, int64_t begin, int64_t end) {
   using C = Compute<T>;
-  const PoolSizes& n = in.n;
-  const int64_t D = n.D();
-  Bins<T> bins(in);
-  const T* grad = static_cast<const T*>(grad_rows) + begin * n.P() * n.C_out();
-  for (int64_t r = begin; r < end; ++r) {
-    bins.set_roi(r);
-    for (int64_t p = 0; p < n.P(); ++p) {
-      for (int64_t k = 0; k < n.K; ++k, grad += D) {
-        bins.set_bin(k, p / n.w, p % n.w);
-        const T* plane = static_cast<const T*>(in.planes) + bins.plane(n.plane_of(p / n.w, p % n.w, k));
-        C sum_x = 0, sum_y = 0;
-        for_chunks<T>(0, D, [&](int64_t c, auto zero) {
-          auto g = zero, dx = zero, dy = zero;
-          g.add(1, grad + c);
-          for (const Touched<C>& row : bins.rows) {
-            const T* cells = plane + row.cell * n.W * D + c;
-            for (const Touched<C>& column : bins.columns) {
-              dx.add(row.weight * column.slope, cells + column.cell * D);
-              dy.add(row.slope * column.weight, cells + column.cell * D);
-            }
-          }
-          sum_x += g.dot(dx);
-          sum_y += g.dot(dy);
-        });
-        bins.put_gradient(sum_x, sum_y, static_cast<C*>(grad_offset));
+  const int64_t D = in.n.D(), pitch = in.n.W * D;
+  for_bins<T>(in, begin, end, [&](const Bins<T>& bins, int64_t at, const T* plane) {
+    const T* grad = static_cast<const T*>(grad_rows) + at;
+    C sum_x = 0, sum_y = 0;
+    for_chunks<T>(0, D, [&](int64_t c, auto zero) {
+      auto g = zero, dx = zero, dy = zero;
+      g.add(1, grad + c);
+      for (const Touched<C>& row : bins.rows) {
+        const T* cells = plane + row.cell * pitch + c;
+        for (const Touched<C>& column : bins.columns) {
+          dx.add(row.weight * column.slope, cells + column.cell * D);
+          dy.add(row.slope * column.weight, cells + column.cell * D);
+        }
       }
-    }
-  }
+      sum_x += g.dot(dx);
+      sum_y += g.dot(dy);
+    });
+    bins.put_gradient(sum_x, sum_y, static_cast<C*>(grad_offset));
+  });
 }
 
 // A cell sums in the order of the RoIs and bins, however planes and channels are cut.
@@ -238,24 +241,26 @@ void pool_backward_plane(const PoolInput& in, const void* grad_rows, void* grad_
                          int64_t end) {
   using C = Compute<T>;
   const PoolSizes& n = in.n;
-  const int64_t D = n.D(), k = plane % n.K;
+  const int64_t D = n.D(), pitch = n.W * D, k = plane % n.K, u = plane / n.K / n.g, v = plane / n.K % n.g;
+  // the first bin of a row or column of the grid
+  const auto first = [&n](int64_t cell, int64_t bins) { return (cell * bins + n.g - 1) / n.g; };
   Bins<T> bins(in);
   for (int64_t r = 0; r < n.R; ++r) {
     bins.set_roi(r);
     C* sums = static_cast<C*>(grad_planes) + bins.plane(plane);
-    for (int64_t p = 0; p < n.P(); ++p) {
-      if (n.plane_of(p / n.w, p % n.w, k) != plane) continue;
-      bins.set_bin(k, p / n.w, p % n.w);
-      const T* grad = static_cast<const T*>(grad_rows) + ((r * n.P() + p) * n.K + k) * D;
-      for_chunks<T>(begin, end, [&](int64_t c, auto g) {
-        g.add(1, grad + c);
-        for (const Touched<C>& row : bins.rows) {
-          C* cells = sums + row.cell * n.W * D + c;
-          for (const Touched<C>& column : bins.columns) {
-            g.add_to(cells + column.cell * D, row.weight * column.weight);
+    for (int64_t row = first(u, n.h); row < first(u + 1, n.h); ++row) {
+      for (int64_t column = first(v, n.w); column < first(v + 1, n.w); ++column) {
+        bins.set_bin(k, row, column);
+        const T* grad = static_cast<const T*>(grad_rows) + ((r * n.P() + row * n.w + column) * n.K + k) * D;
+        for_chunks<T>(begin, end, [&](int64_t c, auto g) {
+          g.add(1, grad + c);
+          for (const Touched<C>& touched : bins.rows) {
+            C* cells = sums + touched.cell * pitch + c;
+            for (const Touched<C>& other : bins.columns)
+              g.add_to(cells + other.cell * D, touched.weight * other.weight);
           }
-        }
-      });
+        });
+      }
     }
   }
 }

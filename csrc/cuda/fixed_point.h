@@ -12,7 +12,8 @@
 #include <cstring>
 #include <type_traits>
 
-#include "../bilinear.h"
+#include "../inline.h"
+#include "simt.h"
 
 namespace mmdet_ddetr::cuda {
 
@@ -61,5 +62,28 @@ MMDET_DDETR_INLINE double from_fixed(int64_t sum, int exponent, int fraction_bit
   if (exponent == kNoTerm) return 0;
   return scale_by(static_cast<double>(sum), exponent - fraction_bits);
 }
+
+namespace {
+
+// All sums of a tensor, back to floating point.
+template <typename T>
+struct FromFixedPoint {
+  const int64_t* sums;   // [rows, D]
+  const int* exponents;  // [rows]
+  T* grad_value;         // [rows, D]
+  int64_t numel, D;
+  int fraction_bits;
+};
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads, kBlocks<T, int64_t>)
+    from_fixed_point_kernel(const __grid_constant__ FromFixedPoint<T> args) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= args.numel) return;
+  const double sum = from_fixed(args.sums[i], args.exponents[i / args.D], args.fraction_bits);
+  args.grad_value[i] = static_cast<T>(static_cast<Compute<T>>(sum));
+}
+
+}  // namespace
 
 }  // namespace mmdet_ddetr::cuda

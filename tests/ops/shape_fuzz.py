@@ -17,11 +17,17 @@ from mmdet_ddetr.ops import reference
 
 
 class Case:
-    """Random numbers for one call."""
+    """Random numbers for one call.
+
+    Attributes:
+        on_knots: coordinates are numbers that are added without rounding, and lie where derivatives jump and maps
+            end: all agree on the side. Otherwise none lies there.
+    """
 
     def __init__(self, number: int):
         self.rng = random.Random(number)
         self.generator = torch.Generator().manual_seed(self.rng.randrange(2**31))
+        self.on_knots = self.rng.random() < 0.3
 
     def normal(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self.generator, dtype=torch.double)
@@ -30,9 +36,13 @@ class Case:
         return torch.rand(shape, generator=self.generator, dtype=torch.double)
 
     def offset(self, *shape: int) -> Tensor:
-        """None, small, far outside of any map, or on knots."""
-        offset = self.rng.choice((0, 0.5, 3, 50)) * self.normal(*shape)
-        return offset.round() + 0.0 if self.rng.random() < 0.2 else offset
+        """Small, or far outside of any map."""
+        offset = self.rng.choice((0.5, 3, 50)) * self.normal(*shape)
+        return offset.round() + 0.0 if self.on_knots else offset
+
+    def size(self) -> int:
+        """By which coordinates are divided."""
+        return self.rng.choice((1, 2, 4) if self.on_knots else (1, 2, 3, 5, 7))
 
 
 Function = Callable[..., Tensor]  # of the tensors that have a gradient
@@ -63,14 +73,13 @@ def deform_conv2d(case: Case) -> tuple[Function, Function, list[Tensor], str] | 
 
 
 def _rois(case: Case, B: int, size: tuple[int, int], stride: int) -> Tensor:
-    """RoIs that may lie beside the map, have no area, corners in the wrong order or on knots."""
+    """RoIs that may lie beside the map, have no area or their corners in the wrong order."""
     R = case.rng.choice((0, 1, 4)) if B else 0
-    extent = stride * torch.tensor(size[::-1]).double()
-    corners = (2 * case.uniform(R, 2, 2) - 0.5) * extent
-    if case.rng.random() < 0.8:
+    corners = (2 * case.uniform(R, 2, 2) - 0.5) * stride * torch.tensor(size[::-1]).double()
+    if case.on_knots:
+        corners = corners.round().sort(1).values
+    elif case.rng.random() < 0.7:
         corners = corners.sort(1).values
-    if case.rng.random() < 0.2:
-        corners = corners.round()
     if R and case.rng.random() < 0.2:
         corners[0, 1] = corners[0, 0]
     return torch.cat((torch.arange(R).double()[:, None] % max(B, 1), corners.flatten(1)), 1)
@@ -79,8 +88,9 @@ def _rois(case: Case, B: int, size: tuple[int, int], stride: int) -> Tensor:
 def deform_roi_pool(case: Case) -> tuple[Function, Function, list[Tensor], str]:
     rng = case.rng
     B, C, size = rng.choice((0, 1, 2)), rng.choice((1, 2, 7, 16, 70)), [rng.choice((0, 1, 2, 5, 12)) for _ in range(2)]
-    output_size, stride = tuple(rng.choice((1, 2, 3, 7)) for _ in range(2)), rng.choice((1, 4))
-    options = output_size, 1 / stride, rng.choice((-1, 0, 0, 1, 2, 5)), rng.choice((0.1, 1.0))
+    output_size, stride = (case.size(), case.size()), case.size()
+    ratio = case.size() if case.on_knots or rng.random() < 0.5 else rng.choice((-1, 0))
+    options = output_size, 1 / stride, ratio, 1.0 if case.on_knots else 0.1
     rois = _rois(case, B, size, stride)
     tensors = [case.normal(B, C, *size)]
     tensors += [case.offset(len(rois), 2, *output_size)] if rng.random() < 0.7 else []
@@ -92,32 +102,28 @@ def deform_roi_pool(case: Case) -> tuple[Function, Function, list[Tensor], str]:
 
 
 def deform_ps_roi_pool(case: Case) -> tuple[Function, Function, list[Tensor], str]:
+    """RoIs are rounded: without offsets, all coordinates lie on knots."""
     rng = case.rng
-    B, K, D, size = (
-        rng.choice((0, 1, 2)),
-        *(rng.choice((1, 2, 5)) for _ in range(2)),
-        [rng.choice((1, 2, 9)) for _ in '12'],
-    )
-    group_size, pooled_size, ratio, stride = (rng.choice((1, 2, 3, 4)) for _ in range(4))
-    part_size, trans_std = rng.choice((pooled_size, pooled_size, 1, 5)), rng.choice((0.1, 1.0))
+    B, K, D = rng.choice((0, 1, 2)), rng.choice((1, 2, 5)), rng.choice((1, 2, 5))
+    size = [rng.choice((1, 2, 9)) for _ in range(2)]
+    group_size, pooled_size, ratio, stride = rng.choice((1, 2, 3, 4)), case.size(), case.size(), case.size()
+    part_size, trans_std = rng.choice((pooled_size, pooled_size, 1, 5)), 1.0 if case.on_knots else 0.1
     rois = _rois(case, B, size, stride)
     tensors = [case.normal(B, K * D * group_size**2, *size)]
-    tensors += [case.offset(len(rois), 2 * K, part_size, part_size)] if rng.random() < 0.7 else []
+    moved = not case.on_knots or rng.random() < 0.5
+    tensors += [case.offset(len(rois), 2 * K, part_size, part_size)] if moved else []
     options = 1 / stride, K * D, group_size, pooled_size, part_size, ratio, trans_std
 
     def by_reference(input, offset=None):
         part = [p * part_size // pooled_size for p in range(pooled_size)]
         bins = None if offset is None else offset[:, :, part][..., part]
-        return reference.deform_roi_pool(
-            input, rois, bins, (pooled_size, pooled_size), 1 / stride, ratio, trans_std, group_size, True
-        )
+        output_size = pooled_size, pooled_size
+        return reference.deform_roi_pool(input, rois, bins, output_size, 1 / stride, ratio, trans_std, group_size, True)
 
-    return (
-        lambda input, offset=None: ops.deform_ps_roi_pool(input, rois, offset, *options),
-        by_reference,
-        tensors,
-        f'{rois=} {options=}',
-    )
+    def call(input, offset=None):
+        return ops.deform_ps_roi_pool(input, rois, offset, *options)
+
+    return call, by_reference, tensors, f'{rois=} {options=}'
 
 
 def check_random_shape(op: str, number: int):

@@ -328,6 +328,83 @@ def test_deform_conv(kernels, groups, G, C, C_out, modulated, dtype, determinist
         assert difference < 8 * eps
 
 
+# (group_size, K, D, rounded): a lane a channel, vector loads, several turns of a group through the channels
+POOLINGS = [(1, 1, 5, False), (1, 2, 16, False), (2, 3, 1, True), (3, 1, 264, True)]
+
+
+@pytest.mark.parametrize('deterministic', [False, True])
+@pytest.mark.parametrize('dtype', DTYPES, ids=str)
+@pytest.mark.parametrize('group_size, K, D, rounded', POOLINGS)
+def test_deform_roi_pool(kernels, group_size, K, D, rounded, dtype, deterministic):
+    """RoIs inside the map, over its border, beside it, and without area; an adaptive number of samples, too."""
+    rng = torch.Generator().manual_seed(0)
+    rois = torch.tensor(
+        [[0, 3, 2, 17, 12], [1, -9, -6, 30, 30], [1, 40, 3, 60, 9], [0, 5, 5, 5, 5], [1, 1, 2, 9, 19]]
+    ).double()
+    input = torch.randn(2, K * D * group_size**2, 5, 6, generator=rng, dtype=torch.double).to(dtype)
+    offset = torch.randn(5, 2 * K, 2, 3, generator=rng, dtype=torch.double).to(dtype)
+    options = (2, 3), 0.25, 2 if rounded else 0, 0.3, group_size, rounded
+    exact = input.double().requires_grad_(), offset.double().requires_grad_()
+    expected = reference.deform_roi_pool(exact[0], rois, exact[1], *options)
+    grad_output = torch.randn(expected.shape, generator=rng, dtype=torch.double).to(dtype)
+    grads = torch.autograd.grad(expected, exact, grad_output.double())
+
+    arguments = input, rois.to(dtype), offset, *options
+    output = kernels('deform_roi_pool', *arguments)
+    got = kernels('deform_roi_pool_backward', grad_output, *arguments, True, True, deterministic)
+    eps = max(torch.finfo(dtype).eps, 1e-14)
+    for one, other in zip((output, *got), (expected, *grads)):
+        assert one.dtype == dtype and one.shape == other.shape
+        difference = (one.cpu().double() - other).abs().max() / other.abs().max()
+        assert difference < 16 * eps
+    for flags in ((True, False), (False, True)):
+        some = kernels('deform_roi_pool_backward', grad_output, *arguments, *flags, deterministic)
+        for one, other, asked in zip(some, got, flags):
+            assert one.shape == (other.shape if asked else (0,))
+    no_offset = kernels('deform_roi_pool', input, rois.to(dtype), None, *options).cpu().double()
+    expected = reference.deform_roi_pool(input.double(), rois, None, *options)
+    assert (no_offset - expected).abs().max() / expected.abs().max() < 16 * eps
+
+
+@pytest.mark.parametrize('rounded', [False, True])
+def test_deform_roi_pool_at_the_edges(kernels, rounded):
+    """No RoIs, no cells; what is not finite, or of no image, is NaN in its bins and lost to the gradient of input."""
+    options = (2, 2), 0.5, 2, 0.3, 1, rounded
+    for R, size in ((0, (4, 5)), (2, (0, 5)), (2, (4, 0))):
+        arguments = torch.ones(1, 4, *size), torch.zeros(R, 5), torch.ones(R, 2, 2, 2), *options
+        assert not kernels('deform_roi_pool', *arguments).any()
+        grads = kernels('deform_roi_pool_backward', torch.ones(R, 4, 2, 2), *arguments, True, True, True)
+        assert all(grad.shape == x.shape and not grad.any() for grad, x in zip(grads, (arguments[0], arguments[2])))
+    rois, offset = torch.tensor([[0.0, 0, 0, 8, 8]]).repeat(5, 1), torch.zeros(5, 2, 2, 2)
+    rois[0, 0], rois[1, 0], rois[2, 3], offset[3, 1, 0, 1] = -1, 1, float('inf'), float('nan')
+    nan = torch.zeros(5, 1, 2, 2, dtype=torch.bool)
+    nan[:3], nan[3, :, 0, 1] = True, True
+    arguments = torch.ones(1, 4, 6, 6), rois, offset, *options
+    assert torch.equal(kernels('deform_roi_pool', *arguments).isnan().cpu(), nan.expand(5, 4, 2, 2))
+    for deterministic in (False, True):
+        grads = kernels('deform_roi_pool_backward', torch.ones(5, 4, 2, 2), *arguments, True, True, deterministic)
+        assert grads[0].isfinite().all()
+        assert torch.equal(grads[1].isnan().cpu(), nan.expand(5, 2, 2, 2))
+
+
+def test_deterministic_pooling_in_any_order(host):
+    kernels, rng = Kernels(torch.ops.mmdet_ddetr_cuda_on_host, 'cpu'), torch.Generator().manual_seed(0)
+    corners = torch.rand(40, 2, generator=rng) * 10
+    rois = torch.cat((torch.zeros(40, 1), corners, corners + torch.rand(40, 2, generator=rng) * 12), 1)
+    arguments = torch.randn(1, 12, 5, 6), rois, torch.randn(40, 2, 3, 3), (3, 3), 0.5, 0, 0.3, 1, False
+    grad_output = torch.randn(40, 12, 3, 3, generator=rng)
+
+    def grads(seed, deterministic):
+        host.set_seed(seed)
+        return kernels('deform_roi_pool_backward', grad_output, *arguments, True, True, deterministic)
+
+    first, by_atomics = grads(1, True), grads(1, False)
+    torch.testing.assert_close(first, by_atomics)
+    for seed in range(2, 5):
+        torch.testing.assert_close(grads(seed, True), first, rtol=0, atol=0)
+    assert any(not torch.equal(grads(seed, False)[0], by_atomics[0]) for seed in range(2, 5))
+
+
 @pytest.mark.parametrize('name', ['deform_conv2d', 'deform_conv2d_backward'])
 def test_deform_conv_of_nothing(kernels, name):
     geometry = (1, 1), (1, 1), (1, 1)

@@ -9,6 +9,7 @@
 #define mmdet_ddetr mmdet_ddetr_cuda_on_host  // the namespace of the operators
 #define CUDA CPU                              // the key they are registered for
 #include "../../../csrc/cuda/deform_conv.cu"
+#include "../../../csrc/cuda/deform_roi_pool.cu"
 #include "../../../csrc/cuda/matching_cost.cu"
 #include "../../../csrc/cuda/ms_deform_attn.cu"
 #include "../../../csrc/cuda/sigmoid_focal_loss.cu"
