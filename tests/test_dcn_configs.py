@@ -33,7 +33,13 @@ def plain(value):
     return value.removeprefix('mmdet_ddetr.') if isinstance(value, str) else value
 
 
-@pytest.mark.parametrize(('name', 'theirs'), PAIRS.items())
+QUICK = ('faster-rcnn_r50-dconv-c3-c5_fpn_8xb2-1x_coco', 'faster-rcnn_r50_fpn-mdpool_8xb2-1x_coco')
+
+
+@pytest.mark.parametrize(
+    ('name', 'theirs'),
+    [pytest.param(*pair, marks=() if pair[0] in QUICK else pytest.mark.slow) for pair in PAIRS.items()],
+)
 def test_faster_rcnn(name, theirs):
     """Weights have the same names and shapes, too, so that MMDetection's checkpoints load."""
     init_default_scope('mmdet')

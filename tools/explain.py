@@ -1,5 +1,5 @@
-"""Draw what a detector looks at, as PNG files and an interactive page: figure 6 of Deformable DETR, and the points of
-deformable convolutions and of DAT.
+"""Draw what a detector looks at, as PNG files and an interactive page: figure 6 of Deformable DETR, the points of
+deformable convolutions and of DAT, the bins of deformable RoI pooling.
 
 python tools/explain.py deformable-detr_r50_16xb2-50e_coco epoch_50.pth photo.jpg --out outputs/explain
 """
@@ -96,12 +96,12 @@ def write(args):
     explanation.detections[:] = found
     recording = explanation.recording
     if args.pixel and not (recording.encoder or recording.convolutions or recording.deformed):
-        raise ValueError('--pixel must not be given: the encoder of this detector has no attention')
+        raise ValueError('--pixel must not be given: no attention or convolution that is drawn starts from pixels here')
     objects = explanation.objects(args.detections)
     figures = {}
     if explanation.has_queries:
         figures |= of_queries(args, explanation, objects)
-    figures |= of_backbone(args, explanation, objects)
+    figures |= of_sampling(args, explanation, objects)
 
     out, stem = Path(args.out), Path(args.image).stem
     out.mkdir(parents=True, exist_ok=True)
@@ -148,9 +148,10 @@ def of_queries(args, explanation, objects):
     return figures
 
 
-def of_backbone(args, explanation, objects):
-    """Figures {name: figure} of deformable convolutions and of DAT."""
+def of_sampling(args, explanation, objects):
+    """Figures {name: figure} of deformable convolutions, of DAT and of deformable RoI pooling."""
     from mmdet_ddetr.explain import backbone_figures as draw
+    from mmdet_ddetr.explain.roi_figures import bins_figure, bins_of
 
     figures = {}
     if explanation.recording.convolutions:
@@ -162,6 +163,8 @@ def of_backbone(args, explanation, objects):
         figures['deformed-attention'] = draw.attention_figure(explanation, objects)
         for x, y in args.pixel:
             figures[f'deformed-attention-{x:g}-{y:g}'] = draw.attention_layers_figure(explanation, x, y)
+    if explanation.recording.pools and bins_of(explanation, objects[0]):
+        figures['bins'] = bins_figure(explanation, objects)
     return figures
 
 

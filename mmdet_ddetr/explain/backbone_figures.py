@@ -123,7 +123,7 @@ def attention_figure(explanation: Explanation, detections: Sequence[Detection]) 
     rows, names = [], []
     for index in dat.last_of_stages(calls):
         looks = [attention_look(explanation, index, *centre_of(explanation, d)) for d in detections]
-        rows.append([_panel(look, detection=d, by_weight=True, area=40) for look, d in zip(looks, detections)])
+        rows.append([_panel(look, detection=d, by_weight=True, area=120) for look, d in zip(looks, detections)])
         names.append(_name(calls[index]))
     return draw(explanation, rows, names, reference=CELL)
 
@@ -132,19 +132,19 @@ def attention_layers_figure(explanation: Explanation, x: float, y: float) -> Fig
     """What the cells at a pixel attend to, in every deformable attention of DAT."""
     calls = explanation.recording.deformed
     row = [
-        _panel(attention_look(explanation, index, x, y), title=_name(call), by_weight=True, area=40)
+        _panel(attention_look(explanation, index, x, y), title=_name(call), by_weight=True, area=120)
         for index, call in enumerate(calls)
     ]
     return draw(explanation, [row], reference=CELL)
 
 
 def _panel(look: Look, area: float = AREA, **others) -> Panel:
-    return Panel(look, area=area, reference=tuple(look.references[0]), **others)
+    return Panel(look, area=area / look.points.shape[1], reference=tuple(look.references[0]), **others)
 
 
 def _name(call: convolution.SampledConv | dat.DeformedAttention, separator: str = '\n') -> str:
     H, W = call.output_size if isinstance(call, convolution.SampledConv) else call.size
-    return f'{call.name.removeprefix("backbone.")}{separator}{W}×{H}'
+    return f'{convolution.short_name(call.name)}{separator}{W}×{H}'
 
 
 def _draw_convolutions(explanation: Explanation, rows: list[list[Panel]], names: list[str]) -> Figure:

@@ -91,6 +91,13 @@ def follow(
     return points, weights
 
 
+def short_name(name: str) -> str:
+    """Without the part of the detector, and not longer than fits beside a picture."""
+    for part in IN_SEQUENCE:
+        name = name.removeprefix(part)
+    return name if len(name) <= 20 else f'…{name[-19:]}'
+
+
 def chain(convs: Sequence[SampledConv], index: int, depth: int) -> list[SampledConv]:
     """A convolution and up to ``depth - 1`` before it that it reads through, in the order of computing."""
     for part in IN_SEQUENCE:

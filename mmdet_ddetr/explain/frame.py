@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -47,6 +48,24 @@ class Frame:
     ) -> Tensor:  # [..., 2]
         """As ``to_image``."""
         return self.to_image(points * points.new_tensor(self.padded_size) / points.new_tensor(self.size))
+
+    def boxes_to_image(
+        self,
+        boxes: Tensor,  # [..., 4], (x1, y1, x2, y2) in px of the network's input
+    ) -> Tensor:  # [..., 4]
+        """In px of the original image; a flip swaps the corners, which are put in order."""
+        corners = boxes.unflatten(-1, (2, 2))
+        corners = self.to_image(corners / corners.new_tensor(self.size))
+        return torch.cat([corners.amin(-2), corners.amax(-2)], -1)
+
+    def boxes_of_input(
+        self,
+        boxes: Tensor,  # [..., 4], (x1, y1, x2, y2) in px of the original image
+    ) -> Tensor:  # [..., 4]
+        """The inverse of ``boxes_to_image``."""
+        corners = self.unflip(boxes.unflatten(-1, (2, 2)))
+        corners = corners / corners.new_tensor(self.image_size) * corners.new_tensor(self.size)
+        return torch.cat([corners.amin(-2), corners.amax(-2)], -1)
 
     def cells(self, size: tuple[int, int]) -> tuple[float, float]:
         """(rows, columns) of a feature map of (H, W) cells that are image, the rest being padding."""

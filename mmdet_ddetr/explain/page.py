@@ -13,6 +13,7 @@ import numpy as np
 from .explanation import Explanation
 from .page_backbone import convolution_data, deformed_data
 from .page_numbers import positions, thinned, weights
+from .page_rois import rois_data
 from .panels import COLOURS
 
 MAX_SIDE = 1600  # px of the longer side of the embedded image
@@ -75,6 +76,8 @@ def page_data(explanation: Explanation, room_mb: float = 2, depth: int = 3) -> d
         data['convolution'] = convolution_data(explanation, room, depth)
     if recording.deformed:
         data['deformed'] = deformed_data(explanation, room)
+    if recording.pools and (rois := rois_data(explanation)):
+        data['rois'] = rois
     return data
 
 

@@ -37,6 +37,8 @@ class Panel:
     by_weight: bool = False  # make a point's area proportional to its weight, ``area`` that of the largest
     heat: np.ndarray | None = None  # [H, W], where the attention is dense
     points: np.ndarray | None = None  # [M, 2], salient points, (x, y) in px
+    bins: np.ndarray | None = None  # [N, 4], (x1, y1, x2, y2) in px
+    bin_weights: np.ndarray | None = None  # [N]; None: all weigh the same
     start: np.ndarray | None = None  # [4], the box that a layer starts from, (x1, y1, x2, y2) in px
     reference: tuple[float, float] | None = None
     detection: Detection | None = None
@@ -54,6 +56,7 @@ def draw(
     with_text: bool = True,
     weight: str | None = 'attention weight',
     reference: str = 'reference point (encoder: the querying pixel)',
+    start: str = 'box the layer starts from',
 ) -> Figure:
     """Panels over one scale of weights, with its colour bar and the key to the symbols.
 
@@ -63,6 +66,7 @@ def draw(
         with_text: write class and score above a box.
         weight: what the colours are; None: all points are of one weight, and no bar is drawn.
         reference: what the cross is.
+        start: what the dashed box is.
     """
     h, w = explanation.image.shape[:2]
     width, height = (size * side / max(h, w) for side in (w, h))
@@ -96,7 +100,7 @@ def draw(
         bar.set_label(weight, fontsize=7)
         bar.ax.tick_params(labelsize=6, width=0.4, length=2)
         bar.outline.set_linewidth(0.4)
-    _key(figure, explanation, [panel for row in rows for panel in row], reference)
+    _key(figure, explanation, [panel for row in rows for panel in row], reference, start)
     return figure
 
 
@@ -111,7 +115,10 @@ def _surroundings(explanation: Explanation, box: np.ndarray) -> tuple[float, flo
 
 
 def _largest_weight(panel: Panel) -> float:
-    return float(np.nanmax(panel.heat if panel.look is None else panel.look.weights))
+    weights = panel.heat if panel.look is None else panel.look.weights
+    if weights is None:
+        weights = 1.0 if panel.bin_weights is None else panel.bin_weights
+    return float(np.nanmax(weights))
 
 
 def _draw_panel(
@@ -134,6 +141,8 @@ def _draw_panel(
             _draw_box(ax, panel.start, linestyle=START_DASHES, linewidth=0.8)
         if with_text:
             _write_name(ax, panel.detection, view)
+    if panel.bins is not None:
+        _draw_bins(ax, panel, norm)
     if panel.look is not None:
         _draw_points(ax, panel, norm)
     if panel.points is not None:
@@ -180,6 +189,13 @@ def _draw_points(ax: Axes, panel: Panel, norm: Normalize) -> None:
     )
 
 
+def _draw_bins(ax: Axes, panel: Panel, norm: Normalize) -> None:
+    weights = np.ones(len(panel.bins)) if panel.bin_weights is None else panel.bin_weights
+    for (x1, y1, x2, y2), colour in zip(panel.bins, COLOURS(norm(weights))):
+        style = dict(edgecolor=colour, facecolor=(*colour[:3], 0.12), linewidth=0.6, zorder=2)
+        ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, **style))
+
+
 def _areas(panel: Panel, largest: float) -> np.ndarray:
     weights = panel.look.weights
     if panel.area is None:
@@ -215,7 +231,7 @@ def _write_name(ax: Axes, detection: Detection, view: tuple[float, float, float,
     ).set_in_layout(False)
 
 
-def _key(figure: Figure, explanation: Explanation, panels: list[Panel], reference: str) -> None:
+def _key(figure: Figure, explanation: Explanation, panels: list[Panel], reference: str, start: str) -> None:
     """The symbols' meaning, below the panels, in as many columns as there is room for."""
     has_start = any(panel.detection and panel.start is not None for panel in panels)
     handles = []
@@ -229,9 +245,11 @@ def _key(figure: Figure, explanation: Explanation, panels: list[Panel], referenc
     if any(panel.points is not None for panel in panels):
         style = dict(marker='o', linestyle='', color=BLUE, markeredgewidth=0, markersize=10**0.5)
         handles.append(Line2D([], [], label='salient point of a head', **style))
+    if any(panel.bins is not None for panel in panels):
+        handles.append(Patch(facecolor='none', edgecolor=COLOURS(1.0), linewidth=0.6, label='bin'))
     if has_start:
         style = dict(color=GREEN, linewidth=0.8, linestyle=START_DASHES)
-        handles.append(Line2D([], [], label='box the layer starts from', **style))
+        handles.append(Line2D([], [], label=start, **style))
     if any(panel.with_axes for panel in panels):
         handles.append(Patch(color=BLUE, alpha=0.75, label='attention to columns and to rows'))
     if any(panel.detection for panel in panels):

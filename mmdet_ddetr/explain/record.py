@@ -22,7 +22,7 @@ from mmdet_ddetr.layers import (
 from mmdet_ddetr.ops import host_shapes
 from mmdet_ddetr.ops.reference import sampling_locations_of
 
-from . import convolution, dat
+from . import convolution, dat, roi_pool
 
 ATTENTION_OF = dict(encoder='self_attn', decoder='cross_attn')
 
@@ -99,6 +99,8 @@ class Recording:
     head_outputs: tuple = ()  # logits [layers, B, Q, classes], boxes [layers, B, Q, 4]
     convolutions: list[convolution.SampledConv] = field(default_factory=list)  # in the order of computing
     deformed: list[dat.DeformedAttention] = field(default_factory=list)  # of DAT
+    pools: list[roi_pool.PooledRoIs] = field(default_factory=list)  # of deformable RoI pooling
+    regions: list[roi_pool.Regions] = field(default_factory=list)  # of each box head beside it
 
 
 def attentions(model: nn.Module) -> dict[str, list[nn.Module]]:
@@ -114,8 +116,8 @@ def attentions(model: nn.Module) -> dict[str, list[nn.Module]]:
         layers = getattr(getattr(model, part, None), 'layers', None)
         if layers is None:
             raise TypeError(
-                f'model must have a transformer {part} with layers, as DETR has, or deformable convolutions, or the '
-                f'backbone DAT; {type(model).__name__} has none of these'
+                f'model must have a transformer {part} with layers, as DETR has, or deformable convolutions or RoI '
+                f'pooling, or the backbone DAT; {type(model).__name__} has none of these'
             )
         found[part] = [getattr(layer, name, None) for layer in layers]
         if part == 'encoder':
@@ -177,9 +179,9 @@ def _what_to_read(attention: nn.Module):
 def record(model: nn.Module) -> Iterator[Recording]:
     """Record what a detector samples in whatever it computes inside the ``with``.
 
-    That is: the attentions of a DETR or Deformable DETR, deformable convolutions, and DAT's attentions. Results stay
-    what they are, bit for bit: hooks read the inputs of each module and compute locations and weights once more,
-    because the fused operators never hold them. Outside the ``with`` the model has no hook and no cost.
+    That is: the attentions of a DETR or Deformable DETR, deformable convolutions and RoI poolings, DAT's attentions.
+    Results stay what they are, bit for bit: hooks read the inputs of each module and compute locations and weights
+    once more, because the fused operators never hold them. Outside the ``with`` the model has no hook and no cost.
 
     Args:
         model: detector of any kind that has one of these; mmdet's own with mmcv's modules as well.
@@ -192,6 +194,7 @@ def record(model: nn.Module) -> Iterator[Recording]:
     """
     recording = Recording([], [])
     handles = convolution.watch(model, recording.convolutions) + dat.watch(model, recording.deformed)
+    handles += roi_pool.watch(model, recording.pools, recording.regions)
     try:
         handles += _watch_attentions(model, recording)
     except TypeError:
@@ -208,8 +211,8 @@ def record(model: nn.Module) -> Iterator[Recording]:
 
 def _start_hook(recording: Recording):
     def hook(backbone, args):
-        recording.convolutions.clear()
-        recording.deformed.clear()
+        for calls in (recording.convolutions, recording.deformed, recording.pools, recording.regions):
+            calls.clear()
 
     return hook
 
