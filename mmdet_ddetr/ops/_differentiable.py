@@ -31,7 +31,7 @@ class DifferentiableOp:
         reference: the op in plain PyTorch, from differentiable operations only.
         flops: of the forward, from the arguments with shapes for tensors.
         needs: which of the flags ``needs`` asks for the gradient of the argument with this number.
-        narrow: (dtype, *arguments) -> arguments, for autocast. The first argument decides whether they are narrowed.
+        narrow: (dtype, *arguments) -> arguments, for autocast, unless the first argument is fp64.
         axes: the dimension of the argument with this number that vmap lengthens.
         output_axis: the same of the output.
         enter: (size, *arguments) -> arguments, what vmap has to do besides.

@@ -86,7 +86,8 @@ def test_position_sensitive_pack():
 
 @pytest.mark.parametrize('kind', [*PACKS, 'RoIAlign'])
 def test_in_mmdets_extractor(kind):
-    """A layer of each level, with the scale of its stride; mmcv's layers are still known by their names."""
+    """A layer of each level, with the scale of its stride; mmcv's layers are still known by their names. Under autocast
+    the maps may be narrow, or wide where a norm comes last."""
     ours = {} if kind == 'RoIAlign' else dict(output_channels=4, deform_fc_channels=8)
     extractor = MODELS.build(
         dict(
@@ -103,3 +104,8 @@ def test_in_mmdets_extractor(kind):
     pooled = extractor(maps, rois)
     for i in range(2):
         torch.testing.assert_close(pooled[i : i + 1], extractor.roi_layers[i](maps[i], rois[i : i + 1]))
+    with torch.autocast('cpu', torch.bfloat16):
+        assert extractor(maps, rois).dtype == torch.float32
+        narrow = extractor([m.bfloat16() for m in maps], rois)
+    assert narrow.dtype == torch.bfloat16
+    torch.testing.assert_close(narrow.float(), pooled, rtol=0.05, atol=0.5)
