@@ -9,16 +9,8 @@ namespace mmdet_ddetr::cpu::MMDET_DDETR_ISA {
 
 #include "simd.h"
 // after simd.h
+#include "conv_product.h"
 #include "placement.h"
-
-// f(c, n) for n channels from c on: whole vectors, then what is left.
-template <typename C, typename F>
-MMDET_DDETR_INLINE void for_vectors(int64_t channels, const F& f) {
-  constexpr int N = Simd<C>::N;
-  int64_t c = 0;
-  for (; c + N <= channels; c += N) f(c, static_cast<int64_t>(N));
-  if (c < channels) f(c, channels - c);
-}
 
 // The samples of a tap and an offset group for N output cells.
 template <typename T>
@@ -98,172 +90,271 @@ class Taps {
   typename Simd<C>::Int cell_[N], inside_[N];
 };
 
-// The channels of an offset group in the columns of one tap, which groups of the convolution may scatter.
-template <typename T>
-class ColumnRows {
+// ConvColumns of element type E whose pieces are `piece` channels.
+template <typename E, int piece>
+class Columns {
  public:
-  ColumnRows(const ConvSizes& n, const ConvColumns& columns)
-      : n_(n), data_(static_cast<T*>(columns.data)), first_(columns.first), cells_(columns.cells), row_(new T[n.C]) {}
+  static constexpr int N = Simd<Compute<E>>::N;
 
-  // Room for channels from c on of an output cell and tap; put() afterwards.
-  MMDET_DDETR_INLINE T* room(int64_t p, int64_t t, int64_t c) const {
-    return n_.groups == 1 ? data_ + at(p, t, c) : row_.get() + c;
-  }
-  MMDET_DDETR_INLINE void put(int64_t p, int64_t t, int64_t c, int64_t count) const {
-    if (n_.groups == 1) return;
-    for_pieces(p, t, c, count, [&](T* piece, int64_t begin, int64_t size) {
-      __builtin_memcpy(piece, row_.get() + begin, size * sizeof(T));
-    });
-  }
-  MMDET_DDETR_INLINE const T* get(int64_t p, int64_t t, int64_t c, int64_t count) const {
-    if (n_.groups == 1) return data_ + at(p, t, c);
-    for_pieces(p, t, c, count, [&](const T* piece, int64_t begin, int64_t size) {
-      __builtin_memcpy(row_.get() + begin, piece, size * sizeof(T));
-    });
-    return row_.get() + c;
-  }
+  explicit Columns(const ConvColumns& c) : c_(c), data_(static_cast<E*>(c.data)) {}
+
+  explicit operator bool() const { return data_; }
+
+  // The columns of one tap and output cell.
+  class Row {
+   public:
+    Row(const Columns& columns, int64_t t, int64_t p)
+        : places_(columns.c_.places + t * columns.c_.pieces),
+          data_(columns.data_ + (p - columns.c_.cell) * columns.c_.pitch),
+          channel_(columns.c_.channel) {}
+
+    MMDET_DDETR_INLINE void put(int64_t c, int64_t left, Vec<Compute<E>> v) const {
+      const int64_t* places = places_ + (c - channel_) / piece;
+      if constexpr (piece == N) return store(data_ + *places, v);
+      E part[N];
+      store(part, v);
+      for (int i = 0; i < std::min<int64_t>(left, N); i += piece) {
+        __builtin_memcpy(data_ + *places++, part + i, piece * sizeof(E));
+      }
+    }
+    MMDET_DDETR_INLINE Vec<Compute<E>> get(int64_t c, int64_t left) const {
+      const int64_t* places = places_ + (c - channel_) / piece;
+      if constexpr (piece == N) return load(data_ + *places);
+      E part[N] = {};
+      for (int i = 0; i < std::min<int64_t>(left, N); i += piece) {
+        __builtin_memcpy(part + i, data_ + *places++, piece * sizeof(E));
+      }
+      return load(part);
+    }
+
+   private:
+    const int64_t* const places_;
+    E* const data_;
+    const int64_t channel_;
+  };
 
  private:
-  MMDET_DDETR_INLINE int64_t at(int64_t p, int64_t t, int64_t c) const {
-    const int64_t D = n_.group_channels();
-    return ((c / D * cells_ + p - first_) * n_.T() + t) * D + c % D;
-  }
-  template <typename F>
-  MMDET_DDETR_INLINE void for_pieces(int64_t p, int64_t t, int64_t c, int64_t count, const F& f) const {
-    const int64_t D = n_.group_channels();
-    for (const int64_t end = c + count; c < end;) {
-      const int64_t size = std::min(end - c, D - c % D);
-      f(data_ + at(p, t, c), c, size);
-      c += size;
-    }
-  }
-
-  const ConvSizes& n_;
-  T* const data_;
-  const int64_t first_, cells_;
-  const std::unique_ptr<T[]> row_;
+  const ConvColumns& c_;
+  E* const data_;
 };
 
-// f(taps, g, t) for all taps and offset groups of all output cells from begin to end.
+// f(c, left) for vectors of channels from `from` to `to`; pieces of whole vectors leave no part of one.
+template <typename C, int piece, typename F>
+MMDET_DDETR_INLINE void for_vectors(int64_t from, int64_t to, const F& f) {
+  constexpr int N = Simd<C>::N;
+  for (int64_t c = from; c < to; c += N) f(c, piece == N ? N : to - c);
+}
+
+// f(taps, p, t, from, to) for all taps of the output cells from begin to end and the channels from c_begin to c_end, of
+// an offset group at a time.
 template <typename T, typename F>
-MMDET_DDETR_INLINE void for_taps(const ConvInput& in, int64_t begin, int64_t end, int64_t g_begin, int64_t g_end,
+MMDET_DDETR_INLINE void for_taps(const ConvInput& in, int64_t c_begin, int64_t c_end, int64_t begin, int64_t end,
                                  const F& f) {
+  const int64_t D = in.n.C / in.n.G;
   Taps<T> taps(in);
   for (int64_t p = begin; p < end; p += Taps<T>::N) {
     taps.set_cells(p, end - p);
-    for (int64_t g = g_begin; g < g_end; ++g) {
+    for (int64_t g = c_begin / D; g * D < c_end; ++g) {
       for (int64_t t = 0; t < in.n.T(); ++t) {
         taps.set_tap(g, t);
-        f(taps, p, g, t);
+        f(taps, p, g, t, std::max(c_begin, g * D), std::min(c_end, (g + 1) * D));
       }
     }
   }
 }
 
-template <typename T>
-void conv_columns(const ConvInput& in, const ConvColumns& columns, int64_t begin, int64_t end) {
+template <typename T, typename E, int piece>
+void conv_sample(const ConvInput& in, const ConvColumns& columns_, int64_t c_begin, int64_t c_end, int64_t begin,
+                 int64_t end) {
   using C = Compute<T>;
-  const ConvSizes& n = in.n;
-  const int64_t D = n.C / n.G;
-  const ColumnRows<T> rows(n, columns);
-  for_taps<T>(in, begin, end, 0, n.G, [&](const Taps<T>& taps, int64_t p, int64_t g, int64_t t) {
-    const T* cells = static_cast<const T*>(in.cells) + g * D;
-    for (int i = 0; i < taps.count(); ++i) {
-      T* to = rows.room(p + i, t, g * D);
-      if (__builtin_expect(taps.all_corners(i), 1)) {
-        const T* upper = cells + taps.cell(i) * n.C;
-        const T* lower = upper + n.W * n.C;
-        const C w00 = taps.weight(0, i), w01 = taps.weight(1, i), w10 = taps.weight(2, i), w11 = taps.weight(3, i);
-        for_vectors<C>(D, [&](int64_t c, int64_t left) {
-          store_part(to + c, left,
-                     (w00 * load_part(upper + c, left) + w01 * load_part(upper + n.C + c, left)) +
-                         (w10 * load_part(lower + c, left) + w11 * load_part(lower + n.C + c, left)));
-        });
-      } else {
-        const C outside = taps.outside(i);
-        for_vectors<C>(D, [&](int64_t c, int64_t left) {
-          Vec<C> sum = broadcast(outside);
-          taps.for_corners(i, [&](int corner, int64_t cell) {
-            sum += taps.weight(corner, i) * load_part(cells + cell * n.C + c, left);
-          });
-          store_part(to + c, left, sum);
-        });
-      }
-      rows.put(p + i, t, g * D, D);
-    }
-  });
+  using Panel = Columns<E, piece>;
+  const int64_t pitch = in.n.C;
+  const Panel columns(columns_);
+  const T* cells = static_cast<const T*>(in.cells);
+  for_taps<T>(
+      in, c_begin, c_end, begin, end,
+      [&](const Taps<T>& taps, int64_t p, int64_t /*g*/, int64_t t, int64_t from, int64_t to) {
+        for (int i = 0; i < taps.count(); ++i) {
+          const typename Panel::Row row(columns, t, p + i);
+          const C outside = taps.outside(i);
+          if (__builtin_expect(taps.all_corners(i), 1)) {
+            const T* upper = cells + taps.cell(i) * pitch;
+            const T* lower = upper + in.n.W * pitch;
+            const C w00 = taps.weight(0, i), w01 = taps.weight(1, i), w10 = taps.weight(2, i), w11 = taps.weight(3, i);
+            for_vectors<C, piece>(from, to, [&](int64_t c, int64_t left) {
+              Vec<C> sum = broadcast(outside);
+              sum += w00 * load_part(upper + c, left);
+              sum += w01 * load_part(upper + pitch + c, left);
+              sum += w10 * load_part(lower + c, left);
+              sum += w11 * load_part(lower + pitch + c, left);
+              row.put(c, left, sum);
+            });
+          } else {
+            for_vectors<C, piece>(from, to, [&](int64_t c, int64_t left) {
+              Vec<C> sum = broadcast(outside);
+              taps.for_corners(i, [&](int corner, int64_t cell) {
+                sum += taps.weight(corner, i) * load_part(cells + cell * pitch + c, left);
+              });
+              row.put(c, left, sum);
+            });
+          }
+        }
+      });
+}
+
+template <typename T, typename E, int piece>
+void conv_backward_points(const ConvInput& in, const ConvColumns& gradients_, const ConvColumns& columns_,
+                          void* products_, int64_t c_begin, int64_t c_end, int64_t begin, int64_t end) {
+  using C = Compute<T>;
+  using V = Vec<C>;
+  using Panel = Columns<E, piece>;
+  constexpr int N = Simd<C>::N;
+  const int64_t pitch = in.n.C;
+  const Panel gradients(gradients_), columns(columns_);
+  const T* cells = static_cast<const T*>(in.cells);
+  for_taps<T>(
+      in, c_begin, c_end, begin, end,
+      [&](const Taps<T>& taps, int64_t p, int64_t g, int64_t t, int64_t from, int64_t to) {
+        C* products = static_cast<C*>(products_) + ((g * in.n.T() + t) * kTileCells + p - begin) * 4;
+        for (int first = 0; first < taps.count(); first += N / 4) {
+          V parts[N / 4] = {};
+          for (int j = 0; j < N / 4 && first + j < taps.count(); ++j) {
+            const int i = first + j;
+            const typename Panel::Row grad(gradients, t, p + i), row(columns, t, p + i);
+            const C outside = taps.outside(i);
+            V sums[4] = {};
+            if (__builtin_expect(taps.all_corners(i), 1)) {
+              const T* upper = cells + taps.cell(i) * pitch;
+              const T* lower = upper + in.n.W * pitch;
+              const C w00 = taps.weight(0, i), w01 = taps.weight(1, i), w10 = taps.weight(2, i),
+                      w11 = taps.weight(3, i);
+              const auto visit = [&](auto put) {
+                for_vectors<C, piece>(from, to, [&](int64_t c, int64_t left) {
+                  const V v = grad.get(c, left);
+                  const V v00 = load_part(upper + c, left), v01 = load_part(upper + pitch + c, left);
+                  const V v10 = load_part(lower + c, left), v11 = load_part(lower + pitch + c, left);
+                  sums[0] += v * v00;
+                  sums[1] += v * v01;
+                  sums[2] += v * v10;
+                  sums[3] += v * v11;
+                  if constexpr (put) {  // as in conv_sample, bit for bit
+                    V sum = broadcast(outside);
+                    sum += w00 * v00;
+                    sum += w01 * v01;
+                    sum += w10 * v10;
+                    sum += w11 * v11;
+                    row.put(c, left, sum);
+                  }
+                });
+              };
+              columns ? visit(std::true_type()) : visit(std::false_type());
+            } else {
+              for_vectors<C, piece>(from, to, [&](int64_t c, int64_t left) {
+                V sum = broadcast(outside);
+                taps.for_corners(i, [&](int corner, int64_t cell) {
+                  const V v = load_part(cells + cell * pitch + c, left);
+                  sums[corner] += grad.get(c, left) * v;
+                  sum += taps.weight(corner, i) * v;
+                });
+                if (columns) row.put(c, left, sum);
+              });
+            }
+            parts[j] = fold_four<C>(sums);
+          }
+          const int64_t numbers = 4 * std::min<int64_t>(taps.count() - first, N / 4);
+          store_part(products + 4 * first, numbers, load_part(products + 4 * first, numbers) + fold_fours<C>(parts));
+        }
+      });
 }
 
 template <typename T>
-void conv_backward_points(const ConvInput& in, const ConvColumns& columns, const ConvGradients& gradients,
-                          int64_t begin, int64_t end) {
+void conv_finish_points(const ConvInput& in, const void* products_, const ConvGradients& gradients, int64_t begin,
+                        int64_t end) {
   using C = Compute<T>;
-  using V = Vec<C>;
-  constexpr int N = Simd<C>::N;
-  const ConvSizes& n = in.n;
-  const int64_t D = n.C / n.G;
-  const ColumnRows<T> rows(n, columns);
-  for_taps<T>(in, begin, end, 0, n.G, [&](const Taps<T>& taps, int64_t p, int64_t g, int64_t t) {
-    const T* cells = static_cast<const T*>(in.cells) + g * D;
-    C products[4 * N] = {};
-    for (int first = 0; first < taps.count(); first += N / 4) {
-      V parts[N / 4] = {};
-      for (int j = 0; j < N / 4 && first + j < taps.count(); ++j) {
-        const int i = first + j;
-        const T* grad = rows.get(p + i, t, g * D, D);
-        V sums[4] = {};
-        if (__builtin_expect(taps.all_corners(i), 1)) {
-          const T* upper = cells + taps.cell(i) * n.C;
-          const T* lower = upper + n.W * n.C;
-          for_vectors<C>(D, [&](int64_t c, int64_t left) {
-            const V v = load_part(grad + c, left);
-            sums[0] += v * load_part(upper + c, left);
-            sums[1] += v * load_part(upper + n.C + c, left);
-            sums[2] += v * load_part(lower + c, left);
-            sums[3] += v * load_part(lower + n.C + c, left);
-          });
-        } else {
-          taps.for_corners(i, [&](int corner, int64_t cell) {
-            for_vectors<C>(D, [&](int64_t c, int64_t left) {
-              sums[corner] += load_part(grad + c, left) * load_part(cells + cell * n.C + c, left);
-            });
-          });
-        }
-        parts[j] = fold_four<C>(sums);
-      }
-      store(products + 4 * first, fold_fours<C>(parts));
-    }
+  for_taps<T>(in, 0, in.n.C, begin, end, [&](const Taps<T>& taps, int64_t p, int64_t g, int64_t t, int64_t, int64_t) {
+    const int64_t at = ((g * in.n.T() + t) * kTileCells + p - begin) * 4;
+    C products[4 * Taps<T>::N] = {};
+    __builtin_memcpy(products, static_cast<const C*>(products_) + at, 4 * taps.count() * sizeof(C));
     taps.put_gradients(products, gradients);
   });
 }
 
 // A cell of the input sums in the order of the output cells, however the channels are cut.
-template <typename T>
-void conv_backward_cells(const ConvInput& in, const ConvColumns& columns, const ConvGradients& gradients, int64_t begin,
-                         int64_t end) {
+template <typename T, typename E, int piece>
+void conv_backward_cells(const ConvInput& in, const ConvColumns& columns_, const ConvGradients& gradients,
+                         int64_t c_begin, int64_t c_end, int64_t begin, int64_t end) {
   using C = Compute<T>;
-  const ConvSizes& n = in.n;
-  const int64_t D = n.C / n.G;
-  const ColumnRows<T> rows(n, columns);
-  const int64_t first = columns.first, last = first + columns.cells;
-  for_taps<T>(in, first, last, begin / D, (end - 1) / D + 1, [&](const Taps<T>& taps, int64_t p, int64_t g, int64_t t) {
-    const int64_t from = std::max(begin, g * D), count = std::min(end, (g + 1) * D) - from;
-    for (int i = 0; i < taps.count(); ++i) {
-      const T* grad = rows.get(p + i, t, from, count);
-      taps.for_corners(i, [&](int corner, int64_t cell) {
-        C* sums = static_cast<C*>(gradients.cells) + cell * n.C + from;
-        const C weight = taps.weight(corner, i);
-        for_vectors<C>(count, [&](int64_t c, int64_t left) {
-          store_part(sums + c, left, load_part(sums + c, left) + weight * load_part(grad + c, left));
-        });
+  using Panel = Columns<E, piece>;
+  const Panel columns(columns_);
+  for_taps<T>(
+      in, c_begin, c_end, begin, end,
+      [&](const Taps<T>& taps, int64_t p, int64_t /*g*/, int64_t t, int64_t from, int64_t to) {
+        for (int i = 0; i < taps.count(); ++i) {
+          const typename Panel::Row grad(columns, t, p + i);
+          taps.for_corners(i, [&](int corner, int64_t cell) {
+            C* sums = static_cast<C*>(gradients.cells) + cell * in.n.C;
+            const C weight = taps.weight(corner, i);
+            for_vectors<C, piece>(from, to, [&](int64_t c, int64_t left) {
+              store_part(sums + c, left, load_part(sums + c, left) + weight * grad.get(c, left));
+            });
+          });
+        }
       });
-    }
-  });
+}
+
+// f(piece) with the channels of a piece as a constant.
+template <typename T, typename F>
+MMDET_DDETR_INLINE void with_piece(int64_t piece, const F& f) {
+  constexpr int N = Simd<Compute<T>>::N;
+  if (piece == N) return f(std::integral_constant<int, N>());
+  if (piece == N / 2) return f(std::integral_constant<int, N / 2>());
+  f(std::integral_constant<int, 1>());
+}
+
+// The element type of columns, and their pieces, become constants.
+template <typename T, typename F>
+MMDET_DDETR_INLINE void with_columns(const ConvColumns& columns, const F& f) {
+  if constexpr (std::is_same_v<T, c10::BFloat16>) {
+    if (columns.narrow) return with_piece<T>(columns.piece, [&](auto piece) { f(T(), piece); });
+  }
+  with_piece<T>(columns.piece, [&](auto piece) { f(Compute<T>(), piece); });
 }
 
 template <typename T>
 const ConvKernels& conv_kernels() {
-  static const ConvKernels table = {conv_columns<T>, conv_backward_points<T>, conv_backward_cells<T>};
+  using C = Compute<T>;
+  static const ConvKernels table = {
+      Simd<C>::N,
+      kFewRows,
+      [](const ConvInput& in, const ConvColumns& columns, int64_t c_begin, int64_t c_end, int64_t begin, int64_t end) {
+        with_columns<T>(columns, [&](auto e, auto piece) {
+          conv_sample<T, decltype(e), piece>(in, columns, c_begin, c_end, begin, end);
+        });
+      },
+      [](const ConvInput& in, const ConvColumns& gradients, const ConvColumns& columns, void* products, int64_t c_begin,
+         int64_t c_end, int64_t begin, int64_t end) {
+        with_columns<T>(gradients, [&](auto e, auto piece) {
+          conv_backward_points<T, decltype(e), piece>(in, gradients, columns, products, c_begin, c_end, begin, end);
+        });
+      },
+      conv_finish_points<T>,
+      [](const ConvInput& in, const ConvColumns& columns, const ConvGradients& gradients, int64_t c_begin,
+         int64_t c_end, int64_t begin, int64_t end) {
+        with_columns<T>(columns, [&](auto e, auto piece) {
+          conv_backward_cells<T, decltype(e), piece>(in, columns, gradients, c_begin, c_end, begin, end);
+        });
+      },
+      conv_cells_of<T>,
+      conv_channels_of<T>,
+      conv_write_output<T>,
+      conv_read_grad_output<T>,
+      conv_pack_forward<T>,
+      conv_pack_backward<T>,
+      conv_unpack<T>,
+      conv_forward_product<C>,
+      conv_columns_product<C>,
+      conv_weight_product<C>,
+  };
   return table;
 }
 
