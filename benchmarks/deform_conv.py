@@ -1,17 +1,22 @@
 """Deformable convolution: time and memory of the op beside other ways to compute it, on the CPU.
 
     python benchmarks/deform_conv.py        # fp32; ten minutes on two cores
+    python benchmarks/deform_conv.py --peer torchvision=build/torchvision.so mmcv=build/mmcv.so --batch 2
 
 Peers: the convolution through ms_deform_attn (a query for each tap, the samples kept for the backward pass), and im2col
 with one matrix product, both written here in PyTorch; conv2d of the same sizes, which samples nothing, as a measure.
-torchvision's and mmcv's compiled kernels run beside them where they are installed. The layers are those of an
-800 x 1333 image: the 3 x 3 convolutions of R50 and of ResNeXt-101 64x4d in stages 3 to 5. Peers take turns; a figure is
-the minimum and (median) of several runs.
+torchvision's and mmcv's compiled kernels run beside them where they are installed, or where --peer names a library with
+their operators: what torch.utils.cpp_extension.load makes of torchvision/csrc/ops/{deform_conv2d,autograd/...,cpu/...}
+and of mmcv/ops/csrc/pytorch/{modulated_deform_conv,cpu/...}. The layers are those of an 800 x 1333 image: the 3 x 3
+convolutions of R50 and of ResNeXt-101 64x4d in stages 3 to 5. Peers take turns; a figure is the minimum and (median) of
+several runs.
 """
 
 import argparse
+import importlib.util
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -40,13 +45,13 @@ LAYERS = (
 )
 
 
-def inputs(layer: Layer) -> list[torch.Tensor]:
+def inputs(layer: Layer, B: int) -> list[torch.Tensor]:
     """input, offset (a cell or so), mask and weight of DCNv2."""
     rng = torch.Generator().manual_seed(0)
     return [
-        torch.randn(1, layer.C, *layer.size, generator=rng),
-        torch.randn(1, 18, *layer.size, generator=rng),
-        torch.rand(1, 9, *layer.size, generator=rng),
+        torch.randn(B, layer.C, *layer.size, generator=rng),
+        torch.randn(B, 18, *layer.size, generator=rng),
+        torch.rand(B, 9, *layer.size, generator=rng),
         torch.randn(layer.C, layer.C // layer.groups, 3, 3, generator=rng) / layer.C**0.5,
     ]
 
@@ -82,19 +87,29 @@ def by_im2col(input, offset, mask, weight):
     return (kernel @ columns.reshape(B, groups, C_group * 9, H * W)).view(B, -1, H, W)
 
 
-def by_torchvision():
-    from torchvision.ops import deform_conv2d
+def by_torchvision(library: str | None):
+    if library:
+        torch.ops.load_library(library)
+    else:
+        import torchvision  # noqa: F401
 
-    return lambda input, offset, mask, weight: deform_conv2d(input, offset, weight, padding=1, mask=mask)
+    def convolve(input, offset, mask, weight):
+        bias = weight.new_zeros(len(weight))
+        groups = input.shape[1] // weight.shape[1]
+        return torch.ops.torchvision.deform_conv2d(input, weight, offset, mask, bias, 1, 1, 1, 1, 1, 1, groups, 1, True)
+
+    return convolve
 
 
-def by_mmcv():
-    from mmcv.ops import modulated_deform_conv2d
-    from mmcv.ops.modulated_deform_conv import ext_module
+def by_mmcv(library: str | None):
+    from mmcv.ops import modulated_deform_conv
 
-    if ext_module.__file__.endswith('.py'):
+    if library:
+        spec = importlib.util.spec_from_file_location(Path(library).stem, library)
+        modulated_deform_conv.ext_module = importlib.util.module_from_spec(spec)
+    elif modulated_deform_conv.ext_module.__file__.endswith('.py'):
         raise ImportError('mmcv is not compiled')
-    return lambda input, offset, mask, weight: modulated_deform_conv2d(
+    return lambda input, offset, mask, weight: modulated_deform_conv.modulated_deform_conv2d(
         input, offset, mask, weight, None, 1, 1, 1, input.shape[1] // weight.shape[1], 1
     )
 
@@ -103,20 +118,20 @@ def plain(input, offset, mask, weight):
     return F.conv2d(input, weight, padding=1, groups=input.shape[1] // weight.shape[1])
 
 
-PEERS = {
-    'deform_conv2d': lambda: lambda i, o, m, w: ops.deform_conv2d(i, o, w, padding=1, mask=m),
-    'ms_deform_attn + product': lambda: by_attention,
-    'im2col + product': lambda: by_im2col,
+PEERS = {  # function of the path of a library, which may be None
+    'deform_conv2d': lambda _: lambda i, o, m, w: ops.deform_conv2d(i, o, w, padding=1, mask=m),
+    'ms_deform_attn + product': lambda _: by_attention,
+    'im2col + product': lambda _: by_im2col,
     'torchvision': by_torchvision,
     'mmcv': by_mmcv,
-    'conv2d, nothing sampled': lambda: plain,
+    'conv2d, nothing sampled': lambda _: plain,
 }
 
 
-def make_step(peer: str, layer: Layer, backward: bool):
+def make_step(peer: str, library: str | None, layer: Layer, B: int, backward: bool):
     warnings.simplefilter('ignore')
-    function, tensors = PEERS[peer](), [tensor.requires_grad_(backward) for tensor in inputs(layer)]
-    grad_output = torch.randn(1, layer.C, *layer.size)
+    function, tensors = PEERS[peer](library), [tensor.requires_grad_(backward) for tensor in inputs(layer, B)]
+    grad_output = torch.randn(B, layer.C, *layer.size)
 
     def step():
         output = function(*tensors)
@@ -127,35 +142,49 @@ def make_step(peer: str, layer: Layer, backward: bool):
     return step
 
 
-def available() -> list[str]:
-    found = []
+def available(libraries: dict[str, str]) -> dict[str, str | None]:
+    """The peers that run here, each with its library."""
+    found = {}
     for peer, make in PEERS.items():
         try:
-            make()
-            found.append(peer)
-        except ImportError as error:
+            make(libraries.get(peer))
+            found[peer] = libraries.get(peer)
+        except (ImportError, OSError) as error:
             print(f'{peer} is left out: {error}')
     return found
+
+
+def peer_and_library(text: str) -> tuple[str, str]:
+    peer, _, library = text.partition('=')
+    if peer not in ('torchvision', 'mmcv') or not library:
+        raise argparse.ArgumentTypeError(f'must be torchvision=FILE or mmcv=FILE, got {text}')
+    return peer, str(Path(library).resolve())
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--seconds', type=float, default=2, help='how long each peer runs, for each figure')
     parser.add_argument('--layers', nargs='+', default=[layer.name for layer in LAYERS])
+    parser.add_argument('--batch', type=int, default=1, help='images')
+    parser.add_argument('--peer', nargs='+', type=peer_and_library, default=[], help='peers that are not installed')
     args = parser.parse_args()
     print(machine('cpu'))
-    peers = available()
+    peers = available(dict(args.peer))
     for layer in (layer for layer in LAYERS if layer.name in args.layers):
         print(f'\n{layer.name}: {layer.C} channels, {layer.groups} groups, {layer.size[0]} x {layer.size[1]}\n')
-        measured = {
-            name: times({peer: make_step(peer, layer, backward) for peer in peers}, args.seconds)
+        calls = {
+            (peer, name): (peer, peers[peer], layer, args.batch, backward)
+            for peer in peers
             for name, backward in PASSES.items()
+        }
+        measured = {
+            name: times({peer: make_step(*calls[peer, name]) for peer in peers}, args.seconds) for name in PASSES
         }
         rows = [
             [
                 peer,
                 *(milliseconds(measured[name][peer]) for name in PASSES),
-                *(f'{peak_memory(make_step, peer, layer, backward):.0f}' for backward in PASSES.values()),
+                *(f'{peak_memory(make_step, *calls[peer, name]):.0f}' for name in PASSES),
             ]
             for peer in peers
         ]

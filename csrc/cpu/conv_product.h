@@ -7,7 +7,7 @@
 
 constexpr int kTileRows = MMDET_DDETR_BYTES == 64 ? 12 : 6;  // with 2 vectors each: most of the registers
 constexpr int kFewRows = kTileRows / 3;                      // where fewer are left
-constexpr int64_t kDepth = 256;                              // steps whose vectors stay in the first cache
+constexpr int64_t kDepth = 192;                              // steps whose vectors stay in the first cache
 
 static_assert(kTileCells % kTileRows == 0);
 
@@ -35,7 +35,7 @@ MMDET_DDETR_INLINE void multiply_tile(const C* a, int64_t run, int64_t jump, con
       for (int r = 0; r < R; ++r) {
         const Vec<C> x = broadcast<C>(number[r * row]);
 #pragma GCC unroll 2
-        for (int w = 0; w < W; ++w) sums[r][w] += x * other[w];
+        for (int w = 0; w < W; ++w) sums[r][w] = multiply_add(x, other[w], sums[r][w]);
       }
     }
   }
@@ -50,7 +50,12 @@ MMDET_DDETR_INLINE void multiply_tile(const C* a, int64_t run, int64_t jump, con
 template <typename C, int R, int W, int64_t row, int64_t step>
 MMDET_DDETR_INLINE void multiply_rows(const C* a, int64_t run, int64_t jump, const C* b, C* c, int64_t k, bool add,
                                       int64_t rows) {
-  for (int64_t r = 0; r < rows; r += R) {
+  if (rows == 0) return;
+  // What the next call reads comes from afar in the meantime.
+  const char* next = reinterpret_cast<const char*>(b + k * kBlock<C>);
+  const int64_t share = (k * kBlock<C> * static_cast<int64_t>(sizeof(C)) * R / rows + 63) / 64 * 64;
+  for (int64_t r = 0; r < rows; r += R, next += share) {
+    for (int64_t i = 0; i < share; i += 64) __builtin_prefetch(next + i, 0, 2);
     multiply_tile<C, R, W, row, step>(a + r * row, run, jump, b, c + r * kBlock<C>, k, add);
   }
 }

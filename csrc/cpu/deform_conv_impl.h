@@ -12,6 +12,8 @@ namespace mmdet_ddetr::cpu::MMDET_DDETR_ISA {
 #include "conv_product.h"
 #include "placement.h"
 
+static_assert(kCells % Simd<float>::N == 0 && kCells % Simd<double>::N == 0);
+
 // The samples of a tap and an offset group for N output cells.
 template <typename T>
 class Taps {
@@ -120,6 +122,9 @@ class Columns {
     MMDET_DDETR_INLINE Vec<Compute<E>> get(int64_t c, int64_t left) const {
       const int64_t* places = places_ + (c - channel_) / piece;
       if constexpr (piece == N) return load(data_ + *places);
+      if constexpr (2 * piece == N && std::is_same_v<E, Compute<E>>) {
+        if (left >= N) return join(data_ + places[0], data_ + places[1]);
+      }
       E part[N] = {};
       for (int i = 0; i < std::min<int64_t>(left, N); i += piece) {
         __builtin_memcpy(part + i, data_ + *places++, piece * sizeof(E));
@@ -183,17 +188,17 @@ void conv_sample(const ConvInput& in, const ConvColumns& columns_, int64_t c_beg
             const C w00 = taps.weight(0, i), w01 = taps.weight(1, i), w10 = taps.weight(2, i), w11 = taps.weight(3, i);
             for_vectors<C, piece>(from, to, [&](int64_t c, int64_t left) {
               Vec<C> sum = broadcast(outside);
-              sum += w00 * load_part(upper + c, left);
-              sum += w01 * load_part(upper + pitch + c, left);
-              sum += w10 * load_part(lower + c, left);
-              sum += w11 * load_part(lower + pitch + c, left);
+              sum = multiply_add(broadcast(w00), load_part(upper + c, left), sum);
+              sum = multiply_add(broadcast(w01), load_part(upper + pitch + c, left), sum);
+              sum = multiply_add(broadcast(w10), load_part(lower + c, left), sum);
+              sum = multiply_add(broadcast(w11), load_part(lower + pitch + c, left), sum);
               row.put(c, left, sum);
             });
           } else {
             for_vectors<C, piece>(from, to, [&](int64_t c, int64_t left) {
               Vec<C> sum = broadcast(outside);
               taps.for_corners(i, [&](int corner, int64_t cell) {
-                sum += taps.weight(corner, i) * load_part(cells + cell * pitch + c, left);
+                sum = multiply_add(broadcast(taps.weight(corner, i)), load_part(cells + cell * pitch + c, left), sum);
               });
               row.put(c, left, sum);
             });
@@ -212,59 +217,59 @@ void conv_backward_points(const ConvInput& in, const ConvColumns& gradients_, co
   const int64_t pitch = in.n.C;
   const Panel gradients(gradients_), columns(columns_);
   const T* cells = static_cast<const T*>(in.cells);
-  for_taps<T>(
-      in, c_begin, c_end, begin, end,
-      [&](const Taps<T>& taps, int64_t p, int64_t g, int64_t t, int64_t from, int64_t to) {
-        C* products = static_cast<C*>(products_) + ((g * in.n.T() + t) * kTileCells + p - begin) * 4;
-        for (int first = 0; first < taps.count(); first += N / 4) {
-          V parts[N / 4] = {};
-          for (int j = 0; j < N / 4 && first + j < taps.count(); ++j) {
-            const int i = first + j;
-            const typename Panel::Row grad(gradients, t, p + i), row(columns, t, p + i);
-            const C outside = taps.outside(i);
-            V sums[4] = {};
-            if (__builtin_expect(taps.all_corners(i), 1)) {
-              const T* upper = cells + taps.cell(i) * pitch;
-              const T* lower = upper + in.n.W * pitch;
-              const C w00 = taps.weight(0, i), w01 = taps.weight(1, i), w10 = taps.weight(2, i),
-                      w11 = taps.weight(3, i);
-              const auto visit = [&](auto put) {
-                for_vectors<C, piece>(from, to, [&](int64_t c, int64_t left) {
-                  const V v = grad.get(c, left);
-                  const V v00 = load_part(upper + c, left), v01 = load_part(upper + pitch + c, left);
-                  const V v10 = load_part(lower + c, left), v11 = load_part(lower + pitch + c, left);
-                  sums[0] += v * v00;
-                  sums[1] += v * v01;
-                  sums[2] += v * v10;
-                  sums[3] += v * v11;
-                  if constexpr (put) {  // as in conv_sample, bit for bit
-                    V sum = broadcast(outside);
-                    sum += w00 * v00;
-                    sum += w01 * v01;
-                    sum += w10 * v10;
-                    sum += w11 * v11;
-                    row.put(c, left, sum);
+  for_taps<T>(in, c_begin, c_end, begin, end,
+              [&](const Taps<T>& taps, int64_t p, int64_t g, int64_t t, int64_t from, int64_t to) {
+                C* products = static_cast<C*>(products_) + ((g * in.n.T() + t) * kTileCells + p - begin) * 4;
+                for (int first = 0; first < taps.count(); first += N / 4) {
+                  V parts[N / 4] = {};
+                  for (int j = 0; j < N / 4 && first + j < taps.count(); ++j) {
+                    const int i = first + j;
+                    const typename Panel::Row grad(gradients, t, p + i), row(columns, t, p + i);
+                    const C outside = taps.outside(i);
+                    V sums[4] = {};
+                    if (__builtin_expect(taps.all_corners(i), 1)) {
+                      const T* upper = cells + taps.cell(i) * pitch;
+                      const T* lower = upper + in.n.W * pitch;
+                      const C w00 = taps.weight(0, i), w01 = taps.weight(1, i), w10 = taps.weight(2, i),
+                              w11 = taps.weight(3, i);
+                      const auto visit = [&](auto put) {
+                        for_vectors<C, piece>(from, to, [&](int64_t c, int64_t left) {
+                          const V v = grad.get(c, left);
+                          const V v00 = load_part(upper + c, left), v01 = load_part(upper + pitch + c, left);
+                          const V v10 = load_part(lower + c, left), v11 = load_part(lower + pitch + c, left);
+                          sums[0] = multiply_add(v, v00, sums[0]);
+                          sums[1] = multiply_add(v, v01, sums[1]);
+                          sums[2] = multiply_add(v, v10, sums[2]);
+                          sums[3] = multiply_add(v, v11, sums[3]);
+                          if constexpr (put) {  // as in conv_sample, bit for bit
+                            V sum = broadcast(outside);
+                            sum = multiply_add(broadcast(w00), v00, sum);
+                            sum = multiply_add(broadcast(w01), v01, sum);
+                            sum = multiply_add(broadcast(w10), v10, sum);
+                            sum = multiply_add(broadcast(w11), v11, sum);
+                            row.put(c, left, sum);
+                          }
+                        });
+                      };
+                      columns ? visit(std::true_type()) : visit(std::false_type());
+                    } else {
+                      for_vectors<C, piece>(from, to, [&](int64_t c, int64_t left) {
+                        V sum = broadcast(outside);
+                        taps.for_corners(i, [&](int corner, int64_t cell) {
+                          const V v = load_part(cells + cell * pitch + c, left);
+                          sums[corner] = multiply_add(grad.get(c, left), v, sums[corner]);
+                          sum = multiply_add(broadcast(taps.weight(corner, i)), v, sum);
+                        });
+                        if (columns) row.put(c, left, sum);
+                      });
+                    }
+                    parts[j] = fold_four<C>(sums);
                   }
-                });
-              };
-              columns ? visit(std::true_type()) : visit(std::false_type());
-            } else {
-              for_vectors<C, piece>(from, to, [&](int64_t c, int64_t left) {
-                V sum = broadcast(outside);
-                taps.for_corners(i, [&](int corner, int64_t cell) {
-                  const V v = load_part(cells + cell * pitch + c, left);
-                  sums[corner] += grad.get(c, left) * v;
-                  sum += taps.weight(corner, i) * v;
-                });
-                if (columns) row.put(c, left, sum);
+                  const int64_t numbers = 4 * std::min<int64_t>(taps.count() - first, N / 4);
+                  store_part(products + 4 * first, numbers,
+                             load_part(products + 4 * first, numbers) + fold_fours<C>(parts));
+                }
               });
-            }
-            parts[j] = fold_four<C>(sums);
-          }
-          const int64_t numbers = 4 * std::min<int64_t>(taps.count() - first, N / 4);
-          store_part(products + 4 * first, numbers, load_part(products + 4 * first, numbers) + fold_fours<C>(parts));
-        }
-      });
 }
 
 template <typename T>
@@ -285,19 +290,38 @@ void conv_backward_cells(const ConvInput& in, const ConvColumns& columns_, const
                          int64_t c_begin, int64_t c_end, int64_t begin, int64_t end) {
   using C = Compute<T>;
   using Panel = Columns<E, piece>;
+  const int64_t pitch = in.n.C;
   const Panel columns(columns_);
   for_taps<T>(
       in, c_begin, c_end, begin, end,
       [&](const Taps<T>& taps, int64_t p, int64_t /*g*/, int64_t t, int64_t from, int64_t to) {
         for (int i = 0; i < taps.count(); ++i) {
           const typename Panel::Row grad(columns, t, p + i);
-          taps.for_corners(i, [&](int corner, int64_t cell) {
-            C* sums = static_cast<C*>(gradients.cells) + cell * in.n.C;
-            const C weight = taps.weight(corner, i);
+          C* sums = static_cast<C*>(gradients.cells);
+          if (__builtin_expect(taps.all_corners(i), 1)) {
+            C* upper = sums + taps.cell(i) * pitch;
+            C* lower = upper + in.n.W * pitch;
+            const C w00 = taps.weight(0, i), w01 = taps.weight(1, i), w10 = taps.weight(2, i), w11 = taps.weight(3, i);
             for_vectors<C, piece>(from, to, [&](int64_t c, int64_t left) {
-              store_part(sums + c, left, load_part(sums + c, left) + weight * grad.get(c, left));
+              const Vec<C> v = grad.get(c, left);
+              const Vec<C> v00 = multiply_add(broadcast(w00), v, load_part(upper + c, left));
+              const Vec<C> v01 = multiply_add(broadcast(w01), v, load_part(upper + pitch + c, left));
+              const Vec<C> v10 = multiply_add(broadcast(w10), v, load_part(lower + c, left));
+              const Vec<C> v11 = multiply_add(broadcast(w11), v, load_part(lower + pitch + c, left));
+              store_part(upper + c, left, v00);
+              store_part(upper + pitch + c, left, v01);
+              store_part(lower + c, left, v10);
+              store_part(lower + pitch + c, left, v11);
             });
-          });
+          } else {
+            taps.for_corners(i, [&](int corner, int64_t cell) {
+              for_vectors<C, piece>(from, to, [&](int64_t c, int64_t left) {
+                C* sum = sums + cell * pitch + c;
+                store_part(sum, left,
+                           multiply_add(broadcast(taps.weight(corner, i)), grad.get(c, left), load_part(sum, left)));
+              });
+            });
+          }
         }
       });
 }

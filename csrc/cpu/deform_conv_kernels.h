@@ -32,12 +32,13 @@ struct ConvColumns {
   const int64_t* places;
 };
 
-// Output cells whose columns exist at a time, for a thread.
-constexpr int64_t kTileCells = 120;
+// Output cells whose columns exist at a time, for a thread: multiples of kCells, of which the kernels take as many at
+// once at most. So the order of sums does not depend on where threads begin.
+constexpr int64_t kCells = 16, kTileCells = 9 * kCells;
 
-// How the kernels cut the channels. A segment is some channels of a group; the weights of an output for it are `numbers`
-// from 0 on, tap by tap, in blocks of two vectors. A slice is some segments: columns of a slice and of kTileCells
-// output cells exist at a time, in the second cache.
+// How the kernels cut the channels. A segment is some channels of a group; the weights of an output for it are
+// `numbers` from 0 on, tap by tap, in blocks of two vectors. A slice is some segments: columns of a slice and of
+// kTileCells output cells exist at a time, in the second cache.
 struct ConvTiles {
   ConvTiles(const ConvSizes& n, int64_t vector, int64_t few_rows) : n(n), block(2 * vector), few_rows(few_rows) {
     const int64_t room = std::max<int64_t>(1, kNumbers / n.T() / block) * block;  // channels of a slice
@@ -64,9 +65,7 @@ struct ConvTiles {
   int64_t group(int64_t segment) const { return segment / parts; }
   bool begins_group(int64_t segment) const { return segment % parts == 0; }
   bool ends_group(int64_t segment) const { return segment % parts == parts - 1; }
-  int64_t first_channel(int64_t segment) const {
-    return group(segment) * n.group_channels() + segment % parts * width;
-  }
+  int64_t first_channel(int64_t segment) const { return group(segment) * n.group_channels() + segment % parts * width; }
   int64_t channels(int64_t segment) const {
     return ends_group(segment) ? n.group_channels() - (parts - 1) * width : width;
   }
@@ -77,9 +76,9 @@ struct ConvTiles {
 
   // Elements of the compute type.
   int64_t columns_of_segment() const { return blocks() * kTileCells * block; }
-  int64_t packed_forward() const { return panels() * most_numbers() * block; }       // a segment's
-  int64_t packed_backward() const { return blocks() * padded_outs() * block; }       // a segment's
-  int64_t sums() const { return panels() * kTileCells * block; }                     // a group's
+  int64_t packed_forward() const { return panels() * most_numbers() * block; }  // a segment's
+  int64_t packed_backward() const { return blocks() * padded_outs() * block; }  // a segment's
+  int64_t sums() const { return panels() * kTileCells * block; }                // a group's
 
   const ConvSizes n;
   const int64_t block, few_rows;

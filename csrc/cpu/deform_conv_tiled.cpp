@@ -11,8 +11,9 @@ namespace {
 
 // Element i of a contiguous tensor; null in an empty one.
 void* at(const Tensor& tensor, int64_t i) {
-  return tensor.numel() ? static_cast<char*>(tensor.mutable_data_ptr()) + i * static_cast<int64_t>(tensor.element_size())
-                        : nullptr;
+  return tensor.numel()
+             ? static_cast<char*>(tensor.mutable_data_ptr()) + i * static_cast<int64_t>(tensor.element_size())
+             : nullptr;
 }
 
 }  // namespace
@@ -45,7 +46,7 @@ TiledConv::TiledConv(const ConvSizes& n, const ConvKernels& kernels, const Tenso
   }
   // as many as can be shared out evenly
   const int64_t threads = get_num_threads(), least = ceil_div(n.P(), kTileCells);
-  blocks_ = n.B * least % threads ? std::min(ceil_div(least, threads) * threads, n.P()) : least;
+  blocks_ = n.B * least % threads ? std::min(ceil_div(least, threads) * threads, ceil_div(n.P(), kCells)) : least;
 }
 
 // [B, H W, C]: no copy of an input in channels_last.
@@ -54,7 +55,7 @@ Tensor TiledConv::cells_of(const Tensor& input) const {
   const Tensor by_cell = conv::transpose(conv::reshape(input, {n_.B, n_.C, HW}), 1, 2);
   if (by_cell.is_contiguous() || !input.is_contiguous()) return conv::contiguous(by_cell);
   const Tensor cells = new_empty(input, {n_.B, HW, n_.C});
-  const int64_t piece = ceil_div(HW, 64) ;
+  const int64_t piece = ceil_div(HW, 64);
   parallel_for(0, n_.B * 64, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t image = i / 64 * HW * n_.C, first = std::min(i % 64 * piece, HW);
@@ -77,7 +78,8 @@ Tensor TiledConv::space(int64_t rows, int64_t size) const { return new_empty(in_
 
 TiledConv::Block TiledConv::block(int64_t unit) const {
   const int64_t b = unit / blocks_, i = unit % blocks_;
-  return {b, i * n_.P() / blocks_, (i + 1) * n_.P() / blocks_};
+  const auto cell = [&](int64_t i) { return std::min(i * ceil_div(n_.P(), kCells) / blocks_ * kCells, n_.P()); };
+  return {b, cell(i), cell(i + 1)};
 }
 
 Tensor TiledConv::forward() const {
@@ -146,7 +148,8 @@ struct TiledConv::Backward {
 
   void run() const {
     for (int64_t b = 0; b < n.B; ++b) {
-      for (int64_t first = 0; first < op.blocks_; first += slots) run(b * op.blocks_ + first, std::min(slots, op.blocks_ - first));
+      for (int64_t first = 0; first < op.blocks_; first += slots)
+        run(b * op.blocks_ + first, std::min(slots, op.blocks_ - first));
     }
   }
 
@@ -154,8 +157,11 @@ struct TiledConv::Backward {
   void run(int64_t first, int64_t count) const {
     each(count, [&](int64_t slot) {
       const Block block = op.block(first + slot);
-      kernels.read_grad_output(tiles, at(grad_output, block.b * n.C_out * n.P()), at(grads, slot * grad_size()), block.begin, block.cells());
-      if (samples) std::fill_n(static_cast<char*>(at(products, slot * products_size())), products_size() * products.element_size(), 0);
+      kernels.read_grad_output(tiles, at(grad_output, block.b * n.C_out * n.P()), at(grads, slot * grad_size()),
+                               block.begin, block.cells());
+      if (samples)
+        std::fill_n(static_cast<char*>(at(products, slot * products_size())), products_size() * products.element_size(),
+                    0);
     });
     for (int64_t slice = 0; slice < tiles.slices(); ++slice) {
       each(count, [&](int64_t slot) { take_cells(slot, slice, op.block(first + slot)); });
@@ -164,7 +170,8 @@ struct TiledConv::Backward {
     if (!samples) return;
     each(count, [&](int64_t slot) {
       const Block block = op.block(first + slot);
-      kernels.finish_points(op.in_.image(block.b), at(products, slot * products_size()), gradients_of(sums, block.b), block.begin, block.end);
+      kernels.finish_points(op.in_.image(block.b), at(products, slot * products_size()), gradients_of(sums, block.b),
+                            block.begin, block.end);
     });
   }
 
@@ -178,11 +185,13 @@ struct TiledConv::Backward {
   void take_cells(int64_t slot, int64_t slice, const Block& block) const {
     const ConvPlaces& places = op.places_[slice];
     const ConvColumns sampled = columns_of(columns, slot, slice, block);
-    if (!samples) return kernels.sample(op.in_.image(block.b), sampled, places.begin(), places.end(), block.begin, block.end);
+    if (!samples)
+      return kernels.sample(op.in_.image(block.b), sampled, places.begin(), places.end(), block.begin, block.end);
     const ConvColumns gradients = columns_of(grad_columns, slot, slice, block);
     for (int64_t s = op.first(slice); s < op.last(slice); ++s) {
-      kernels.columns_product(tiles, s, at(grads, slot * grad_size()), at(packed, s * tiles.packed_backward()),
-                              at(grad_columns, slot * columns_size() + (s - op.first(slice)) * tiles.columns_of_segment()), block.cells());
+      kernels.columns_product(
+          tiles, s, at(grads, slot * grad_size()), at(packed, s * tiles.packed_backward()),
+          at(grad_columns, slot * columns_size() + (s - op.first(slice)) * tiles.columns_of_segment()), block.cells());
     }
     kernels.backward_points(op.in_.image(block.b), gradients, sampled, at(products, slot * products_size()),
                             places.begin(), places.end(), block.begin, block.end);
@@ -204,8 +213,11 @@ struct TiledConv::Backward {
       const int64_t s = op.first(slice) + i / tiles.blocks(), block_of_numbers = i % tiles.blocks();
       if (block_of_numbers * tiles.block >= tiles.numbers(s)) return;
       for (int64_t slot = 0; slot < count; ++slot) {
-        kernels.weight_product(tiles, s, block_of_numbers, at(grads, slot * grad_size()), at(columns, slot * columns_size() + i * kTileCells * tiles.block),
-          at(grad_packed, s * tiles.packed_backward() + block_of_numbers * tiles.padded_outs() * tiles.block), op.block(first + slot).cells());
+        kernels.weight_product(
+            tiles, s, block_of_numbers, at(grads, slot * grad_size()),
+            at(columns, slot * columns_size() + i * kTileCells * tiles.block),
+            at(grad_packed, s * tiles.packed_backward() + block_of_numbers * tiles.padded_outs() * tiles.block),
+            op.block(first + slot).cells());
       }
     });
   }

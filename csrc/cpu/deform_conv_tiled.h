@@ -1,8 +1,8 @@
 // Deformable convolution on the CPU with products of our own, and how it is split among threads.
 //
 // Forward, a thread takes some output cells through all slices of channels: it samples the columns of a slice into the
-// second cache and multiplies them there. Backward, threads share out first the output cells of a slice, then, after all
-// have come so far, its channels. A sum has the same order for any number of threads.
+// second cache and multiplies them there. Backward, threads share out first the output cells of a slice, then, after
+// all have come so far, its channels. A sum has the same order for any number of threads.
 #pragma once
 
 #include "deform_conv_split.h"
@@ -35,7 +35,7 @@ class TiledConv {
   const ScalarType compute_, offset_type_, mask_type_;
   const ConvTensors in_;
   const Tensor weight_;
-  int64_t blocks_;  // of an image
+  int64_t blocks_;                  // of an image
   std::vector<ConvPlaces> places_;  // by slice
 };
 

@@ -14,6 +14,7 @@ struct Simd<float> {
   static constexpr int N = MMDET_DDETR_BYTES / 4;
   typedef float V __attribute__((vector_size(N * 4)));
   typedef int32_t I __attribute__((vector_size(N * 4)));
+  typedef float Half __attribute__((vector_size(N * 2)));
   using Int = int32_t;
 };
 
@@ -22,6 +23,7 @@ struct Simd<double> {
   static constexpr int N = MMDET_DDETR_BYTES >= 32 ? MMDET_DDETR_BYTES / 8 : 4;  // points go in fours
   typedef double V __attribute__((vector_size(N * 8)));
   typedef int64_t I __attribute__((vector_size(N * 8)));
+  typedef double Half __attribute__((vector_size(N * 4)));
   using Int = int64_t;
 };
 
@@ -210,6 +212,34 @@ MMDET_DDETR_INLINE Vec<C> broadcast(C x) {
   return x - Vec<C>{};
 }
 
+// a b + c, rounded once where the instruction set can. The compiler may round a sum of the language's operators once in
+// one place and twice in another; where results have to be bitwise equal, this is exact about it.
+#if MMDET_DDETR_BYTES == 64
+MMDET_DDETR_INLINE Vec<float> multiply_add(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return (Vec<float>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+}
+MMDET_DDETR_INLINE Vec<double> multiply_add(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return (Vec<double>)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+}
+#elif MMDET_DDETR_BYTES == 32
+MMDET_DDETR_INLINE Vec<float> multiply_add(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return (Vec<float>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+}
+MMDET_DDETR_INLINE Vec<double> multiply_add(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return (Vec<double>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+}
+#else
+template <typename V>
+MMDET_DDETR_INLINE V multiply_add(V a, V b, V c) {
+#if defined(__aarch64__)
+  for (size_t i = 0; i < sizeof(V) / sizeof(a[0]); ++i) c[i] = __builtin_fma(a[i], b[i], c[i]);
+  return c;
+#else
+  return a * b + c;
+#endif
+}
+#endif
+
 // Largest integers not above x; |x| must fit the integer.
 MMDET_DDETR_INLINE IntVec<float> floor_to_int(Vec<float> x) {
   const IntVec<float> t = __builtin_convertvector(x, IntVec<float>);
@@ -309,6 +339,25 @@ template <typename C>
 MMDET_DDETR_INLINE void interleave(Vec<C> x, Vec<C> y, Vec<C>& a, Vec<C>& b) {
   a = interleave_low<C>(x, y, Lanes<Simd<C>::N>());
   b = interleave_high<C>(x, y, Lanes<Simd<C>::N>());
+}
+
+template <typename C, int... i>
+MMDET_DDETR_INLINE Vec<C> join(const C* low, const C* high, std::integer_sequence<int, i...>) {
+#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
+  using Half = typename Simd<C>::Half;
+  return __builtin_shufflevector(load_bits<Half>(low), load_bits<Half>(high), i...);
+#else
+  C both[sizeof...(i)];
+  __builtin_memcpy(both, low, sizeof(both) / 2);
+  __builtin_memcpy(both + sizeof...(i) / 2, high, sizeof(both) / 2);
+  return load(both);
+#endif
+}
+
+// The N / 2 numbers at `low`, then those at `high`.
+template <typename C>
+MMDET_DDETR_INLINE Vec<C> join(const C* low, const C* high) {
+  return join<C>(low, high, Lanes<Simd<C>::N>());
 }
 
 // Halves the sums that two vectors stand for: lane i takes a[i] + a[i ^ H] where bit H of i is clear, else the same of
