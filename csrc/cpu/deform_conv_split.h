@@ -6,6 +6,7 @@
 #include <optional>
 #include <vector>
 
+#include "../tensors.h"
 #include "deform_conv_kernels.h"
 
 namespace mmdet_ddetr::cpu {
@@ -21,7 +22,10 @@ struct ConvTensors {
   const std::optional<Tensor> mask;
 
   ConvTensors(const ConvSizes& n, const Tensor& cells, const Tensor& offset, const std::optional<Tensor>& mask)
-      : n(n), cells(cells), offset(conv::exact(offset)), mask(mask ? std::optional(conv::exact(*mask)) : mask) {}
+      : n(n),
+        cells(cells),
+        offset(mmdet_ddetr::exact(offset)),
+        mask(mask ? std::optional(mmdet_ddetr::exact(*mask)) : mask) {}
 
   ConvInput image(int64_t b) const {
     const auto of_image = [&](const Tensor& tensor) {

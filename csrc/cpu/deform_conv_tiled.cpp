@@ -238,7 +238,7 @@ struct TiledConv::Backward {
 std::tuple<Tensor, Tensor, Tensor, Tensor> TiledConv::backward(const Tensor& grad_output, bool needs_grad_samples,
                                                                bool needs_grad_weight) const {
   Backward pass(*this, grad_output, needs_grad_samples, needs_grad_weight);
-  if (!n_.empty()) pass.run();
+  if (!n_.empty() && (needs_grad_samples || needs_grad_weight)) pass.run();
   const auto none = [&] { return new_empty(grad_output, {0}); };  // each a tensor of its own
   Tensor grad_input = none(), grad_weight = none(), grad_offset = none(), grad_mask = none();
   if (needs_grad_samples) {

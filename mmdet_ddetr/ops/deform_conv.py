@@ -39,7 +39,7 @@ def deform_conv2d(
         stride, padding, dilation: as for ``conv2d``; a pair is (y, x).
 
     A sample is bilinear among the cells and zeros around them: it fades out within one cell of the border. The samples
-    of a few MB of output cells exist at a time, in ``input``'s dtype; the backward pass samples anew.
+    of a few MB of output cells exist at a time; the backward pass samples anew.
 
     Raises:
         RuntimeError: an argument's shape, dtype or device does not fit.
