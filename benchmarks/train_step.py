@@ -20,14 +20,16 @@ from mmengine.registry import init_default_scope
 
 from mmdet_ddetr.testing import make_batch  # before mmdet's own: it stands in for a compiled mmcv
 
-MODELS = {  # config of mmdet's, our type, transformers' name
-    'deformable-detr': ('deformable_detr/deformable-detr_r50_16xb2-50e_coco.py', 'DeformableDETR', None),
+# config of mmdet's, our type, transformers' name and the dropout of mmdet's config, which is not transformers' default
+MODELS = {
+    'deformable-detr': ('deformable_detr/deformable-detr_r50_16xb2-50e_coco.py', 'DeformableDETR', None, None),
     'conditional-detr': (
         'conditional_detr/conditional-detr_r50_8xb2-50e_coco.py',
         'ConditionalDETR',
         'ConditionalDetr',
+        0.1,
     ),
-    'dab-detr': ('dab_detr/dab-detr_r50_8xb2-50e_coco.py', 'DABDETR', 'DabDetr'),
+    'dab-detr': ('dab_detr/dab-detr_r50_8xb2-50e_coco.py', 'DABDETR', 'DabDetr', 0.0),
 }
 
 
@@ -43,7 +45,7 @@ def mmdet_model(config: str, our_type: str | None, device: str):
     return model, lambda *batch: model.parse_losses(model.loss(*batch))[0], model.predict
 
 
-def transformers_model(name: str, device: str):
+def transformers_model(name: str, dropout: float, device: str):
     """The model of the same size, with transformers' own ResNet."""
     import transformers
 
@@ -56,6 +58,9 @@ def transformers_model(name: str, device: str):
         num_queries=300,
         num_labels=80,
         auxiliary_loss=True,
+        dropout=dropout,
+        attention_dropout=dropout,
+        activation_dropout=dropout,
     )
     model = getattr(transformers, f'{name}ForObjectDetection')(config).to(device)
     for key, parameter in model.model.backbone.named_parameters():  # as in the others; else it trains none, or all
@@ -79,10 +84,10 @@ def transformers_model(name: str, device: str):
 
 
 def peers_of(name: str) -> dict[str, partial]:
-    config, our_type, theirs = MODELS[name]
+    config, our_type, theirs, dropout = MODELS[name]
     peers = {'mmdet': partial(mmdet_model, config, None), 'mmdet_ddetr': partial(mmdet_model, config, our_type)}
     if theirs and importlib.util.find_spec('transformers'):
-        peers['transformers'] = partial(transformers_model, theirs)
+        peers['transformers'] = partial(transformers_model, theirs, dropout)
     return peers
 
 

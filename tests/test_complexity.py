@@ -11,6 +11,7 @@ from torch import nn
 
 from mmdet_ddetr import MSDeformAttn, get_config
 from mmdet_ddetr.apis.complexity import build_detector, count_multiply_adds, count_parameters, measure_speed
+from mmdet_ddetr.layers import MultiheadAttention
 from mmdet_ddetr.testing import shrink
 
 MMDET = os.path.join(os.path.dirname(mmdet.__file__), '.mim/configs/deformable_detr')
@@ -59,7 +60,7 @@ def test_parameters_of_mmdet(name, millions):
 def test_multiply_adds_against_formulas():
     """Convolutions and linear layers by their shapes, attentions by the papers' formulas."""
     model = build_detector(Config(dict(model=shrink(get_config('deformable-detr_r50_16xb2-50e_coco').model))))
-    terms = {nn.Conv2d: 0, nn.Linear: 0, MSDeformAttn: 0, nn.MultiheadAttention: 0}
+    terms = {nn.Conv2d: 0, nn.Linear: 0, MSDeformAttn: 0, MultiheadAttention: 0}
 
     def add(module, args, kwargs, output):
         if isinstance(module, nn.Conv2d):
@@ -67,9 +68,9 @@ def test_multiply_adds_against_formulas():
         elif isinstance(module, MSDeformAttn):
             L, K = module.num_levels, module.num_points
             terms[MSDeformAttn] += 5 * output.numel() * L * K  # per query and channel
-        elif isinstance(module, nn.MultiheadAttention):
-            Q, C = output[0][..., 0].numel(), module.embed_dim  # one image
-            terms[nn.MultiheadAttention] += 4 * Q * C * C + 2 * Q * Q * C  # projections; products with keys and values
+        elif isinstance(module, MultiheadAttention):
+            _, Q, C = output.shape  # one image
+            terms[MultiheadAttention] += 4 * Q * C * C + 2 * Q * Q * C  # projections; products with keys and values
         else:
             terms[nn.Linear] += output.numel() * module.in_features
 

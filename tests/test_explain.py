@@ -147,17 +147,20 @@ def test_mmdets_own_detectors(path, embed_dims):
 
 def test_recorded_maps_are_those_of_multihead_attention(models):
     model, seen = models['dense'], []
-    attentions = [layer.self_attn.attn for layer in model.encoder.layers]
-    attentions += [layer.cross_attn.attn for layer in model.decoder.layers]
+    attentions = [layer.self_attn for layer in model.encoder.layers]
+    attentions += [layer.cross_attn for layer in model.decoder.layers]
     handles = [a.register_forward_pre_hook(lambda *args: seen.append(args), with_kwargs=True) for a in attentions]
     with record(model) as recording:
         predict(model)
     for handle in handles:
         handle.remove()
     assert recording.spatial_shapes == [(2, 3)]
-    for attention, (module, args, kwargs) in zip(recording.encoder + recording.decoder, seen, strict=True):
-        kwargs.update(need_weights=True, average_attn_weights=False)
-        expected = type(module).forward(module, *args, **kwargs)[1]  # [B, M, Q, S]
+    for attention, (module, (query,), kwargs) in zip(recording.encoder + recording.decoder, seen, strict=True):
+        key = kwargs.get('key', query)
+        key_pos = kwargs.get('key_pos', kwargs['query_pos'])
+        inputs = [x.transpose(0, 1) for x in (query + kwargs['query_pos'], key + key_pos, key)]
+        padding = kwargs['key_padding_mask']
+        expected = module.attn(*inputs, key_padding_mask=padding, average_attn_weights=False)[1]  # [B, M, Q, S]
         for image in range(2):
             for query in (0, expected.shape[2] - 1):
                 torch.testing.assert_close(attention.weights(image, query), expected[image, :, query])

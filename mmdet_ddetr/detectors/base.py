@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mmdet_ddetr.heads import LabelGuard
 from mmdet_ddetr.layers import DetrDecoder, DetrEncoder, is_padded, on_own_maps, padding_masks
+from mmdet_ddetr.layers.frozen_norm import replace_batch_norms
 from mmdet_ddetr.layers.transformer import build
 from mmdet_ddetr.ops import host_shapes
 from mmdet_ddetr.registry import MODELS
@@ -58,6 +59,7 @@ class BaseDETR(TrainingQueries, DetectionTransformer):
     how_to_refine_boxes = ''  # what the error adds
 
     def _init_layers(self) -> None:
+        replace_batch_norms(self.backbone)
         self.data_preprocessor.register_forward_pre_hook(LabelGuard(self.bbox_head.num_classes), with_kwargs=True)
         self.positional_encoding = MODELS.build({'type': 'mmdet.SinePositionalEncoding', **self.positional_encoding})
         self.encoder = build(self.encoder, self.encoder_type)

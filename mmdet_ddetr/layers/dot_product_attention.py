@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmdet_ddetr.ops import dropout_matmul
+
 
 class DotProductAttention(nn.Module):
     """``softmax(q k^T / sqrt(D) + bias) v`` for each of M heads, without parameters.
@@ -38,23 +40,27 @@ class DotProductAttention(nn.Module):
         elif mask is not None:
             mask = ~mask
         p = self.dropout.p if self.training else 0.0
-        if key.shape[-1] == query.shape[-1]:
-            k = key.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            output = F.scaled_dot_product_attention(q, k, v, mask, p)
+        if key.shape[-1] != query.shape[-1]:  # without a copy for each head, which takes as long as the rest
+            logits = ((q / q.shape[-1] ** 0.5).flatten(1, 2) @ key.mT).unflatten(1, q.shape[1:3])
+            output = _attend(logits, v, mask, p)
         else:
-            output = _attend_to_shared_keys(q, key, v, mask, p)
+            k = key.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            if (
+                p > 0 and q.device.type == 'cpu'
+            ):  # where PyTorch has no kernel for it, and keeps all weights three times
+                output = _attend((q / q.shape[-1] ** 0.5) @ k.mT, v, mask, p)
+            else:
+                output = F.scaled_dot_product_attention(q, k, v, mask, p)
         return output.transpose(1, 2).flatten(2)
 
 
-def _attend_to_shared_keys(
-    q: Tensor,  # [B, M, Q, D]
-    k: Tensor,  # [B, S, D]
+def _attend(
+    logits: Tensor,  # [B, M, Q, S]; overwritten
     v: Tensor,  # [B, M, S, E]
     mask: Tensor | None,  # as for scaled_dot_product_attention
     p: float,
 ) -> Tensor:  # [B, M, Q, E]
-    """``scaled_dot_product_attention`` without a copy of the keys for each head, which takes as long as the rest."""
-    logits = ((q / q.shape[-1] ** 0.5).flatten(1, 2) @ k.transpose(1, 2)).unflatten(1, q.shape[1:3])
     if mask is not None:
-        logits = logits.masked_fill(~mask, float('-inf')) if mask.dtype is torch.bool else logits + mask
-    return F.dropout(logits.softmax(-1).to(v.dtype), p) @ v
+        logits = logits.masked_fill_(~mask, float('-inf')) if mask.dtype is torch.bool else logits.add_(mask)
+    weights = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    return dropout_matmul(weights.to(v.dtype), v, p)

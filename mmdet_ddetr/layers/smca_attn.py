@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from mmdet_ddetr.registry import MODELS
 
 from .attention_arguments import check_heads
-from .dot_product_attention import DotProductAttention
 from .gaussian import log_gaussian
 from .multihead_attention import MultiheadAttention
 
@@ -57,7 +56,6 @@ class SpatiallyModulatedAttention(MultiheadAttention):
         factors = FACTORS[scale_type]
         self.scales = nn.Linear(embed_dims, num_levels * num_heads * factors) if factors else None
         self.level_logits = nn.Linear(embed_dims, num_levels) if num_levels > 1 else None
-        self.attention = DotProductAttention(num_heads, self.attn.dropout)
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -103,11 +101,6 @@ class SpatiallyModulatedAttention(MultiheadAttention):
             weights = self.level_weights(place).to(found[0].dtype)
             output = (torch.stack(found, 2) * weights[..., None]).sum(2)
         return query + self.dropout_layer(self.proj_drop(self.attn.out_proj(output)))
-
-    def project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
-        """[B, *, C] each; the channels of one head after those of another."""
-        weights, biases = self.attn.in_proj_weight.chunk(3), self.attn.in_proj_bias.chunk(3)
-        return tuple(nn.functional.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases))
 
     def log_gaussians(
         self,

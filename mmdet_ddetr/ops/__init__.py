@@ -2,7 +2,7 @@ from . import reference
 from ._register import has_compiled_kernel
 from .deform_conv import deform_conv2d
 from .deform_roi_pool import deform_ps_roi_pool, deform_roi_pool
-from .dropout import dropout
+from .dropout import dropout, dropout_matmul
 from .linear_sum_assignment import linear_sum_assignment
 from .matching_cost import matching_cost
 from .ms_deform_attn import host_shapes, ms_deform_attn, ms_deform_attn_fused
@@ -14,6 +14,7 @@ __all__ = [
     'deform_ps_roi_pool',
     'deform_roi_pool',
     'dropout',
+    'dropout_matmul',
     'has_compiled_kernel',
     'host_shapes',
     'linear_sum_assignment',

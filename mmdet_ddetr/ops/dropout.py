@@ -38,9 +38,47 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
         raise ValueError(f'p must be in [0, 1], got {p}')
     if not training or p == 0:
         return input
-    if torch.compiler.is_compiling() or beyond_first_order() or not has_compiled_kernel('dropout', input.device.type):
-        return F.dropout(input, p)
-    return _OP(input, p, torch.randint(2**63 - 1, (), device='cpu'))
+    return _OP(input, p, _new_seed()) if _has_kernel(input) else F.dropout(input, p)
+
+
+def dropout_matmul(
+    weights: Tensor,  # [..., Q, S]
+    value: Tensor,  # [..., S, D]
+    p: float,
+) -> Tensor:  # [..., Q, D]
+    """``dropout(weights, p) @ value``, which keeps the weights for the backward pass, but not what is left of them.
+
+    Args:
+        weights, value: of the same leading dimensions and dtype.
+        p: probability of a zero, in [0, 1].
+    """
+    if p == 0 or not _has_kernel(weights):
+        return dropout(weights, p) @ value
+    return _DropoutMatmul.apply(weights, value, p, _new_seed())
+
+
+class _DropoutMatmul(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, weights: Tensor, value: Tensor, p: float, seed: Tensor) -> Tensor:
+        ctx.save_for_backward(weights, value, seed)
+        ctx.p = p
+        return _OP(weights, p, seed) @ value
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor):
+        weights, value, seed = ctx.saved_tensors
+        grad_weights = _OP(grad_output @ value.mT, ctx.p, seed)
+        return grad_weights, _OP(weights, ctx.p, seed).mT @ grad_output, None, None
+
+
+def _has_kernel(input: Tensor) -> bool:
+    if torch.compiler.is_compiling() or beyond_first_order():
+        return False
+    return has_compiled_kernel('dropout', input.device.type)
+
+
+def _new_seed() -> Tensor:
+    return torch.randint(2**63 - 1, (), device='cpu')
 
 
 def _fake(input, p, seed):
