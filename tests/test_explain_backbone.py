@@ -5,7 +5,6 @@ import importlib.util
 from pathlib import Path
 
 import cv2
-import mmdet
 import numpy as np
 import pytest
 import torch
@@ -21,13 +20,14 @@ from mmdet_ddetr.explain import Detection, Explanation, Recording, convolution, 
 from mmdet_ddetr.explain import backbone_figures as figures
 from mmdet_ddetr.explain.convolution import SampledConv, chain, follow, last_of_stages
 from mmdet_ddetr.explain.frame import Frame
+from mmdet_ddetr.explain.overview import overview
 from mmdet_ddetr.explain.page import page_data, write_page
 from mmdet_ddetr.explain.panels import to_array
 from mmdet_ddetr.layers import DCN, DCNv2
 from mmdet_ddetr.testing import make_batch, randomise, shrink
 
 ROOT = Path(__file__).parents[1]
-OF_MMDET = Path(mmdet.__file__).parent / '.mim/configs'
+NAME = 'faster-rcnn_r50-mdconv-group4-c3-c5_fpn_8xb2-1x_coco'
 SHAPES = [(96, 128), (64, 100)]  # the second image is padded
 
 
@@ -55,7 +55,7 @@ def models():
     detr = get_config('deformable-detr_r50_16xb2-50e_coco')
     detr.model.backbone.update(dcn=dict(type='mmdet_ddetr.DCN'), stage_with_dcn=(False, False, False, True))
     return dict(
-        groups=build(get_config(str(OF_MMDET / 'dcnv2/faster-rcnn_r50-mdconv-group4-c3-c5_fpn_1x_coco.py'))),
+        groups=build(get_config(NAME)),
         dat=build(get_config('retinanet_dat-t_fpn_8xb2-1x_coco')),
         detr=build(detr),
     )
@@ -237,6 +237,13 @@ def test_figures_of_dat(explanations):
     np.testing.assert_allclose(look.points[0, :, 0], call.points(1) * torch.tensor([256, 192]), rtol=1e-5)
 
 
+@pytest.mark.parametrize(('name', 'panels'), [('groups', 3 * 2), ('dat', 2 * 2), ('detr', 2 * 2)])
+def test_overview(explanations, name, panels):
+    """What a training draws: of a DETR its queries, though it has deformable convolutions."""
+    explanation = explanations[name]
+    assert len(overview(explanation, explanation.detections).axes) == panels + 1
+
+
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
@@ -353,13 +360,13 @@ def test_page_leaves_out_what_has_no_room(explanations):
 
 
 def test_tool(models, tmp_path, monkeypatch, capsys):
-    """On a detector without queries: its figures, and no others; one without anything to show is refused."""
+    """On a detector without queries, whose test pipeline comes from a base config: its figures, and no others."""
     spec = importlib.util.spec_from_file_location('tools_explain', ROOT / 'tools/explain.py')
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
     monkeypatch.chdir(tmp_path)
     cv2.imwrite('photo.png', np.random.default_rng(0).integers(0, 255, (96, 128, 3), np.uint8))
-    config = get_config(str(OF_MMDET / 'dcnv2/faster-rcnn_r50-mdconv-group4-c3-c5_fpn_1x_coco.py'))
+    config = get_config(NAME)
     shrink(config.model)
     config.test_pipeline[1].scale = (128, 96)
     config.model.test_cfg.rcnn.score_thr = 0.0

@@ -16,6 +16,7 @@ from torch import nn
 from mmdet_ddetr import get_config
 from mmdet_ddetr.explain import explanation_of, record
 from mmdet_ddetr.explain.frame import Frame
+from mmdet_ddetr.explain.overview import overview
 from mmdet_ddetr.explain.page import page_data, write_page
 from mmdet_ddetr.explain.panels import to_array
 from mmdet_ddetr.explain.roi_figures import bins_figure, bins_of
@@ -129,6 +130,8 @@ def test_figure(explanation):
         drawn = [(*p.get_xy(), p.get_x() + p.get_width(), p.get_y() + p.get_height()) for p in patches]
         np.testing.assert_allclose(drawn, bins.boxes, rtol=1e-5)
     assert to_array(figure).std() > 0
+    if not explanation.recording.convolutions:  # of a training
+        assert len(overview(explanation, detections).axes) == len(figure.axes)
 
 
 def test_page(explanation, tmp_path):

@@ -159,7 +159,9 @@ class DDetrInferencer(DetInferencer):
         pipeline = super()._init_pipeline(cfg)
         for transform, config in zip(pipeline.transforms, cfg.test_dataloader.dataset.pipeline):
             if isinstance(transform, InferencerLoader):
-                transform.from_file = LoadImageFromFile(**{k: v for k, v in config.items() if k != 'type'})
+                # a pipeline that a config takes from its base has the base's scope
+                arguments = {key: value for key, value in config.items() if key not in ('type', '_scope_')}
+                transform.from_file = LoadImageFromFile(**arguments)
         return pipeline
 
     def __call__(

@@ -4,7 +4,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 
 from ..explain import explanation_of, record
-from ..explain.figures import figure6
+from ..explain.overview import overview
 from ..explain.panels import to_array
 from ..registry import HOOKS
 from ..unwrap import unwrap
@@ -13,7 +13,7 @@ from .image_of import image_of
 
 @HOOKS.register_module()
 class SamplingPointsHook(Hook):
-    """At each evaluation, what the detector looks at in its first images (the paper's figure 6).
+    """At each evaluation, what the detector looks at in its first images (of a DETR, the paper's figure 6).
 
     The pictures go to the visualizer's backends, ``sampling_points_<image>_<iteration>.png`` in
     ``<run>/vis_data/vis_image`` with mmdet's default one. They are taken from the evaluation's own predictions, of the
@@ -52,7 +52,7 @@ class SamplingPointsHook(Hook):
             image = image[..., ::-1]
             explanation = explanation_of(unwrap(runner.model), self._recording, index, sample, image, self.score_thr)
             if explanation.detections:
-                picture = to_array(figure6(explanation, explanation.objects(self.n_objects)))
+                picture = to_array(overview(explanation, explanation.objects(self.n_objects)))
                 runner.visualizer.add_image(f'sampling_points_{self._seen + index}', picture, step=runner.iter)
         self._seen += len(outputs)
         self._recording = None
