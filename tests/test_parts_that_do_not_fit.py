@@ -28,7 +28,7 @@ from tiny_model import tiny_config
         ),
         (
             'conditional',
-            dict(dn_cfg=dict()),
+            dict(dn_cfg=dict(indicator=True)),
             'dn_cfg must be None: the queries of ConditionalDETR do not start from boxes',
         ),
         (

@@ -36,17 +36,17 @@ class TrainingQueries:
         self.num_queries_one2many = num_queries_one2many
         self.k_one2many = k_one2many if num_queries_one2many else 0
         self.lambda_one2many = lambda_one2many
+        if dn_cfg is not None and not self.starts_from_boxes:
+            raise ValueError(
+                f'dn_cfg must be None: the queries of {type(self).__name__} do not start from boxes'
+                f'{self.how_to_start_from_boxes}'
+            )
         self.has_indicator = bool((dn_cfg or {}).get('indicator'))
         if self.has_indicator and not self.takes_indicator:
             raise ValueError(f'dn_cfg.indicator must be False: the queries of {type(self).__name__} have none')
         super().__init__(*args, **kwargs)
         self.dn_query_generator = None
         if dn_cfg is not None:
-            if not self.starts_from_boxes:
-                raise ValueError(
-                    f'dn_cfg must be None: the queries of {type(self).__name__} do not start from boxes'
-                    f'{self.how_to_start_from_boxes}'
-                )
             config = dict(num_classes=self.bbox_head.num_classes, embed_dims=self.embed_dims, **dn_cfg)
             self.dn_query_generator = build(config, DenoisingQueries)
 
