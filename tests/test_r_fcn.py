@@ -67,3 +67,15 @@ def test_the_map_is_computed_once():
     losses = model(inputs, samples, mode='loss')
     assert {'loss_rpn_cls', 'loss_rpn_bbox', 'loss_cls', 'loss_bbox', 'acc'} == set(losses)
     assert calls == [(2, 2048, 4, 6)]  # stride 16
+
+
+def test_what_its_roi_head_refuses_and_does_without():
+    settings = dict(type='mmdet_ddetr.RFCNRoIHead', bbox_head=dict(type='mmdet_ddetr.RFCNHead', in_channels=3))
+    roi_head, maps = MODELS.build(settings), torch.rand(1, 3, 8, 10)
+    assert roi_head._shared((maps,))[0] is maps  # stage 5 may be the backbone's own
+    with pytest.raises(ValueError, match='out_indices of the backbone must name one stage.* got 2 maps'):
+        roi_head._shared((maps, maps))
+    with pytest.raises(ValueError, match='bbox_roi_extractor must be None'):
+        MODELS.build(dict(**settings, bbox_roi_extractor=dict(type='SingleRoIExtractor')))
+    with pytest.raises(ValueError, match='stride must be a whole number of at least 1, got 0'):
+        RFCNHead(stride=0)

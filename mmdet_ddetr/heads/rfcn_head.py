@@ -10,6 +10,7 @@ from mmdet.models.roi_heads.bbox_heads import BBoxHead
 from torch import Tensor, nn
 
 from mmdet_ddetr.layers import DeformPSRoIPoolPack
+from mmdet_ddetr.layers.counts import check_counts
 from mmdet_ddetr.registry import MODELS
 
 
@@ -19,11 +20,16 @@ class RFCNRoIHead(StandardRoIHead):
 
     Args:
         bbox_head (dict): ``RFCNHead``.
-        shared_head (dict): what comes between the proposals' features and the score maps.
+        shared_head (dict, optional): what comes between the proposals' features and the score maps.
         **kwargs: as for mmdet's ``StandardRoIHead``; there is no RoI extractor.
+
+    Raises:
+        ValueError: there is an extractor, or the backbone gives more than one map.
     """
 
     def init_bbox_head(self, bbox_roi_extractor, bbox_head):
+        if bbox_roi_extractor is not None:
+            raise ValueError(f'bbox_roi_extractor must be None: RFCNHead pools itself; got {bbox_roi_extractor}')
         self.bbox_head = MODELS.build(bbox_head)
 
     def forward(self, x, rpn_results_list, batch_data_samples=None):
@@ -37,8 +43,11 @@ class RFCNRoIHead(StandardRoIHead):
         return super().predict(self._shared(x), rpn_results_list, batch_data_samples, rescale)
 
     def _shared(self, x: tuple[Tensor]) -> tuple[Tensor]:
-        (features,) = x
-        return (self.shared_head(features),)
+        if len(x) != 1:
+            raise ValueError(
+                f'out_indices of the backbone must name one stage, which R-FCN works on; got {len(x)} maps'
+            )
+        return (self.shared_head(x[0]),) if self.with_shared_head else x
 
     def _bbox_forward(self, x: tuple[Tensor], rois: Tensor) -> dict:
         (features,) = x
@@ -62,6 +71,7 @@ class RFCNHead(BBoxHead):
     """
 
     def __init__(self, in_channels=2048, feat_channels=1024, deformable=True, stride=16, num_classes=80, **kwargs):
+        check_counts(stride=stride)
         # one channel: of the layers of mmdet's head none is used
         super().__init__(in_channels=1, roi_feat_size=1, num_classes=num_classes, reg_class_agnostic=True, **kwargs)
         del self.fc_cls, self.fc_reg

@@ -7,10 +7,10 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.utils import _pair
 
 from ..ops import deform_conv2d
 from ..registry import MODELS
+from .counts import check_counts, check_pairs
 
 
 class _DeformConv(nn.Module):
@@ -31,14 +31,17 @@ class _DeformConv(nn.Module):
         bias: bool = False,
     ):
         super().__init__()
+        check_counts(in_channels=in_channels, out_channels=out_channels, groups=groups, deform_groups=deform_groups)
         for name, number in (('in_channels', in_channels), ('out_channels', out_channels)):
             if number % groups:
                 raise ValueError(f'{name} must be a multiple of groups = {groups}, got {number}')
         if in_channels % deform_groups:
             raise ValueError(f'in_channels must be a multiple of deform_groups = {deform_groups}, got {in_channels}')
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.kernel_size, self.stride = _pair(kernel_size), _pair(stride)
-        self.padding, self.dilation = _pair(padding), _pair(dilation)
+        self.kernel_size, self.stride, self.dilation = check_pairs(
+            kernel_size=kernel_size, stride=stride, dilation=dilation
+        )
+        (self.padding,) = check_pairs(0, padding=padding)
         self.groups, self.deform_groups = groups, deform_groups
         self.transposed, self.output_padding = False, (0, 0)  # mmcv's ConvModule reads these of any convolution
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))

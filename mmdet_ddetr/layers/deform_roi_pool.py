@@ -6,10 +6,10 @@ The first three have the parameters and names of mmcv's layers of the same name,
 import math
 
 from torch import Tensor, nn
-from torch.nn.modules.utils import _pair
 
 from ..ops import deform_ps_roi_pool, deform_roi_pool
 from ..registry import MODELS
+from .counts import check_counts, check_pairs
 
 
 @MODELS.register_module()
@@ -31,7 +31,7 @@ class DeformRoIPool(nn.Module):
         gamma: float = 0.1,
     ):
         super().__init__()
-        self.output_size = _pair(output_size)
+        (self.output_size,) = check_pairs(output_size=output_size)
         self.spatial_scale, self.sampling_ratio, self.gamma = float(spatial_scale), int(sampling_ratio), float(gamma)
 
     def forward(
@@ -77,6 +77,7 @@ class DeformRoIPoolPack(DeformRoIPool):
         gamma: float = 0.1,
     ):
         super().__init__(output_size, spatial_scale, sampling_ratio, gamma)
+        check_counts(output_channels=output_channels, deform_fc_channels=deform_fc_channels)
         self.output_channels, self.deform_fc_channels = output_channels, deform_fc_channels
         self.offset_fc = self._branch(hidden=2, per_bin=2)
 
@@ -93,10 +94,18 @@ class DeformRoIPoolPack(DeformRoIPool):
         return nn.Sequential(*layers, last)
 
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:  # [B, C, H, W], [R, 5] -> [R, C, h, w]
-        return super().forward(input, rois, self._offset(super().forward(input, rois)))
+        return super().forward(input, rois, self._offset(self._plain(input, rois)))
 
-    def _offset(self, pooled: Tensor) -> Tensor:  # [R, C, h, w] -> [R, 2, h, w]
-        return self.offset_fc(pooled.flatten(1)).view(-1, 2, *self.output_size)
+    def _plain(self, input: Tensor, rois: Tensor) -> Tensor:  # [R, C*h*w]
+        """What the bins' numbers are predicted from."""
+        if input.shape[1] != self.output_channels:
+            raise ValueError(
+                f'output_channels must be those of the features, {input.shape[1]}, got {self.output_channels}'
+            )
+        return super().forward(input, rois).flatten(1)
+
+    def _offset(self, pooled: Tensor) -> Tensor:  # [R, C*h*w] -> [R, 2, h, w]
+        return self.offset_fc(pooled).view(-1, 2, *self.output_size)
 
 
 @MODELS.register_module()
@@ -112,8 +121,8 @@ class ModulatedDeformRoIPoolPack(DeformRoIPoolPack):
         self.mask_fc = self._branch(hidden=1, per_bin=1).append(nn.Sigmoid())
 
     def forward(self, input, rois):
-        pooled = DeformRoIPool.forward(self, input, rois)
-        mask = self.mask_fc(pooled.flatten(1)).view(-1, 1, *self.output_size)
+        pooled = self._plain(input, rois)
+        mask = self.mask_fc(pooled).view(-1, 1, *self.output_size)
         return DeformRoIPool.forward(self, input, rois, self._offset(pooled)) * mask
 
 
@@ -142,10 +151,18 @@ class DeformPSRoIPool(nn.Module):
         trans_std: float = 0.1,
     ):
         super().__init__()
+        pooled_size = group_size if pooled_size is None else pooled_size
+        part_size = pooled_size if part_size is None else part_size
+        check_counts(
+            output_dim=output_dim,
+            group_size=group_size,
+            pooled_size=pooled_size,
+            part_size=part_size,
+            sample_per_part=sample_per_part,
+        )
         self.output_dim, self.group_size = output_dim, group_size
-        self.pooled_size = pooled_size or group_size
-        self.output_size = _pair(self.pooled_size)  # mmdet's extractors read it
-        self.part_size = part_size or self.pooled_size
+        self.pooled_size, self.part_size = pooled_size, part_size
+        self.output_size = (pooled_size, pooled_size)  # mmdet's extractors read it
         self.sample_per_part, self.spatial_scale, self.trans_std = sample_per_part, float(spatial_scale), trans_std
 
     def forward(
@@ -193,6 +210,8 @@ class DeformPSRoIPoolPack(nn.Module):
 
     def __init__(self, in_channels: int, output_dim: int, offset_classes: int = 1, **kwargs):
         super().__init__()
+        check_counts(in_channels=in_channels)
+        check_counts(0, offset_classes=offset_classes)
         if offset_classes and output_dim % offset_classes:
             raise ValueError(f'offset_classes must divide output_dim = {output_dim}, got {offset_classes}')
         self.pool = DeformPSRoIPool(output_dim, **kwargs)

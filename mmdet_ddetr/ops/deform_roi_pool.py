@@ -95,7 +95,7 @@ def deform_ps_roi_pool(
     """
     if sample_per_part < 1:
         raise RuntimeError(f'sample_per_part must be at least 1, got {sample_per_part}')
-    part_size = part_size or pooled_size
+    part_size = pooled_size if part_size is None else part_size
     channels = output_dim * group_size**2
     if input.dim() != 4 or input.shape[1] != channels:
         raise RuntimeError(

@@ -74,3 +74,23 @@ def test_groups_that_do_not_divide():
         DCN(4, 4, 3, deform_groups=3)
     with pytest.raises(ValueError, match='out_channels must be a multiple of groups = 2, got 3'):
         DCNv2(4, 3, 3, groups=2)
+
+
+@pytest.mark.parametrize(
+    ('name', 'wrong', 'least'),
+    [
+        ('groups', 0, 1),
+        ('deform_groups', -1, 1),
+        ('out_channels', 4.0, 1),
+        ('kernel_size', 0, 1),
+        ('kernel_size', (3, 3, 3), 1),
+        ('stride', '2', 1),
+        ('dilation', (1, 0), 1),
+        ('padding', 'same', 0),
+        ('padding', -1, 0),
+    ],
+)
+def test_a_number_that_a_layer_cannot_have(name, wrong, least):
+    """Found when the layer is made, not in its first step."""
+    with pytest.raises(ValueError, match=rf'^{name} must be .*whole numbers? of at least {least}, got'):
+        DCNv2(**{**dict(in_channels=4, out_channels=4, kernel_size=3), name: wrong})

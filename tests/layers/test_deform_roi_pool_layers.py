@@ -109,3 +109,35 @@ def test_in_mmdets_extractor(kind):
         narrow = extractor([m.bfloat16() for m in maps], rois)
     assert narrow.dtype == torch.bfloat16
     torch.testing.assert_close(narrow.float(), pooled, rtol=0.05, atol=0.5)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'name', 'wrong'),
+    [
+        ('DeformRoIPool', 'output_size', 0),
+        ('DeformRoIPoolPack', 'output_size', (2, 3, 4)),
+        ('DeformRoIPoolPack', 'output_channels', 0),
+        ('ModulatedDeformRoIPoolPack', 'deform_fc_channels', 8.0),
+        ('DeformPSRoIPool', 'pooled_size', 0),
+        ('DeformPSRoIPool', 'group_size', (7, 7)),
+        ('DeformPSRoIPoolPack', 'part_size', -1),
+        ('DeformPSRoIPoolPack', 'sample_per_part', 0),
+        ('DeformPSRoIPoolPack', 'offset_classes', -1),
+    ],
+)
+def test_a_number_that_a_layer_cannot_have(kind, name, wrong):
+    """Found when the layer is made, not in its first step."""
+    right = dict(
+        DeformRoIPool=dict(output_size=3),
+        DeformPSRoIPool=dict(output_dim=4),
+        DeformPSRoIPoolPack=dict(in_channels=4, output_dim=4),
+    ).get(kind, SETTINGS)
+    with pytest.raises(ValueError, match=f'^{name} must be .*whole numbers? of at least'):
+        getattr(layers, kind)(**{**right, name: wrong})
+
+
+@pytest.mark.parametrize('kind', PACKS)
+def test_features_of_other_channels(kind):
+    input, rois = make_inputs()
+    with pytest.raises(ValueError, match='output_channels must be those of the features, 2, got 4'):
+        getattr(layers, kind)(**SETTINGS)(input[:, :2], rois)
