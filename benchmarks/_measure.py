@@ -15,38 +15,41 @@ import torch
 Step = Callable[[], object]
 
 
-def times(steps: Mapping[str, Step], seconds: float = 2.0, device: str = 'cpu') -> dict[str, list[float]]:
+def times(
+    steps: Mapping[str, Step], seconds: float = 2.0, device: str = 'cpu', clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of each step, the peers in turns, so that what disturbs the machine disturbs all of them.
 
     Args:
         steps: what to run, by peer.
         seconds: how long each peer runs in all; it runs at least three times.
         device: where the work ends; an accelerator is waited for.
+        clock: ``time.thread_time`` tells what one thread takes on a machine that has other work, too.
 
     Returns:
         The times by peer, without the first run of each.
     """
     repeats = {}
     for name, step in steps.items():
-        _timed(step, 1, device)
-        first = _timed(step, 1, device)
+        _timed(step, 1, device, clock)
+        first = _timed(step, 1, device, clock)
         repeats[name] = max(1, round(0.02 / first)) if first < 0.02 else 1  # a clock reading per 20 ms
     result = {name: [] for name in steps}
     while any(sum(t) * repeats[name] < seconds or len(t) < 3 for name, t in result.items()):
         for name, step in steps.items():
             if sum(result[name]) * repeats[name] < seconds or len(result[name]) < 3:
-                result[name].append(_timed(step, repeats[name], device))
+                result[name].append(_timed(step, repeats[name], device, clock))
     return result
 
 
-def _timed(step: Step, repeats: int, device: str) -> float:
+def _timed(step: Step, repeats: int, device: str, clock: Callable[[], float]) -> float:
     gc.disable()
     _wait_for(device)
-    start = time.perf_counter()
+    start = clock()
     for _ in range(repeats):
         step()
     _wait_for(device)
-    elapsed = time.perf_counter() - start
+    elapsed = clock() - start
     gc.enable()
     return elapsed / repeats
 

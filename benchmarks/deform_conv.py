@@ -14,6 +14,7 @@ several runs.
 
 import argparse
 import importlib.util
+import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +108,7 @@ def by_mmcv(library: str | None):
     if library:
         spec = importlib.util.spec_from_file_location(Path(library).stem, library)
         modulated_deform_conv.ext_module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(modulated_deform_conv.ext_module)
     elif modulated_deform_conv.ext_module.__file__.endswith('.py'):
         raise ImportError('mmcv is not compiled')
     return lambda input, offset, mask, weight: modulated_deform_conv.modulated_deform_conv2d(
@@ -142,12 +144,12 @@ def make_step(peer: str, library: str | None, layer: Layer, B: int, backward: bo
     return step
 
 
-def available(libraries: dict[str, str]) -> dict[str, str | None]:
+def available(peers: list[str], libraries: dict[str, str]) -> dict[str, str | None]:
     """The peers that run here, each with its library."""
     found = {}
-    for peer, make in PEERS.items():
+    for peer in peers:
         try:
-            make(libraries.get(peer))
+            PEERS[peer](libraries.get(peer))
             found[peer] = libraries.get(peer)
         except (ImportError, OSError) as error:
             print(f'{peer} is left out: {error}')
@@ -167,9 +169,15 @@ def main():
     parser.add_argument('--layers', nargs='+', default=[layer.name for layer in LAYERS])
     parser.add_argument('--batch', type=int, default=1, help='images')
     parser.add_argument('--peer', nargs='+', type=peer_and_library, default=[], help='peers that are not installed')
+    parser.add_argument('--peers', nargs='+', choices=PEERS, default=list(PEERS))
+    parser.add_argument('--no-memory', action='store_true', help='times only; memory takes a process a figure')
+    parser.add_argument(
+        '--processor-time', action='store_true', help='of one thread (OMP_NUM_THREADS=1) on a machine with other work'
+    )
     args = parser.parse_args()
+    clock = time.thread_time if args.processor_time else time.perf_counter
     print(machine('cpu'))
-    peers = available(dict(args.peer))
+    peers = available(args.peers, dict(args.peer))
     for layer in (layer for layer in LAYERS if layer.name in args.layers):
         print(f'\n{layer.name}: {layer.C} channels, {layer.groups} groups, {layer.size[0]} x {layer.size[1]}\n')
         calls = {
@@ -178,17 +186,16 @@ def main():
             for name, backward in PASSES.items()
         }
         measured = {
-            name: times({peer: make_step(*calls[peer, name]) for peer in peers}, args.seconds) for name in PASSES
+            name: times({peer: make_step(*calls[peer, name]) for peer in peers}, args.seconds, clock=clock)
+            for name in PASSES
         }
-        rows = [
-            [
-                peer,
-                *(milliseconds(measured[name][peer]) for name in PASSES),
-                *(f'{peak_memory(make_step, *calls[peer, name]):.0f}' for name in PASSES),
-            ]
-            for peer in peers
-        ]
-        print(table(['', *(f'{name}, ms' for name in PASSES), *(f'{name}, MB' for name in PASSES)], rows), flush=True)
+        rows = [[peer, *(milliseconds(measured[name][peer]) for name in PASSES)] for peer in peers]
+        header = ['', *(f'{name}, ms' for name in PASSES)]
+        if not args.no_memory:
+            header += [f'{name}, MB' for name in PASSES]
+            for row in rows:
+                row += [f'{peak_memory(make_step, *calls[row[0], name]):.0f}' for name in PASSES]
+        print(table(header, rows), flush=True)
 
 
 if __name__ == '__main__':
