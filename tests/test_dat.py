@@ -295,6 +295,10 @@ def test_compiles_without_a_break():
             torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_empty_batch():
+    assert [out.shape for out in build(out_indices=(2, 3))(torch.rand(0, 3, 65, 33))] == [(0, 16, 5, 3), (0, 32, 3, 2)]
+
+
 def test_autocast_keeps_the_points_in_fp32():
     model = build().eval()
     attn, image = model.stages[2][1].attn, torch.randn(1, 3, 64, 64)
@@ -316,6 +320,15 @@ def test_autocast_keeps_the_points_in_fp32():
         (dict(arch='large'), "arch: got 'large', expected one of tiny, small, base"),
         (dict(out_indices=(3, 4)), r'out_indices: got \(3, 4\), expected ascending indices from 0 to 3'),
         (dict(out_indices=()), r'out_indices: got \(\)'),
+        (dict(out_indices=3), 'out_indices: got 3, expected ascending indices from 0 to 3'),
+        (dict(window_size=0), 'window_size must be a whole number of at least 1, got 0'),
+        (dict(img_size=16), 'img_size must be one or two whole numbers of at least 32, got 16'),
+        (dict(img_size=(224,)), r'img_size must be one or two whole numbers of at least 32, got \(224,\)'),
+        (dict(drop_path_rate=1.0), 'drop_path_rate: got 1.0, expected at least 0 and less than 1'),
+        (dict(arch=dict(embed_dims=12)), 'arch: got embed_dims, expected embed_dims, depths, num_heads, num_groups'),
+        (dict(arch=SMALL | dict(depths=(2, 2, 2))), r'arch: got \(2, 2, 2\) as depths, expected one for each of 4'),
+        (dict(arch=SMALL | dict(num_heads=(5,) * 4)), 'arch: got 5 heads and 1 groups in stage 1, expected heads that'),
+        (dict(arch=SMALL | dict(num_groups=(1, 1, 1, 5))), 'arch: got .* heads and 5 groups in stage 4, expected'),
         (dict(out_indices=(0, 1), frozen_stages=3), 'frozen_stages: got 3, expected -1 to 2'),
     ],
 )

@@ -9,10 +9,12 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mmdet_ddetr.layers.counts import check_counts, check_pairs
 from mmdet_ddetr.registry import MODELS
 
 from .dat_attention import DeformableAttention, LocalAttention
 from .dat_weights import SCHEME, check_fits
+from .stages import num_built
 
 # Per stage; blocks are repeated in this order: L local, S shifted windows, D deformable attention.
 BLOCKS = ('LS', 'LS', 'LD', 'LD')
@@ -23,6 +25,29 @@ ARCHS = {
 }
 KERNEL_SIZES = (9, 7, 5, 3)  # of the offsets' convolution, by stage
 PATCH = 4  # pixels along the side of a cell of the first stage
+
+
+def _arch_of(arch: str | dict, num_stages: int) -> dict:
+    """The sizes that ``DAT``'s argument gives, for at least ``num_stages`` stages."""
+    if isinstance(arch, str):
+        if arch not in ARCHS:
+            raise ValueError(f'arch: got {arch!r}, expected one of {", ".join(ARCHS)}')
+        return ARCHS[arch]
+    names = list(ARCHS['tiny'])
+    if sorted(arch) != sorted(names):
+        raise ValueError(f'arch: got {", ".join(arch) or "an empty dict"}, expected {", ".join(names)}')
+    per_stage = {name: arch[name] for name in names[1:]}
+    for name, numbers in per_stage.items():
+        if len(numbers) < num_stages:
+            raise ValueError(f'arch: got {numbers} as {name}, expected one for each of {num_stages} stages')
+    for i, (_, heads, groups) in enumerate(zip(*per_stage.values())):
+        channels = arch['embed_dims'] * 2**i
+        if channels < 1 or heads < 1 or groups < 1 or channels % heads or heads % groups:
+            raise ValueError(
+                f'arch: got {heads} heads and {groups} groups in stage {i + 1}, expected heads that divide its '
+                f'{channels} channels, and groups that divide the heads'
+            )
+    return arch
 
 
 class Block(nn.Module):
@@ -95,7 +120,7 @@ class DAT(BaseModule):
         out_channels (tuple[int]): Channels of each output, what the neck takes as ``in_channels``.
 
     Raises:
-        ValueError: An unknown arch or an index out of range.
+        ValueError: An unknown arch, or a number out of range. The message names the argument.
     """
 
     def __init__(
@@ -109,22 +134,19 @@ class DAT(BaseModule):
         with_cp=False,
         init_cfg=None,
     ):
-        if isinstance(arch, str) and arch not in ARCHS:
-            raise ValueError(f'arch: got {arch!r}, expected one of {", ".join(ARCHS)}')
-        last = len(BLOCKS) - 1
-        if not out_indices or list(out_indices) != sorted(set(out_indices) & set(range(last + 1))):
-            raise ValueError(f'out_indices: got {out_indices!r}, expected ascending indices from 0 to {last}')
-        num_stages = out_indices[-1] + 1
-        if frozen_stages not in range(-1, num_stages + 1):
-            raise ValueError(f'frozen_stages: got {frozen_stages!r}, expected -1 to {num_stages}')
+        num_stages = num_built(out_indices, frozen_stages, len(BLOCKS))
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f'drop_path_rate: got {drop_path_rate!r}, expected at least 0 and less than 1')
+        check_counts(window_size=window_size)
+        # the last map has a cell, so that its table of relative positions has an entry
+        (img_size,) = check_pairs(PATCH * 2 ** (num_stages - 1), img_size=img_size)
 
         super().__init__(init_cfg)
-        arch = ARCHS[arch] if isinstance(arch, str) else arch
+        arch = _arch_of(arch, num_stages)
         depths, num_heads, num_groups = arch['depths'], arch['num_heads'], arch['num_groups']
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
         self.with_cp = with_cp
-        img_size = (img_size, img_size) if isinstance(img_size, int) else img_size
         shift_size = -(-window_size // 2)  # rounded up: not Swin's
         channels = [arch['embed_dims'] * 2**i for i in range(num_stages)]
         self.out_channels = tuple(channels[i] for i in self.out_indices)
@@ -144,7 +166,7 @@ class DAT(BaseModule):
                     attn = DeformableAttention(C, num_heads[i], num_groups[i], KERNEL_SIZES[i], map_size)
                 else:
                     attn = LocalAttention(C, num_heads[i], window_size, shift_size if kind == 'S' else 0)
-                depth = (sum(depths[:i]) + j) / (sum(depths) - 1)
+                depth = (sum(depths[:i]) + j) / max(sum(depths) - 1, 1)
                 stage.append(Block(C, attn, drop_path_rate * depth))
             self.stages.append(stage)
         self._freeze_stages()

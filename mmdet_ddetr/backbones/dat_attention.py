@@ -120,7 +120,7 @@ class DeformableAttention(nn.Module):
             into the grid of cell centres, see ``squeezed``.
         """
         B, H, W, C = query.shape
-        groups = query.view(B, H, W, self.num_groups, -1).permute(0, 3, 4, 1, 2).flatten(0, 1)  # [B*G, C/G, H, W]
+        groups = query.unflatten(-1, (self.num_groups, -1)).permute(0, 3, 4, 1, 2).flatten(0, 1)  # [B*G, C/G, H, W]
         offsets = self.offset_norm(self.offset_conv(groups).permute(0, 2, 3, 1))
         offsets = self.offset_proj(F.gelu(offsets)).view(B, self.num_groups, H * W, 2)
         offsets = self.offset_range / 2 * offsets.to(_position_dtype(offsets)).tanh()  # in cells
@@ -130,7 +130,7 @@ class DeformableAttention(nn.Module):
         """The map at the points, by the attention op: as fast as ``grid_sample``, backward two to three times."""
         B, H, W, C = x.shape
         locations = squeezed(points, H, W).transpose(1, 2)[:, :, :, None, None]  # [B, H*W, G, L=1, K=1, 2]
-        value = x.reshape(B, H * W, self.num_groups, -1)
+        value = x.flatten(1, 2).unflatten(-1, (self.num_groups, -1))
         return ms_deform_attn(value, [(H, W)], locations, torch.ones_like(locations[..., 0]))
 
     def position_bias(self, queries: Tensor, points: Tensor) -> Tensor:  # [Q, 2], [B, G, S, 2] -> [B, M, Q, S]
@@ -142,7 +142,7 @@ class DeformableAttention(nn.Module):
         grid = queries[:, None] - points.flatten(0, 1)[:, None]  # [B*G, Q, S, 2] in [-1, 1]
         table = self.position_bias_table.unflatten(0, (self.num_groups, -1)).to(grid.dtype).repeat(B, 1, 1, 1)
         bias = F.grid_sample(table, grid, align_corners=True)  # [B*G, M/G, Q, S]
-        return bias.view(B, -1, *bias.shape[2:])
+        return bias.view(B, len(self.position_bias_table), *bias.shape[2:])
 
 
 def squeezed(points: Tensor, H: int, W: int) -> Tensor:  # [..., 2], (x, y), 0 and 1 the edges of the map

@@ -17,6 +17,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmdet_ddetr.registry import MODELS
 
+from .stages import num_built
+
 SCHEME = 'efficientnet-lite://'  # checkpoint addresses, read by efficientnet_lite_weights.py
 
 ARCHS = {'lite0': (1.0, 1.0), 'lite1': (1.0, 1.1), 'lite2': (1.1, 1.2)}  # (width, depth) multipliers
@@ -124,12 +126,7 @@ class EfficientNetLite(BaseModule):
     ):
         if arch not in ARCHS:
             raise ValueError(f'arch: got {arch!r}, expected one of {", ".join(ARCHS)}')
-        last = len(STAGES) - 1
-        if not out_indices or list(out_indices) != sorted(set(out_indices) & set(range(last + 1))):
-            raise ValueError(f'out_indices: got {out_indices!r}, expected ascending indices from 0 to {last}')
-        num_layers = out_indices[-1] + 1
-        if frozen_stages not in range(-1, num_layers + 1):
-            raise ValueError(f'frozen_stages: got {frozen_stages!r}, expected -1 to {num_layers}')
+        num_layers = num_built(out_indices, frozen_stages, len(STAGES))
         _check_pretrained_arch(init_cfg, arch)
 
         super().__init__(init_cfg)
