@@ -77,5 +77,7 @@ def test_what_its_roi_head_refuses_and_does_without():
         roi_head._shared((maps, maps))
     with pytest.raises(ValueError, match='bbox_roi_extractor must be None'):
         MODELS.build(dict(**settings, bbox_roi_extractor=dict(type='SingleRoIExtractor')))
+    with pytest.raises(ValueError, match='bbox_head must be an RFCNHead, which pools itself; got BBoxHead'):
+        MODELS.build(dict(settings, bbox_head=dict(type='BBoxHead')))
     with pytest.raises(ValueError, match='stride must be a whole number of at least 1, got 0'):
         RFCNHead(stride=0)

@@ -24,13 +24,15 @@ class RFCNRoIHead(StandardRoIHead):
         **kwargs: as for mmdet's ``StandardRoIHead``; there is no RoI extractor.
 
     Raises:
-        ValueError: there is an extractor, or the backbone gives more than one map.
+        ValueError: there is an extractor or a box head of another kind, or the backbone gives more than one map.
     """
 
     def init_bbox_head(self, bbox_roi_extractor, bbox_head):
         if bbox_roi_extractor is not None:
             raise ValueError(f'bbox_roi_extractor must be None: RFCNHead pools itself; got {bbox_roi_extractor}')
         self.bbox_head = MODELS.build(bbox_head)
+        if not isinstance(self.bbox_head, RFCNHead):
+            raise ValueError(f'bbox_head must be an RFCNHead, which pools itself; got {type(self.bbox_head).__name__}')
 
     def forward(self, x, rpn_results_list, batch_data_samples=None):
         """See mmdet; ``x`` holds one map here and in ``loss`` and ``predict``."""

@@ -1,5 +1,6 @@
 """MMDetection's RoI extractor with RoI layers of a registry."""
 
+import mmcv.ops
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor as MMDetSingleRoIExtractor
 
 from ..registry import MODELS, class_of
@@ -15,8 +16,14 @@ class SingleRoIExtractor(MMDetSingleRoIExtractor):
             type='mmdet_ddetr.SingleRoIExtractor',
             roi_layer=dict(type='mmdet_ddetr.DeformRoIPoolPack', output_size=7, output_channels=256),
         )
+
+    Raises:
+        ValueError: no registry and no ``mmcv.ops`` has such a layer.
     """
 
     def build_roi_layers(self, layer_cfg, featmap_strides):
-        layer = class_of(layer_cfg['type'], MODELS)  # None: a name in mmcv.ops
-        return super().build_roi_layers({**layer_cfg, 'type': layer or layer_cfg['type']}, featmap_strides)
+        name = layer_cfg['type']
+        layer = class_of(name, MODELS) or getattr(mmcv.ops, name, None)
+        if layer is None:
+            raise ValueError(f'roi_layer.type must be of a registry or of mmcv.ops, got {name!r}')
+        return super().build_roi_layers({**layer_cfg, 'type': layer}, featmap_strides)

@@ -141,3 +141,8 @@ def test_features_of_other_channels(kind):
     input, rois = make_inputs()
     with pytest.raises(ValueError, match='output_channels must be those of the features, 2, got 4'):
         getattr(layers, kind)(**SETTINGS)(input[:, :2], rois)
+
+
+def test_a_roi_layer_that_does_not_exist():
+    with pytest.raises(ValueError, match="roi_layer.type must be of a registry or of mmcv.ops, got 'RoIPoolPack'"):
+        layers.SingleRoIExtractor(dict(type='RoIPoolPack', output_size=7), 4, [4])
