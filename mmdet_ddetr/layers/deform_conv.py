@@ -13,6 +13,17 @@ from ..registry import MODELS
 from .counts import check_counts, check_pairs
 
 
+class _Conv2d(nn.Conv2d):
+    pass
+
+
+class OffsetConv(_Conv2d):
+    """``nn.Conv2d`` that an ``init_cfg`` with ``layer='Conv2d'``, as necks and heads have it, leaves at 0.
+
+    mmengine's initialisers choose modules by the names of their class and of its bases.
+    """
+
+
 class _DeformConv(nn.Module):
     """What both versions share; ``maps`` are the maps that a tap needs: y and x, and the mask."""
 
@@ -47,7 +58,7 @@ class _DeformConv(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
         taps = math.prod(self.kernel_size)
-        self.conv_offset = nn.Conv2d(
+        self.conv_offset = OffsetConv(
             in_channels, deform_groups * self.maps * taps, self.kernel_size, self.stride, self.padding, self.dilation
         )
         self.init_weights()
@@ -86,7 +97,8 @@ class DCN(_DeformConv):
         deform_groups: groups of channels with offsets of their own.
         bias: whether the convolution has one; that of the offsets always has.
 
-    ``conv_offset`` gives (y, x) of each tap in cells of the input, group by group.
+    ``conv_offset`` gives (y, x) of each tap in cells of the input, group by group. mmengine's ``dcn_offset_lr_mult`` is
+    of mmcv's layers alone. Here, ``paramwise_cfg=dict(custom_keys={'conv_offset': dict(lr_mult=0.1)})`` does that.
     """
 
     maps = 2

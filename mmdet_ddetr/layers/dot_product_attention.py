@@ -45,9 +45,7 @@ class DotProductAttention(nn.Module):
             output = _attend(logits, v, mask, p)
         else:
             k = key.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            if (
-                p > 0 and q.device.type == 'cpu'
-            ):  # where PyTorch has no kernel for it, and keeps all weights three times
+            if p > 0 and q.device.type == 'cpu':  # PyTorch has no kernel there, and keeps all weights three times
                 output = _attend((q / q.shape[-1] ** 0.5) @ k.mT, v, mask, p)
             else:
                 output = F.scaled_dot_product_attention(q, k, v, mask, p)

@@ -54,6 +54,9 @@ def dropout_matmul(
     """
     if p == 0 or not _has_kernel(weights):
         return dropout(weights, p) @ value
+    device = weights.device.type
+    if torch.is_autocast_enabled(device) and weights.dtype != torch.float64:  # for the backward pass, too
+        weights, value = (x.to(torch.get_autocast_dtype(device)) for x in (weights, value))
     return _DropoutMatmul.apply(weights, value, p, _new_seed())
 
 

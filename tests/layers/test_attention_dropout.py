@@ -62,6 +62,19 @@ def test_mean_over_many_is_attention_without_dropout(shared, bias):
     )
 
 
+def test_autocast_of_wide_inputs():
+    """Products are narrow in both passes; gradients have their inputs' dtype."""
+    inputs, padding = inputs_of()
+    attention = DotProductAttention(2, dropout=0.2).train()
+    for dtype in (torch.bfloat16, torch.float64):  # fp64 stays
+        wide = [x.to(torch.promote_types(x.dtype, dtype)) for x in inputs]
+        with torch.autocast('cpu', torch.bfloat16):
+            output = attention(*wide, padding)
+        assert output.dtype == dtype
+        for x, grad in zip(inputs, torch.autograd.grad(output.float().sum(), inputs)):
+            assert grad.dtype == x.dtype and grad.isfinite().all()
+
+
 def test_masked_keys_get_nothing():
     (query, key, value), padding = inputs_of()
     not_seen = torch.zeros(30, 40, dtype=torch.bool)

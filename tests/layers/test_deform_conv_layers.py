@@ -69,6 +69,17 @@ def test_in_a_backbone(kind):
     assert all(layer.conv_offset.weight.grad.any() and layer.weight.grad.any() for layer in layers)
 
 
+def test_in_a_neck():
+    """Its ``init_cfg`` is of plain convolutions; offsets still start at 0."""
+    conv = dict(type='mmdet_ddetr.DCNv2')
+    neck = MODELS.build(dict(type='mmdet.FPN', in_channels=[4, 8], out_channels=4, num_outs=2, conv_cfg=conv))
+    neck.init_weights()
+    layers = [m for m in neck.modules() if isinstance(m, DCNv2)]
+    assert len(layers) == 4
+    assert not any(layer.conv_offset.weight.any() for layer in layers)
+    assert [out.shape[1:] for out in neck((torch.randn(1, 4, 6, 8), torch.randn(1, 8, 3, 4)))] == [(4, 6, 8), (4, 3, 4)]
+
+
 def test_groups_that_do_not_divide():
     with pytest.raises(ValueError, match='in_channels must be a multiple of deform_groups = 3, got 4'):
         DCN(4, 4, 3, deform_groups=3)
