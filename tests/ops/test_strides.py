@@ -69,6 +69,14 @@ def dropout():
     return call, [torch.randn(3, 4, 6)]
 
 
+def dropout_matmul():
+    def call(weights, value):
+        torch.manual_seed(0)
+        return ops.dropout_matmul(weights, value, 0.4)
+
+    return call, [torch.randn(3, 4, 6), torch.randn(3, 6, 5)]
+
+
 OPS = {
     'ms_deform_attn': lambda: attention('locations'),
     'ms_deform_attn_fused, points': lambda: attention('points'),
@@ -82,6 +90,7 @@ OPS = {
     'matching_cost, softmax': lambda: matching_cost(False),
     'linear_sum_assignment': assignment,
     'dropout': dropout,
+    'dropout_matmul': dropout_matmul,
     'nms_keep': lambda: (lambda boxes: ops.nms_keep(boxes, 0.3), [torch.rand(9, 4) * 9]),
 }
 
