@@ -95,7 +95,8 @@ class DifferentiableOp:
             self.check(*arguments)
             return self.reference(*arguments)
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in self._tensors(arguments)):
-            if not has_compiled_kernel(self.name, arguments[0].device.type):
+            device = arguments[0].device.type
+            if not has_compiled_kernel(self.name, device) and device != 'meta':  # meta has shapes alone, in both passes
                 return self._reference(*arguments)  # PyTorch differentiates it
             return _Forward.apply(self, *arguments)
         with below_autograd():

@@ -48,8 +48,8 @@ def deform_roi_pool(
     """
     h, w = output_size = list(_pair(output_size))
     rois, offset = as_points(input, rois, offset)
-    if offset is not None and offset.shape != (len(rois), 2, h, w):
-        raise RuntimeError(f'offset must be [R, 2, h, w] = [{len(rois)}, 2, {h}, {w}], got {list(offset.shape)}')
+    if offset is not None and offset.shape != (rois.shape[0], 2, h, w):
+        raise RuntimeError(f'offset must be [R, 2, h, w] = [{rois.shape[0]}, 2, {h}, {w}], got {list(offset.shape)}')
     return _OP(input, rois, offset, output_size, spatial_scale, sampling_ratio, gamma, 1, False)
 
 
@@ -105,7 +105,7 @@ def deform_ps_roi_pool(
     if offset is not None:
         if offset.dim() != 4 or offset.shape[2:] != (part_size, part_size):
             raise RuntimeError(
-                f'offset must be [R, 2*K, part_size, part_size] = [{len(rois)}, 2*K, {part_size}, {part_size}], '
+                f'offset must be [R, 2*K, part_size, part_size] = [{rois.shape[0]}, 2*K, {part_size}, {part_size}], '
                 f'got {list(offset.shape)}'
             )
         if part_size != pooled_size:

@@ -32,7 +32,7 @@ def make(options, dtype=torch.float32, B=2, D=3, K=2, R=5, size=(5, 6)):
 def gradients(function, input, rois, offset):
     leaves = input.detach().requires_grad_(), offset.detach().requires_grad_()
     output = function(leaves[0], rois, leaves[1])
-    weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
+    weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype, device=output.device).view_as(output)
     return output.detach(), *torch.autograd.grad(output, leaves, weights)
 
 
@@ -72,20 +72,45 @@ def test_compile_fullgraph(options, dynamic):
             torch.testing.assert_close(got, expected)
 
 
-@pytest.mark.parametrize('function', ['plain', 'position-sensitive'])
-def test_functions_compile_fullgraph(function):
-    torch._dynamo.reset()
-    input, rois, offset = make(KINDS[function], K=1)
-    offset = offset[..., :2]
+class Pool(torch.nn.Module):
+    """The public functions, with arguments that ``make`` gives."""
 
-    def call(input, rois, offset):
-        if function == 'plain':
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, input, rois, offset):
+        if self.function == 'plain':
             return deform_roi_pool(input, rois, offset, 2, 0.25)
         return deform_ps_roi_pool(input, rois, offset, 0.25, 3, 2, 3, part_size=2)
 
+
+@pytest.mark.parametrize('function', ['plain', 'position-sensitive'])
+def test_functions_compile_fullgraph(function):
+    torch._dynamo.reset()
+    call = Pool(function)
+    input, rois, offset = make(KINDS[function], K=1)
+    offset = offset[..., :2]
     compiled = torch.compile(call, fullgraph=True, backend='aot_eager')
     for got, expected in zip(gradients(compiled, input, rois, offset), gradients(call, input, rois, offset)):
         torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize('function', ['plain', 'position-sensitive'])
+def test_one_graph_for_any_number_of_rois(function):
+    """Every image has another number of them."""
+    call, R = Pool(function), torch.export.Dim('R')
+    input, rois, offset = make(KINDS[function], K=1)
+    offset = offset[..., :2]
+    program = torch.export.export(call, (input, rois, offset), dynamic_shapes=(None, {0: R}, {0: R}))
+    assert torch.equal(program.module()(input, rois[:1], offset[:1]), call(input, rois[:1], offset[:1]))
+
+
+@pytest.mark.parametrize('function', ['plain', 'position-sensitive'])
+def test_shapes_of_gradients_on_meta(function):
+    input, rois, offset = (x.to('meta') for x in make(KINDS[function], K=1))
+    _, *grads = gradients(Pool(function), input, rois, offset[..., :2])
+    assert [grad.shape for grad in grads] == [input.shape, offset[..., :2].shape]
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
