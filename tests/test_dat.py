@@ -299,6 +299,13 @@ def test_empty_batch():
     assert [out.shape for out in build(out_indices=(2, 3))(torch.rand(0, 3, 65, 33))] == [(0, 16, 5, 3), (0, 32, 3, 2)]
 
 
+def test_one_graph_for_any_number_of_images():
+    model, image = build(out_indices=(2, 3)).eval(), torch.randn(3, 3, 32, 64)
+    program = torch.export.export(model, (image[:2],), dynamic_shapes=({0: torch.export.Dim('B')},))
+    for out, expected in zip(program.module()(image), model(image)):
+        torch.testing.assert_close(out, expected)
+
+
 def test_autocast_keeps_the_points_in_fp32():
     model = build().eval()
     attn, image = model.stages[2][1].attn, torch.randn(1, 3, 64, 64)

@@ -138,11 +138,11 @@ class DeformableAttention(nn.Module):
 
         By ``grid_sample``: it has few channels and many points, for which the attention op takes five times as long.
         """
-        B = len(points)
+        B = points.shape[0]
         grid = queries[:, None] - points.flatten(0, 1)[:, None]  # [B*G, Q, S, 2] in [-1, 1]
         table = self.position_bias_table.unflatten(0, (self.num_groups, -1)).to(grid.dtype).repeat(B, 1, 1, 1)
         bias = F.grid_sample(table, grid, align_corners=True)  # [B*G, M/G, Q, S]
-        return bias.view(B, len(self.position_bias_table), *bias.shape[2:])
+        return bias.view(B, self.position_bias_table.shape[0], *bias.shape[2:])
 
 
 def squeezed(points: Tensor, H: int, W: int) -> Tensor:  # [..., 2], (x, y), 0 and 1 the edges of the map

@@ -308,7 +308,7 @@ def deform_roi_pool(
     ``rounded`` is the definition of the official DeformablePSROIPooling, otherwise it is that of mmcv's deform_roi_pool
     (``ops.deform_ps_roi_pool`` and ``ops.deform_roi_pool`` document both). A RoI of no image gives NaN.
     """
-    (B, C, H, W), (h, w), g, R = input.shape, output_size, group_size, len(rois)
+    (B, C, H, W), (h, w), g, R = input.shape, output_size, group_size, rois.shape[0]
     dtype, device = _compute_dtype(input), input.device
     rois = rois.detach().to(dtype)
     offset = rois.new_zeros(R, 2, h, w) if offset is None else offset.to(dtype)
