@@ -23,7 +23,15 @@ from mmdet_ddetr.registry import HOOKS, MODELS
 
 SHAPES = 'deformable-detr-refine-twostage_lite0_shapes'
 PLACEHOLDERS = {'CONFIG': SHAPES, 'CHECKPOINT': 'epoch_1.pth', 'GPUS': '8', 'DIR': 'folder'}
-OTHERS = {'seaborn', 'imagecorruptions', 'opencv-python-headless', 'torch-ms-deform-attn', 'torchvision', 'pre-commit'}
+OTHERS = {
+    'openvino',
+    'seaborn',
+    'imagecorruptions',
+    'opencv-python-headless',
+    'torch-ms-deform-attn',
+    'torchvision',
+    'pre-commit',
+}
 OTHERS |= {'git+https://github.com/cocodataset/panopticapi.git'}  # not ours, but on an index or at that address
 COMMANDS = commands()
 MMDET = entry.list_tools('mmdet')['train'].parents[1]
@@ -90,7 +98,7 @@ def _without_placeholder(word):
 def check_name(word):
     """A path of the checkout is there, and a name that looks like one of a config is one."""
     for part in re.split(r'[=,]', word):
-        if re.match(r'(tools|benchmarks|tests|csrc|configs|docs)/', part):
+        if re.match(r'(tools|benchmarks|demo|tests|csrc|configs|docs)/', part):
             assert (ROOT / part).exists() or (MMDET / part).exists(), part
         if re.fullmatch(r'(deformable-detr|detr|faster-rcnn)[\w-]*_[\w-]+(\.py)?', part):
             assert part.removesuffix('.py') in list_configs(), part
@@ -114,7 +122,7 @@ def check_python(program, arguments, parse):
 
 def check_tool(program, arguments, parse):
     """A script of the checkout; a launcher's script passes its arguments on to the tool of its name."""
-    assert program.startswith(('tools/', 'benchmarks/')), f'{program} is not known to this test'
+    assert program.startswith(('tools/', 'benchmarks/', 'demo/')), f'{program} is not known to this test'
     if all(word.startswith('-') for word in arguments):  # named in a sentence, at most with an option
         path = ROOT / program if (ROOT / program).exists() else MMDET / program
         source = path.read_text()

@@ -12,7 +12,7 @@ from mmdet.registry import MODELS
 from tiny_model import NAMES, tiny_config
 from torch import nn
 
-from mmdet_ddetr.layers.padding import own_map_shapes
+from mmdet_ddetr.layers.own_maps import own_map_shapes
 from mmdet_ddetr.testing import make_batch, randomise
 
 SHAPES = [(160, 224), (100, 130)]  # px

@@ -8,7 +8,15 @@ from mmdet.structures import OptSampleList, SampleList
 from torch import Tensor, nn
 
 from mmdet_ddetr.heads import LabelGuard
-from mmdet_ddetr.layers import DetrDecoder, DetrEncoder, is_padded, on_own_maps, padding_masks
+from mmdet_ddetr.layers import (
+    DetrDecoder,
+    DetrEncoder,
+    ImageSizes,
+    is_padded,
+    on_own_maps,
+    own_masks,
+    padding_masks,
+)
 from mmdet_ddetr.layers.frozen_norm import replace_batch_norms
 from mmdet_ddetr.layers.transformer import build
 from mmdet_ddetr.ops import host_shapes
@@ -116,6 +124,23 @@ class BaseDETR(TrainingQueries, DetectionTransformer):
         results = self.bbox_head.predict(**head_inputs, batch_data_samples=batch_data_samples, rescale=rescale)
         return self.add_pred_to_datasample(batch_data_samples, results)
 
+    def detect(self, batch_inputs: Tensor, sizes: ImageSizes) -> tuple[Tensor, ...]:
+        """The detections of ``predict`` in tensors alone, for exported programs.
+
+        Args:
+            batch_inputs: [B, 3, H, W], normalised.
+            sizes: of the images in it.
+
+        Returns:
+            boxes [B, N, 4] (x1, y1, x2, y2) in pixels of ``batch_inputs``, scores and labels [B, N], by falling score.
+        """
+        return self._best(self._head_inputs(batch_inputs, sizes), sizes)[:3]
+
+    def _best(self, head_inputs: dict, sizes: ImageSizes) -> tuple[Tensor, ...]:
+        hidden, reference = head_inputs['hidden'], head_inputs.get('reference')
+        (logits,), (boxes,) = self.bbox_head(hidden[-1:], None if reference is None else reference[-1:])
+        return self.bbox_head.best(logits, boxes, sizes.images.flip(1).repeat(1, 2))
+
     def _forward(self, batch_inputs: Tensor, batch_data_samples: OptSampleList = None) -> tuple[Tensor, Tensor]:
         return self.bbox_head(**self._head_inputs(batch_inputs, batch_data_samples))
 
@@ -173,7 +198,8 @@ class BaseDETR(TrainingQueries, DetectionTransformer):
                 f'the neck gives {len(mlvl_feats)} levels, num_feature_levels is {self.num_feature_levels}'
             )
         mlvl_feats, spatial_shapes = self.with_shapes(mlvl_feats)
-        masks = padding_masks(spatial_shapes, batch_data_samples, mlvl_feats[0].device, self.own_maps)
+        masks_of = own_masks if self.own_maps else padding_masks
+        masks = masks_of(spatial_shapes, batch_data_samples, mlvl_feats[0].device)
         feats, flat_masks, positions = [], [], []
         for level, (feat, mask) in enumerate(zip(mlvl_feats, masks)):
             position = self.positions_of_cells(feat, mask)

@@ -7,7 +7,7 @@ from mmengine.structures import PixelData
 from torch import Tensor
 
 from mmdet_ddetr.heads import check_labels
-from mmdet_ddetr.layers import padding_masks
+from mmdet_ddetr.layers import ImageSizes, padding_masks
 from mmdet_ddetr.registry import MODELS
 
 from .anchor_detr import AnchorDETR
@@ -112,6 +112,17 @@ class WithMasks:
         image = torch.arange(hidden.shape[0], device=hidden.device).repeat_interleave(hidden.shape[1])
         masks = self._mask_logits(hidden.flatten(0, 1), image, memory, maps, finer, batch_data_samples)
         return *self.bbox_head(**head_inputs), masks.unflatten(0, hidden.shape[:2])
+
+    def detect(self, batch_inputs: Tensor, sizes: ImageSizes) -> tuple[Tensor, ...]:
+        """As of the detector; and the logits [B, N, H/4, W/4] of the detections' masks, in the padded input."""
+        maps, finer = self._extract_maps(batch_inputs)
+        head_inputs = self.forward_transformer(maps, sizes)
+        *detections, query = self._best(head_inputs, sizes)
+        hidden = head_inputs['hidden'][-1]
+        hidden = hidden.gather(1, query[..., None].expand(-1, -1, hidden.shape[-1]))  # [B, N, C]
+        image = torch.arange(hidden.shape[0], device=hidden.device)[:, None].expand(query.shape).flatten()
+        masks = self._mask_logits(hidden.flatten(0, 1), image, head_inputs['memory'], maps, finer, sizes)
+        return *detections, masks.unflatten(0, query.shape)
 
     def predict(self, batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool = True) -> SampleList:
         """Detections with ``masks`` [N, H, W], bool; ``pred_panoptic_seg`` if there is a fusion head."""

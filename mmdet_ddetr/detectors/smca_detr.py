@@ -10,6 +10,7 @@ from mmdet_ddetr.layers import (
     SpatiallyModulatedAttention,
     is_padded,
     joined_mask,
+    own_sizes_in_cells,
     shapes_on_own_maps,
     sizes_in_cells,
 )
@@ -64,7 +65,7 @@ class SMCADETR(DETR):
         """
         spatial_shapes, _, feats, masks, positions = self.flatten_levels(mlvl_feats, batch_data_samples)
         own_shapes = None
-        if self.own_maps and is_padded(batch_data_samples):
+        if self.own_maps and isinstance(self.encoder, ConvEncoder) and is_padded(batch_data_samples):
             own_shapes = shapes_on_own_maps(spatial_shapes, batch_data_samples)
         encoder_inputs = dict(
             feat=torch.cat(feats, 1),
@@ -75,10 +76,11 @@ class SMCADETR(DETR):
         )
         levels = self.encoder.memory_levels(self.num_feature_levels)
         memory_shapes = [spatial_shapes[level] for level in levels]
+        sizes_of = own_sizes_in_cells if self.own_maps else sizes_in_cells
         decoder_inputs = dict(
             memory_mask=joined_mask([masks[level] for level in levels]),
             key_pos=torch.cat([positions[level] for level in levels], 1),
             spatial_shapes=memory_shapes,
-            map_sizes=sizes_in_cells(memory_shapes, batch_data_samples, feats[0].device, self.own_maps),
+            map_sizes=sizes_of(memory_shapes, batch_data_samples, feats[0].device),
         )
         return encoder_inputs, decoder_inputs

@@ -365,7 +365,23 @@ class SetHead(BaseModule):
             per image ``scores`` [N], ``labels`` [N], ``bboxes`` [N, 4] in (x1, y1, x2, y2), clamped to the image, and
             ``query`` [N] that each comes from, sorted by score; N = min(max_per_img, candidates).
         """
-        logits, boxes = all_layers_cls_scores[-1].float(), all_layers_bbox_preds[-1].float()  # [B, Q, *]
+        sizes = _image_sizes(batch_img_metas, all_layers_bbox_preds)  # [B, 4]
+        boxes, *others = self.best(all_layers_cls_scores[-1], all_layers_bbox_preds[-1], sizes)
+        if rescale:
+            # a pipeline without Resize tells no factor: the image's own pixels are the original's
+            factors = [tuple(meta.get('scale_factor', (1.0, 1.0))) for meta in batch_img_metas]
+            scales = torch.tensor([[*factor, *factor] for factor in factors])
+            boxes = boxes / scales[:, None].to(boxes, non_blocking=True)
+        return [InstanceData(bboxes=b, scores=s, labels=c, query=q) for b, s, c, q in zip(boxes, *others)]
+
+    def best(
+        self,
+        logits: Tensor,  # [B, Q, classes]
+        boxes: Tensor,  # [B, Q, 4], (cx, cy, w, h) in [0, 1]
+        sizes: Tensor,  # [B, 4], (w, h, w, h) of the unpadded images
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The detections of :meth:`predict_by_feat` in tensors: boxes [B, N, 4], scores, labels and queries [B, N]."""
+        logits, boxes = logits.float(), boxes.float()
         Q = logits.shape[1]
         max_per_img = self.test_cfg.get('max_per_img', Q)
         if self.loss_cls.use_sigmoid:
@@ -377,15 +393,8 @@ class SetHead(BaseModule):
             scores, query = scores.topk(min(max_per_img, Q))
             labels = best.gather(1, query)
         boxes = bbox_cxcywh_to_xyxy(boxes.gather(1, query[..., None].expand(-1, -1, 4)))  # [B, N, 4]
-
-        sizes = _image_sizes(batch_img_metas, boxes)[:, None]  # [B, 1, 4]
-        boxes = (boxes * sizes).clamp(min=boxes.new_zeros(()), max=sizes)
-        if rescale:
-            # a pipeline without Resize tells no factor: the image's own pixels are the original's
-            factors = [tuple(meta.get('scale_factor', (1.0, 1.0))) for meta in batch_img_metas]
-            scales = torch.tensor([[*factor, *factor] for factor in factors])
-            boxes = boxes / scales[:, None].to(boxes, non_blocking=True)
-        return [InstanceData(bboxes=b, scores=s, labels=c, query=q) for b, s, c, q in zip(boxes, scores, labels, query)]
+        sizes = sizes[:, None].to(boxes.dtype)
+        return (boxes * sizes).clamp(min=boxes.new_zeros(()), max=sizes), scores, labels, query
 
 
 def _image_sizes(batch_img_metas: list[dict], like: Tensor) -> Tensor:  # [B, 4]

@@ -26,7 +26,8 @@ from .gaussian import log_gaussian
 from .ms_deform_attn import MSDeformAttn
 from .multihead_attention import MultiheadAttention
 from .own_level_attn import OwnLevelDeformAttn
-from .padding import is_padded, joined_mask, on_own_maps, padding_masks, shapes_on_own_maps, sizes_in_cells
+from .own_maps import on_own_maps, own_masks, own_sizes_in_cells, shapes_on_own_maps
+from .padding import ImageSizes, is_padded, joined_mask, padding_masks, sizes_in_cells
 from .positional import LearnedPositionalEncoding, sine_embedding
 from .query_groups import QueryGroups
 from .roi_align import roi_align
@@ -75,6 +76,7 @@ __all__ = [
     'DotProductAttention',
     'Dropout',
     'FFN',
+    'ImageSizes',
     'FixedCentres',
     'LearnedPositionalEncoding',
     'MSDeformAttn',
@@ -101,6 +103,8 @@ __all__ = [
     'joined_mask',
     'log_gaussian',
     'on_own_maps',
+    'own_masks',
+    'own_sizes_in_cells',
     'padding_masks',
     'refine_box',
     'roi_align',

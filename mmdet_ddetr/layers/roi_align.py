@@ -54,6 +54,8 @@ def _samples(
 ) -> tuple[Tensor, Tensor]:  # [B, Q, bins, samples] each
     """Places of the samples along one axis of the map, in cells, and their weights in the mean of their bin."""
     most = -(-cells // bins)
+    if torch.compiler.is_exporting():  # a size that may be 1 would fix the map's
+        most = torch.sym_max(most, 2)
     count = (size / bins).ceil().clamp(1, most)[..., None, None]
     bin_ = torch.arange(bins, dtype=size.dtype, device=size.device)[:, None]
     sample = torch.arange(most, dtype=size.dtype, device=size.device)

@@ -97,8 +97,8 @@ class RCDA(BaseModule):
         inputs = (
             _plus(query, query_pos_x),
             _plus(query, query_pos_y),
-            _plus(_mean(maps, seen_y, 'h', 'w'), key_pos_x),
-            _plus(_mean(maps, seen_x, 'w', 'h'), key_pos_y),
+            _plus(_mean(maps, seen_y, 1), key_pos_x),
+            _plus(_mean(maps, seen_x, 2), key_pos_y),
             value,
         )
         *vectors, value = map(F.linear, inputs, self.in_proj_weight.chunk(5), self.in_proj_bias.chunk(5))
@@ -115,9 +115,10 @@ def _plus(x: Tensor, position: Tensor | None) -> Tensor:
     return x if position is None else x + position
 
 
-def _mean(maps: Tensor, padding: Tensor | None, axis: str, rest: str) -> Tensor:
-    """Mean of [B, H, W, C] over an axis, without its padding."""
+def _mean(maps: Tensor, padding: Tensor | None, axis: int) -> Tensor:
+    """Mean of [B, H, W, C] over the axis 1 or 2, without its padding [B, H or W]."""
     if padding is None:
-        return maps.mean('bhwc'.index(axis))
+        return maps.mean(axis)
     share = (~padding).to(maps.dtype)
-    return torch.einsum(f'b{axis},bhwc->b{rest}c', share / share.sum(1, keepdim=True), maps)
+    share = (share / share.sum(1, keepdim=True)).unsqueeze(3 - axis).unsqueeze(3)
+    return (maps * share).sum(axis)

@@ -11,7 +11,8 @@ from mmdet_ddetr.registry import MODELS
 
 from .conv_exchange import ConvExchange
 from .multihead_attention import MultiheadAttention
-from .padding import Shape, crop_levels, pad_levels
+from .own_maps import crop_levels, pad_levels
+from .padding import Shape
 from .smca_attn import SpatiallyModulatedAttention
 from .transformer import DetrDecoder, DetrDecoderLayer, DetrEncoder, DetrEncoderLayer
 

@@ -1,0 +1,152 @@
+"""The files a traced program is written to. Each writer returns what it wrote."""
+
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch.export import ExportedProgram
+
+from .description import KEY, Description, ExportError
+from .program import OUTPUTS
+
+OPSET = 20  # of ONNX, with DeformConv (19) and GridSample's present words (20)
+
+
+@dataclass(frozen=True)
+class Format:
+    write: Callable[..., None]
+    suffix: str
+    attention: tuple[str, ...]  # ways to compute it, the usual one first
+    needs: tuple[str, ...] = ()  # packages beside PyTorch
+
+
+def check_format(name: str, attention: str | None) -> Callable[..., None]:
+    """The writer of a format.
+
+    Raises:
+        ExportError: there is no such format, or it has no such attention.
+        ImportError: a package is missing.
+    """
+    if name not in FORMATS:
+        raise ExportError(f'format must be one of {", ".join(FORMATS)}, got {name!r}')
+    chosen = FORMATS[name]
+    if attention is not None and attention not in chosen.attention:
+        raise ExportError(f'attention must be one of {", ".join(chosen.attention)} in {name}, got {attention!r}')
+    missing = [package for package in chosen.needs if find_spec(package) is None]
+    if missing:
+        raise ImportError(f'format {name} needs {" and ".join(missing)}: pip install {" ".join(missing)}')
+    return chosen.write
+
+
+def write_onnx(traced: ExportedProgram, path: Path, description: Description, attention: str | None = None) -> None:
+    """ONNX, opset 20, in standard operators.
+
+    Args:
+        attention: as of ``onnx_ops.translations``.
+    """
+    import onnxscript.optimizer
+    from onnx_ir.passes import common
+
+    from .onnx_ops import translations
+
+    outputs = OUTPUTS[: len(traced.graph_signature.user_outputs)]
+    with warnings.catch_warnings(), quiet_logs():
+        warnings.simplefilter('ignore')
+        exported = torch.onnx.export(
+            traced,
+            dynamo=True,
+            opset_version=OPSET,
+            optimize=False,  # it compares every node with every pattern: minutes, and runtimes do the same again
+            verbose=False,
+            input_names=['images', 'sizes'],
+            output_names=list(outputs),
+            custom_translation_table=translations(attention or OF_ONNX[0]),
+        )
+    model = exported.model
+    onnxscript.optimizer.fold_constants(model)
+    for simplify in (
+        common.CommonSubexpressionEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True),
+    ):
+        simplify(model)
+    name_dimensions(model)
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()  # paths and source lines of this machine
+    model.producer_name, model.producer_version = 'mmdet_ddetr', None
+    model.metadata_props[KEY] = description.to_json()
+    exported.save(path)
+
+
+def name_dimensions(model) -> None:
+    """Call dimensions what they are rather than a formula of symbols."""
+    import onnx_ir
+
+    names = dict(
+        images=('batch', None, 'height', 'width'),
+        sizes=('batch', None),
+        boxes=('batch', 'detections', None),
+        scores=('batch', 'detections'),
+        labels=('batch', 'detections'),
+        masks=('batch', 'detections', 'mask_height', 'mask_width'),
+    )
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.shape = onnx_ir.Shape(
+            [dim if isinstance(dim, int) else name for dim, name in zip(value.shape, names[value.name], strict=True)]
+        )
+
+
+def write_openvino(traced: ExportedProgram, path: Path, description: Description, attention: str | None = None) -> None:
+    """OpenVINO's IR, an .xml and a .bin beside it, by way of ONNX."""
+    import openvino
+
+    with tempfile.TemporaryDirectory() as folder:
+        onnx_path = Path(folder) / 'model.onnx'
+        write_onnx(traced, onnx_path, description, attention)
+        model = openvino.convert_model(onnx_path)
+    model.set_rt_info(description.to_json(), [KEY])
+    openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def write_pt2(traced: ExportedProgram, path: Path, description: Description) -> None:
+    """PyTorch's own archive. It needs PyTorch, and ``mmdet_ddetr.ops`` unless traced without this package's ops."""
+    torch.export.save(traced, path, extra_files={KEY: description.to_json()})
+
+
+def write_aoti(traced: ExportedProgram, path: Path, description: Description) -> None:
+    """A compiled package (AOTInductor), for the device and the kind of processor that it is made on."""
+    with tempfile.TemporaryDirectory() as folder:
+        package = torch._inductor.aoti_compile_and_package(
+            traced,
+            package_path=str(Path(folder) / 'model.pt2'),
+            inductor_configs={'aot_inductor.metadata': {KEY: description.to_json()}},
+        )
+        shutil.move(package, path)
+
+
+@contextmanager
+def quiet_logs():
+    """Without what the exporter says of torchvision and of constants that it does not fold."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+OF_ONNX = 'gridsample', 'gather', 'plugin'
+OF_PYTORCH = 'gridsample', 'gather', 'op'
+FORMATS = dict(
+    onnx=Format(write_onnx, '.onnx', OF_ONNX, ('onnx', 'onnxscript')),
+    openvino=Format(write_openvino, '.xml', OF_ONNX[:2], ('onnx', 'onnxscript', 'openvino')),
+    pt2=Format(write_pt2, '.pt2', OF_PYTORCH),
+    aoti=Format(write_aoti, '.pt2', OF_PYTORCH),
+)

@@ -1,0 +1,175 @@
+"""Detections of an exported file, whatever its format."""
+
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from .description import KEY, Description, ExportError
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Of one image, by falling score."""
+
+    boxes: np.ndarray  # [N, 4] (x1, y1, x2, y2) in pixels of the image as given
+    scores: np.ndarray  # [N]
+    labels: np.ndarray  # [N], indices of ``classes``
+    masks: np.ndarray | None = None  # [N, H, W] bool
+
+
+class ExportedDetector:
+    """A file that ``tools/export.py`` wrote, in the runtime that it is for.
+
+    >>> detector = ExportedDetector('detector.onnx')
+    >>> (found,) = detector([cv2.imread('street.jpg')])
+
+    Args:
+        path: ``.onnx``, OpenVINO's ``.xml``, or ``.pt2`` of torch.export or AOTInductor.
+        threads: of the runtime; None: its own choice.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ImportError: the runtime is missing.
+        ExportError: the file is of another kind, or damaged.
+    """
+
+    def __init__(self, path: str | Path, threads: int | None = None):
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f'no such file: {path}')
+        openers = {'.onnx': _onnx, '.xml': _openvino, '.pt2': _pt2}
+        if path.suffix not in openers:
+            raise ExportError(f'{path}: expected a file of {", ".join(openers)}')
+        self.run, text = openers[path.suffix](path, threads)
+        self.description = Description.from_json(text, path)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.description.classes
+
+    def __call__(self, images: Sequence[np.ndarray], threshold: float = 0.0) -> list[Detections]:
+        """Detect in one batch.
+
+        Args:
+            images: [H, W, 3] uint8 in BGR, as OpenCV reads them, of any sizes.
+            threshold: score below which detections are left out.
+        """
+        resized = [self.resize(image) for image in images]
+        batch, sizes = self.batch(resized)
+        outputs = self.run(batch, sizes)
+        results = []
+        for index, image in enumerate(images):
+            boxes, scores, labels, *masks = (output[index] for output in outputs)
+            keep = scores >= threshold
+            (h, w), (H, W) = sizes[index], image.shape[:2]
+            factor = np.array([W / w, H / h] * 2, np.float32)
+            mask = None
+            if masks:
+                mask = _masks_of(masks[0][keep], batch.shape[2:], (h, w), (H, W))
+            results.append(Detections(boxes[keep] * factor, scores[keep], labels[keep], mask))
+        return results
+
+    def resize(self, image: np.ndarray) -> np.ndarray:
+        """As the test pipeline does."""
+        if self.description.scale is None:
+            return image
+        h, w = image.shape[:2]
+        width, height = self.description.scale
+        if self.description.keep_ratio:
+            factor = min(max(width, height) / max(h, w), min(width, height) / min(h, w))
+            width, height = max(int(w * factor + 0.5), 1), max(int(h * factor + 0.5), 1)
+        return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+
+    def batch(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """``images`` and ``sizes`` of the program."""
+        sizes = np.array([image.shape[:2] for image in images], np.int64)
+        H, W = (
+            self.description.fixed
+            or -(-np.maximum(sizes.max(0), 65) // self.description.divisor) * self.description.divisor
+        )
+        if (sizes > (H, W)).any():
+            raise ExportError(f'images must be at most {W} x {H} px for this file, got {sizes[:, ::-1].tolist()}')
+        if self.description.batch not in (None, len(images)):
+            raise ExportError(f'this file takes {self.description.batch} images at a time, got {len(images)}')
+        batch = np.zeros((len(images), 3, H, W), np.float32)
+        for into, image, (h, w) in zip(batch, images, sizes):
+            into[:, :h, :w] = image[..., ::-1].transpose(2, 0, 1)
+        return batch, sizes
+
+
+def _masks_of(logits: np.ndarray, whole, size, target) -> np.ndarray:
+    """Logits [N, h, w] of the padded input to masks of the image as given."""
+    import torch
+    import torch.nn.functional as F
+
+    if not len(logits):
+        return np.zeros((0, *target), bool)
+    scaled = F.interpolate(torch.from_numpy(logits)[None], size=tuple(whole), mode='bilinear')[
+        0, :, : size[0], : size[1]
+    ]
+    return F.interpolate((scaled > 0).float()[None], size=tuple(target), mode='nearest')[0].bool().numpy()
+
+
+def _onnx(path: Path, threads: int | None):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=onnxruntime.get_available_providers())
+    except Exception as error:
+        raise ExportError(f'{path} cannot be read by onnxruntime: {str(error).splitlines()[0]}') from None
+
+    def run(images, sizes):
+        return session.run(None, dict(images=images, sizes=sizes))
+
+    return run, session.get_modelmeta().custom_metadata_map.get(KEY)
+
+
+def _openvino(path: Path, threads: int | None):
+    import openvino
+
+    core = openvino.Core()
+    properties = {'INFERENCE_NUM_THREADS': threads} if threads else {}
+    try:
+        model = core.read_model(path)
+        text = str(model.get_rt_info([KEY]).value) if model.has_rt_info([KEY]) else None
+        compiled = core.compile_model(model, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32', **properties})
+    except RuntimeError as error:
+        raise ExportError(f'{path} cannot be read by OpenVINO: {str(error).splitlines()[0]}') from None
+
+    def run(images, sizes):
+        outputs = compiled([images, sizes])
+        return [outputs[port] for port in compiled.outputs]
+
+    return run, text
+
+
+def _pt2(path: Path, threads: int | None):
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        if any('/data/aotinductor/' in name for name in names):
+            program = torch._inductor.aoti_load_package(str(path))
+            text = program.get_metadata().get(KEY)
+        else:
+            extra = {KEY: ''}
+            program = torch.export.load(path, extra_files=extra).module()
+            text = extra[KEY]
+    except (zipfile.BadZipFile, RuntimeError, KeyError, json.JSONDecodeError) as error:
+        raise ExportError(f'{path} cannot be read by PyTorch: {str(error).splitlines()[0]}') from None
+
+    def run(images, sizes):
+        with torch.no_grad():
+            return [output.numpy() for output in program(torch.from_numpy(images), torch.from_numpy(sizes))]
+
+    return run, text

@@ -1,0 +1,70 @@
+"""Write a detector to a file that runs without OpenMMLab.
+
+python tools/export.py CONFIG CHECKPOINT detector.onnx
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from _cli import read_config, run
+
+FORMATS = {'.onnx': 'onnx', '.xml': 'openvino', '.pt2': 'pt2'}
+ATTENTION = ('gridsample', 'gather', 'plugin', 'op')
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description='Write a detector to a file that runs without OpenMMLab',
+        epilog='The file takes batches of any size and padded images, gives boxes, scores and labels without NMS, and '
+        'names its classes: see docs/export.md. tools/infer.py runs it.',
+    )
+    parser.add_argument('config', help='path of a config, or the name of one of this package')
+    parser.add_argument('checkpoint', help='weights, of any layout in docs/checkpoints.md')
+    parser.add_argument('out', type=Path, help='file to write')
+    parser.add_argument(
+        '--format',
+        choices=('onnx', 'openvino', 'pt2', 'aoti'),
+        help='default: by the ending of OUT: .onnx, .xml (openvino) or .pt2 (torch.export); aoti writes a .pt2 '
+        'compiled for this processor',
+    )
+    parser.add_argument(
+        '--attention',
+        choices=ATTENTION,
+        help='how to compute deformable attention: with GridSample (default), with Gather alone, as a node of '
+        "TensorRT's plugin (onnx), or with the op of mmdet_ddetr, which has to be imported then (pt2, aoti)",
+    )
+    parser.add_argument(
+        '--threshold', type=float, default=0.3, metavar='SCORE', help='the usual one of the file (default: %(default)s)'
+    )
+    parser.add_argument('--size', type=int, nargs=2, metavar=('HEIGHT', 'WIDTH'), help='fix it (default: any)')
+    parser.add_argument('--batch', type=int, metavar='IMAGES', help='fix the number of images (default: any)')
+    parser.add_argument('--device', default='cpu', help='that an aoti file is for (default: %(default)s)')
+    args = parser.parse_args()
+    args.format = args.format or FORMATS.get(args.out.suffix)
+    if args.format is None:
+        parser.error(f'out: {args.out} ends in none of {", ".join(FORMATS)}; say --format')
+    if not args.out.resolve().parent.is_dir():
+        parser.error(f'out: no folder {args.out.resolve().parent}')
+    return args
+
+
+def main():
+    args = parse_args()
+    from mmdet_ddetr.apis import DDetrInferencer
+    from mmdet_ddetr.export import ExportError, check_format, export
+
+    try:
+        check_format(args.format, args.attention)
+        loaded = DDetrInferencer(read_config(args.config), args.checkpoint, device=args.device, show_progress=False)
+        classes = loaded.model.dataset_meta['classes']
+        options = dict(attention=args.attention, threshold=args.threshold, batch=args.batch)
+        options['size'] = args.size and tuple(args.size)
+        export(loaded.model, loaded.cfg, args.out, args.format, classes=classes, **options)
+    except (ExportError, ImportError, NotImplementedError) as error:
+        sys.exit(f'{Path(sys.argv[0]).name}: {error}')
+    print(f'wrote {args.out}: {len(classes)} classes, {args.out.stat().st_size / 1e6:.0f} MB')
+
+
+if __name__ == '__main__':
+    run(main)
