@@ -31,7 +31,7 @@ class DetectionProgram(nn.Module):
         super().__init__()
         if not isinstance(model, BaseDETR):
             raise ExportError(
-                f'model must be a detector of mmdet_ddetr, got {type(model).__name__}, of which there is no exported form'
+                f'model must be a detector of mmdet_ddetr, got {type(model).__name__}, which has no exported form'
             )
         self.detector = model
         self.eval().requires_grad_(False)
