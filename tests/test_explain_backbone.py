@@ -42,10 +42,11 @@ def build(config):
     torch.manual_seed(0)
     model = MODELS.build(shrink(config.model))
     model.init_weights()
-    rng = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(1)
     for module in model.modules():
         if hasattr(module, 'conv_offset'):
             nn.init.normal_(module.conv_offset.bias, std=0.7, generator=rng)
+    torch.manual_seed(0)  # whatever making the model drew
     return randomise(model, std=0.05).eval()
 
 
@@ -216,7 +217,7 @@ def test_convolution_figures(explanations):
     points = figure.axes[1].collections[0].get_offsets()
     kept = ~np.isnan(look.points.reshape(-1, 2)).any(-1)
     assert kept.reshape(4, 729).any(1).all(), 'each of the four groups has points in the image'
-    assert len(points) == kept.sum()
+    assert len(points) == kept.sum() > 729
     np.testing.assert_allclose(np.sort(points, 0), np.sort(look.points.reshape(-1, 2)[kept], 0))
     assert to_array(figure).std() > 0
     figure = figures.convolution_depth_figure(explanation, 150, 80, depth=2)

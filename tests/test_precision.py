@@ -19,7 +19,8 @@ def model(request):
 
 
 def batch():
-    return make_batch([(64, 96), (57, 64)], [3, 2], CLASSES)
+    # In so small a model one ReLU that switches by rounding turns a gradient by 25 degrees; with this seed none does.
+    return make_batch([(64, 96), (57, 64)], [3, 2], CLASSES, seed=1)
 
 
 def autocast(dtype):
@@ -38,7 +39,7 @@ def step(model, dtype):
 
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
 def test_losses_and_gradients(model, dtype):
-    """Measured: losses within 0.6 eps of the narrow type, gradients at a cosine of 0.98; 0.91 where a ReLU switched."""
+    """Measured: losses within 0.6 eps of the narrow type, gradients at a cosine of at least 0.98."""
     model.train()
     expected, expected_grads = step(model, torch.float32)
     losses, grads = step(model, dtype)
@@ -51,7 +52,7 @@ def test_losses_and_gradients(model, dtype):
     for name, grad in grads.items():
         assert grad.dtype == torch.float32 and grad.isfinite().all()
         if expected_grads[name].norm() > 1e-3 * largest:  # what is next to nothing is rounding
-            assert torch.cosine_similarity(grad.flatten(), expected_grads[name].flatten(), 0) > 0.9, name
+            assert torch.cosine_similarity(grad.flatten(), expected_grads[name].flatten(), 0) > 0.95, name
 
 
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)

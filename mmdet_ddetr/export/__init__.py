@@ -6,8 +6,6 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from mmdet_ddetr.ops import reference
-
 from .description import ExportError, describe
 from .formats import FORMATS, check_format
 from .program import DetectionProgram, trace
@@ -45,30 +43,8 @@ def export(
         ExportError: another kind of model, an argument, or a test pipeline that does more than resize.
         ImportError: a package that the format needs is missing.
     """
-    writer = check_format(format, attention)
+    write, attention = check_format(format, attention)
     program = DetectionProgram(model)
     description = describe(cfg, tuple(classes), threshold, fixed=size, batch=batch, masks=program.has_masks)
-    traced = trace(program, size, batch)
-    if format in ('pt2', 'aoti') and attention != 'op':
-        traced = traced.run_decompositions(plain_pytorch(attention or 'gridsample'))
     with torch.no_grad():
-        writer(traced, Path(path), description, **({} if format in ('pt2', 'aoti') else dict(attention=attention)))
-
-
-def plain_pytorch(attention: str) -> dict:
-    """Decompositions of this package's ops."""
-    way = '' if attention == 'gridsample' else '_by_gather'
-    plain, fused = (getattr(reference, name + way) for name in ('ms_deform_attn', 'ms_deform_attn_fused'))
-    ops = torch.ops.mmdet_ddetr
-
-    def deform_conv2d(input, offset, weight, stride, padding, dilation, mask):
-        return reference.deform_conv2d(input, offset, weight, None, stride, padding, dilation, mask)
-
-    def pairs(flat):
-        return list(zip(flat[::2], flat[1::2]))
-
-    return {
-        ops.ms_deform_attn.default: lambda value, shapes, *points: plain(value, pairs(shapes), *points),
-        ops.ms_deform_attn_fused.default: lambda value, shapes, *points: fused(value, pairs(shapes), *points),
-        ops.deform_conv2d.default: deform_conv2d,
-    }
+        write(trace(program, size, batch), Path(path), description, attention)

@@ -1,4 +1,4 @@
-"""The files a traced program is written to. Each writer returns what it wrote."""
+"""The files a traced program is written to."""
 
 import logging
 import shutil
@@ -13,6 +13,9 @@ from pathlib import Path
 import torch
 from torch.export import ExportedProgram
 
+from mmdet_ddetr.ops import reference
+from mmdet_ddetr.ops._register import pairs
+
 from .description import KEY, Description, ExportError
 from .program import OUTPUTS
 
@@ -21,14 +24,13 @@ OPSET = 20  # of ONNX, with DeformConv (19) and GridSample's present words (20)
 
 @dataclass(frozen=True)
 class Format:
-    write: Callable[..., None]
-    suffix: str
+    write: Callable[[ExportedProgram, Path, Description, str], None]
     attention: tuple[str, ...]  # ways to compute it, the usual one first
     needs: tuple[str, ...] = ()  # packages beside PyTorch
 
 
-def check_format(name: str, attention: str | None) -> Callable[..., None]:
-    """The writer of a format.
+def check_format(name: str, attention: str | None) -> tuple[Callable, str]:
+    """The writer of a format, and how it computes attention where nobody said.
 
     Raises:
         ExportError: there is no such format, or it has no such attention.
@@ -42,10 +44,10 @@ def check_format(name: str, attention: str | None) -> Callable[..., None]:
     missing = [package for package in chosen.needs if find_spec(package) is None]
     if missing:
         raise ImportError(f'format {name} needs {" and ".join(missing)}: pip install {" ".join(missing)}')
-    return chosen.write
+    return chosen.write, attention or chosen.attention[0]
 
 
-def write_onnx(traced: ExportedProgram, path: Path, description: Description, attention: str | None = None) -> None:
+def write_onnx(traced: ExportedProgram, path: Path, description: Description, attention: str) -> None:
     """ONNX, opset 20, in standard operators.
 
     Args:
@@ -67,7 +69,7 @@ def write_onnx(traced: ExportedProgram, path: Path, description: Description, at
             verbose=False,
             input_names=['images', 'sizes'],
             output_names=list(outputs),
-            custom_translation_table=translations(attention or OF_ONNX[0]),
+            custom_translation_table=translations(attention),
         )
     model = exported.model
     onnxscript.optimizer.fold_constants(model)
@@ -103,7 +105,7 @@ def name_dimensions(model) -> None:
         )
 
 
-def write_openvino(traced: ExportedProgram, path: Path, description: Description, attention: str | None = None) -> None:
+def write_openvino(traced: ExportedProgram, path: Path, description: Description, attention: str) -> None:
     """OpenVINO's IR, an .xml and a .bin beside it, by way of ONNX."""
     import openvino
 
@@ -115,20 +117,40 @@ def write_openvino(traced: ExportedProgram, path: Path, description: Description
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
-def write_pt2(traced: ExportedProgram, path: Path, description: Description) -> None:
-    """PyTorch's own archive. It needs PyTorch, and ``mmdet_ddetr.ops`` unless traced without this package's ops."""
-    torch.export.save(traced, path, extra_files={KEY: description.to_json()})
+def write_pt2(traced: ExportedProgram, path: Path, description: Description, attention: str) -> None:
+    """PyTorch's own archive."""
+    torch.export.save(with_attention(traced, attention), path, extra_files={KEY: description.to_json()})
 
 
-def write_aoti(traced: ExportedProgram, path: Path, description: Description) -> None:
+def write_aoti(traced: ExportedProgram, path: Path, description: Description, attention: str) -> None:
     """A compiled package (AOTInductor), for the device and the kind of processor that it is made on."""
     with tempfile.TemporaryDirectory() as folder:
         package = torch._inductor.aoti_compile_and_package(
-            traced,
+            with_attention(traced, attention),
             package_path=str(Path(folder) / 'model.pt2'),
             inductor_configs={'aot_inductor.metadata': {KEY: description.to_json()}},
         )
         shutil.move(package, path)
+
+
+def with_attention(traced: ExportedProgram, attention: str) -> ExportedProgram:
+    """The program with plain PyTorch in place of this package's ops, unless ``attention`` is ``op``."""
+    if attention == 'op':
+        return traced
+    way = '_by_gather' if attention == 'gather' else ''
+    plain, fused = (getattr(reference, name + way) for name in ('ms_deform_attn', 'ms_deform_attn_fused'))
+    ops = torch.ops.mmdet_ddetr
+
+    def deform_conv2d(input, offset, weight, stride, padding, dilation, mask):
+        return reference.deform_conv2d(input, offset, weight, None, stride, padding, dilation, mask)
+
+    return traced.run_decompositions(
+        {
+            ops.ms_deform_attn.default: lambda value, shapes, *points: plain(value, pairs(shapes), *points),
+            ops.ms_deform_attn_fused.default: lambda value, shapes, *points: fused(value, pairs(shapes), *points),
+            ops.deform_conv2d.default: deform_conv2d,
+        }
+    )
 
 
 @contextmanager
@@ -145,8 +167,8 @@ def quiet_logs():
 OF_ONNX = 'gridsample', 'gather', 'plugin'
 OF_PYTORCH = 'gridsample', 'gather', 'op'
 FORMATS = dict(
-    onnx=Format(write_onnx, '.onnx', OF_ONNX, ('onnx', 'onnxscript')),
-    openvino=Format(write_openvino, '.xml', OF_ONNX[:2], ('onnx', 'onnxscript', 'openvino')),
-    pt2=Format(write_pt2, '.pt2', OF_PYTORCH),
-    aoti=Format(write_aoti, '.pt2', OF_PYTORCH),
+    onnx=Format(write_onnx, OF_ONNX, ('onnx', 'onnxscript')),
+    openvino=Format(write_openvino, OF_ONNX[:2], ('onnx', 'onnxscript', 'openvino')),
+    pt2=Format(write_pt2, OF_PYTORCH),
+    aoti=Format(write_aoti, OF_PYTORCH),
 )

@@ -15,6 +15,8 @@ from onnx import defs
 from onnxscript import opset20 as op
 from onnxscript.values import Op, Opset
 
+from mmdet_ddetr.ops._register import pairs
+
 FP32 = 1
 PLUGIN = 'MultiscaleDeformableAttnPlugin_TRT'  # TensorRT's, which finds it by the node's name
 
@@ -98,7 +100,7 @@ def repeat_interleave(input, repeats, dim: int, output_size=None):
 
 def _levels_with(sample: Callable) -> Callable:
     def attend(value, spatial_shapes, locations, weights, K):  # weights [B, Q, M, L*K]
-        shapes = list(zip(spatial_shapes[::2], spatial_shapes[1::2]))
+        shapes = pairs(spatial_shapes)
         M, D = value.shape[2:]
         value_, weights = _fp32(value), op.Transpose(weights, perm=[0, 2, 1, 3])
         queries = op.Shape(weights, start=2, end=3)
@@ -161,8 +163,7 @@ def _plugin(value, spatial_shapes, locations, weights, K):
     shapes = op.Reshape(_vector(*spatial_shapes), _vector(L, 2))
     cells = op.ReduceProd(shapes, _vector(1), keepdims=0)
     first = op.Sub(op.CumSum(cells, _scalar(0)), cells)
-    sizes = zip(spatial_shapes[1::2], spatial_shapes[::2])
-    points = [locations(level, op.Cast(_vector(*size), to=FP32)) for level, size in enumerate(sizes)]
+    points = [locations(i, op.Cast(_vector(W, H), to=FP32)) for i, (H, W) in enumerate(pairs(spatial_shapes))]
     points = op.Concat(*(op.Unsqueeze(of_level, _vector(3)) for of_level in points), axis=3)
     weights = op.Reshape(weights, _vector(0, 0, 0, L, K))
     inputs = _fp32(value), op.Cast(shapes, to=6), op.Cast(first, to=6), points, weights

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
+import mmcv
 import numpy as np
 
 from .description import KEY, Description, ExportError
+from .program import SMALLEST_SIDE
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,7 @@ class ExportedDetector:
         h, w = image.shape[:2]
         width, height = self.description.scale
         if self.description.keep_ratio:
-            factor = min(max(width, height) / max(h, w), min(width, height) / min(h, w))
-            width, height = max(int(w * factor + 0.5), 1), max(int(h * factor + 0.5), 1)
+            width, height = (max(side, 1) for side in mmcv.rescale_size((w, h), (width, height)))
         return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
 
     def batch(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -90,7 +91,7 @@ class ExportedDetector:
         sizes = np.array([image.shape[:2] for image in images], np.int64)
         H, W = (
             self.description.fixed
-            or -(-np.maximum(sizes.max(0), 65) // self.description.divisor) * self.description.divisor
+            or -(-np.maximum(sizes.max(0), SMALLEST_SIDE) // self.description.divisor) * self.description.divisor
         )
         if (sizes > (H, W)).any():
             raise ExportError(f'images must be at most {W} x {H} px for this file, got {sizes[:, ::-1].tolist()}')

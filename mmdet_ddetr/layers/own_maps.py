@@ -50,7 +50,7 @@ def own_masks(
     shapes = shapes_on_own_maps(spatial_shapes, batch_data_samples) if is_padded(batch_data_samples) else []
     if all(own == whole for level, whole in zip(shapes, spatial_shapes) for own in level):
         return [None] * len(spatial_shapes)
-    limits = numbers(shapes, device)  # [L, B, 2]
+    limits = numbers(shapes).to(device, non_blocking=True)  # [L, B, 2]
     return [outside(own, whole) for own, whole in zip(limits, spatial_shapes)]
 
 
@@ -151,9 +151,9 @@ def _norm(norm: nn.Module, x: Tensor, sizes: ImageSizes) -> Tensor:  # [B, C, H,
 
 def _cells_of_images(spatial_shapes: Sequence[Shape], sizes: ImageSizes) -> Tensor:  # [B, L, 2]
     """:func:`own_map_shapes` in tensors."""
-    stride, is_power = strides(spatial_shapes, sizes)  # [L, 2]
-    shapes, whole = (numbers(x, sizes.images.device) for x in (spatial_shapes, sizes.whole))
-    images = sizes.images[:, None]  # [B, 1, 2]
+    found = *strides(spatial_shapes, sizes.whole), numbers(spatial_shapes)
+    stride, is_power, shapes = (x.to(sizes.images.device) for x in found)  # [L, 2] each
+    images, whole = sizes.images[:, None], numbers(sizes.whole).to(sizes.images.device)  # [B, 1, 2], [2]
     return torch.where(is_power, (images / stride).ceil(), (images * shapes / whole).ceil())
 
 

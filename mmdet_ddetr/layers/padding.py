@@ -35,7 +35,7 @@ def image_sizes(batch_data_samples: SampleList | ImageSizes, device: torch.devic
     """What the data samples tell, without a device sync."""
     if isinstance(batch_data_samples, ImageSizes):
         return batch_data_samples
-    images = torch.tensor([tuple(sample.img_shape[:2]) for sample in batch_data_samples], dtype=torch.float32)
+    images = numbers([tuple(sample.img_shape[:2]) for sample in batch_data_samples])
     return ImageSizes(images.to(device, non_blocking=True), tuple(batch_data_samples[0].batch_input_shape))
 
 
@@ -57,9 +57,8 @@ def padding_masks(
     if not is_padded(batch_data_samples):
         return [None] * len(spatial_shapes)
     sizes = image_sizes(batch_data_samples, device)
-    return [
-        outside(sizes.images, shape, pixels) for shape, pixels in zip(spatial_shapes, _steps(spatial_shapes, sizes))
-    ]
+    steps = _steps(spatial_shapes, sizes.whole).to(device, non_blocking=True)
+    return [outside(sizes.images, shape, pixels) for shape, pixels in zip(spatial_shapes, steps)]
 
 
 def outside(limits: Tensor, shape: Shape, steps: Tensor | None = None) -> Tensor:  # [B, H, W]
@@ -93,29 +92,27 @@ def sizes_in_cells(
     if batch_data_samples:
         sizes = image_sizes(batch_data_samples, device)
     else:
-        sizes = ImageSizes(numbers([spatial_shapes[0]], device), spatial_shapes[0])
-    stride, is_power = strides(spatial_shapes, sizes)
+        sizes = ImageSizes(numbers([spatial_shapes[0]]).to(device, non_blocking=True), spatial_shapes[0])
+    stride, is_power = strides(spatial_shapes, sizes.whole)
     # The larger of both sides' counts: a short side can have several strides.
-    pixels = torch.where(is_power, stride, _steps(spatial_shapes, sizes)).amax(1, keepdim=True)  # [L, 1]
-    return sizes.images[:, None].flip(-1) / pixels
+    pixels = torch.where(is_power, stride, _steps(spatial_shapes, sizes.whole)).amax(1, keepdim=True)  # [L, 1]
+    return sizes.images[:, None].flip(-1) / pixels.to(device, non_blocking=True)
 
 
-def strides(spatial_shapes: Sequence[Shape], sizes: ImageSizes) -> tuple[Tensor, Tensor]:  # [L, 2] each
-    """The smallest power of two by which ``sizes.whole`` can be divided to give each map, and whether it does.
+def strides(spatial_shapes: Sequence[Shape], whole: Shape) -> tuple[Tensor, Tensor]:  # [L, 2] each
+    """The smallest power of two by which ``whole`` can be divided to give each map, and whether it does.
 
-    By tensors: the shapes of an exported program are symbols.
+    By tensors, on the host: the shapes of an exported program are symbols.
     """
-    stride = 2 ** _steps(spatial_shapes, sizes).log2().ceil()
-    whole = numbers(sizes.whole, sizes.images.device)
-    return stride, (whole / stride).ceil() == numbers(spatial_shapes, whole.device)
+    stride = 2 ** _steps(spatial_shapes, whole).log2().ceil()
+    return stride, (numbers(whole) / stride).ceil() == numbers(spatial_shapes)
 
 
-def _steps(spatial_shapes: Sequence[Shape], sizes: ImageSizes) -> Tensor:  # [L, 2]
+def _steps(spatial_shapes: Sequence[Shape], whole: Shape) -> Tensor:  # [L, 2]
     """Pixels of a row and of a column of each map."""
-    device = sizes.images.device
-    return numbers(sizes.whole, device) / numbers(spatial_shapes, device)
+    return numbers(whole) / numbers(spatial_shapes)
 
 
-def numbers(values: Sequence, device: torch.device) -> Tensor:
-    """Whole numbers as fp32 on ``device``, without a sync."""
-    return torch.tensor(values, dtype=torch.float32).to(device, non_blocking=True)
+def numbers(values: Sequence) -> Tensor:
+    """Whole numbers as fp32, on the host."""
+    return torch.tensor(values, dtype=torch.float32)

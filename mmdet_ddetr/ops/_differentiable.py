@@ -4,20 +4,18 @@
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from ._checks import FLOATS, compute_dtype
-from ._load import LIBRARY
 from ._private import below_autograd, beyond_first_order
-from ._register import has_compiled_kernel, warn_of_device
+from ._register import RegisteredOp, has_compiled_kernel, warn_of_device
 
 
 @dataclass
-class DifferentiableOp:
+class DifferentiableOp(RegisteredOp):
     """An op and the same in plain PyTorch; ``register()`` connects them.
 
     The op is ``name(*arguments) -> output`` with ``name_backward(grad_output, *arguments, *needs, deterministic) ->
@@ -47,26 +45,6 @@ class DifferentiableOp:
     axes: dict[int, int]
     output_axis: int
     enter: Callable[..., Sequence] = lambda size, *arguments: arguments
-    forward: Callable[..., Tensor] = field(init=False)
-    backward: Callable[..., tuple[Tensor, ...]] = field(init=False)
-
-    def __post_init__(self):
-        self.forward = getattr(torch.ops.mmdet_ddetr, self.name).default
-        self.backward = getattr(torch.ops.mmdet_ddetr, f'{self.name}_backward').default
-
-    def register(self):
-        backward = f'{self.name}_backward'
-        LIBRARY.impl(self.name, self._reference, 'CompositeExplicitAutograd')
-        torch.library.register_fake(f'mmdet_ddetr::{self.name}', self._fake, lib=LIBRARY)
-        torch.library.register_fake(f'mmdet_ddetr::{backward}', self._fake_backward, lib=LIBRARY)
-        LIBRARY.impl(self.name, self._autograd, 'Autograd')
-        LIBRARY.impl(backward, self._autograd_backward, 'Autograd')
-        LIBRARY.impl(self.name, self._autocast('cpu'), 'AutocastCPU')
-        LIBRARY.impl(self.name, self._autocast('cuda'), 'AutocastCUDA')
-        torch.library.register_vmap(f'mmdet_ddetr::{self.name}', self._vmap, lib=LIBRARY)
-        torch.library.register_vmap(f'mmdet_ddetr::{backward}', self._vmap_backward, lib=LIBRARY)
-        register_flop_formula(self.forward.overloadpacket)(self._flops)
-        register_flop_formula(self.backward.overloadpacket)(self._flops_backward)
 
     # --- devices without a compiled kernel ---------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -30,27 +30,8 @@ def pairs(flat: list[int]) -> list[tuple[int, int]]:
     return list(zip(flat[::2], flat[1::2]))
 
 
-@dataclass
-class AttentionOp:
-    """An op and the same in plain PyTorch; ``register()`` connects them.
-
-    Attributes:
-        name: the op's name in ``torch.ops.mmdet_ddetr``.
-        check: raises where the arguments, in the op's own form, do not fit.
-        reference: the op in plain PyTorch, with spatial_shapes as pairs.
-        differentiable: the same, from differentiable operations only; slower.
-        cast: (value, *points) -> the same in dtypes that the kernels take, value unchanged.
-        optional_grads: how many of the points have a gradient only if a flag asks for it; they come first.
-    """
-
-    name: str
-    check: Callable[..., None]
-    reference: Callable[..., Tensor]
-    differentiable: Callable[..., Tensor]
-    cast: Callable[..., tuple[Tensor, ...]]
-    optional_grads: int = 0
-    forward: Callable[..., Tensor] = field(init=False)
-    backward: Callable[..., tuple[Tensor, ...]] = field(init=False)
+class RegisteredOp:
+    """Connects an op, which has a ``name``, with what a subclass knows of it: ``_reference``, ``_fake`` and so on."""
 
     def __post_init__(self):
         self.forward = getattr(torch.ops.mmdet_ddetr, self.name).default
@@ -69,6 +50,27 @@ class AttentionOp:
         torch.library.register_vmap(f'mmdet_ddetr::{backward}', self._vmap_backward, lib=LIBRARY)
         register_flop_formula(self.forward.overloadpacket)(self._flops)
         register_flop_formula(self.backward.overloadpacket)(self._flops_backward)
+
+
+@dataclass
+class AttentionOp(RegisteredOp):
+    """An op and the same in plain PyTorch; ``register()`` connects them.
+
+    Attributes:
+        name: the op's name in ``torch.ops.mmdet_ddetr``.
+        check: raises where the arguments, in the op's own form, do not fit.
+        reference: the op in plain PyTorch, with spatial_shapes as pairs.
+        differentiable: the same, from differentiable operations only; slower.
+        cast: (value, *points) -> the same in dtypes that the kernels take, value unchanged.
+        optional_grads: how many of the points have a gradient only if a flag asks for it; they come first.
+    """
+
+    name: str
+    check: Callable[..., None]
+    reference: Callable[..., Tensor]
+    differentiable: Callable[..., Tensor]
+    cast: Callable[..., tuple[Tensor, ...]]
+    optional_grads: int = 0
 
     # --- devices without a compiled kernel ---------------------------------------------------------------------------
 
