@@ -19,6 +19,8 @@ from mmengine.registry import DefaultScope
 from mmdet_ddetr import __main__ as entry
 from mmdet_ddetr.apis import find_config, get_config, list_configs, parse_options
 from mmdet_ddetr.apis.complexity import build_detector
+from mmdet_ddetr.apis.video import VideoFile
+from mmdet_ddetr.datasets import read_image
 from mmdet_ddetr.registry import HOOKS, MODELS
 
 SHAPES = 'deformable-detr-refine-twostage_lite0_shapes'
@@ -286,6 +288,10 @@ def sandbox(workspace, tmp_path_factory):
     )
     (workspace / 'my_script.py').write_text('import sys\n\nimport mmdet.apis\n\nprint(sys.argv)\n')
     shutil.copy(next((workspace / 'data/shapes/images/val').iterdir()), workspace / 'photo.jpg')
+    video = VideoFile(workspace / 'street.mp4', 10, (96, 96))
+    for path in sorted((workspace / 'data/shapes/images/val').iterdir()):
+        video.write(read_image(path))
+    video.close()
     shell(workspace, 'python tools/train.py short.py --work-dir work_dirs/r50')
     model = build_detector(get_config('deformable-detr_r50_16xb2-50e_coco'))
     torch.save(dict(state_dict=model.state_dict(), meta={}), workspace / 'work_dirs/r50/epoch_50.pth')

@@ -3,7 +3,7 @@
 import io
 import json
 import logging
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 
 import cv2
@@ -16,6 +16,8 @@ from PIL import Image
 from mmdet_ddetr import get_config
 from mmdet_ddetr.apis import DDetrInferencer
 from mmdet_ddetr.apis import inferencer as module
+from mmdet_ddetr.apis.inputs import pictures
+from mmdet_ddetr.apis.video import Clip, Frame, VideoFile
 from mmdet_ddetr.testing import shrink
 
 pytestmark = pytest.mark.filterwarnings('ignore')  # random weights
@@ -191,7 +193,7 @@ def test_files_are_refused_by_what_they_are(inferencer, image, tmp_path, capfd, 
     monkeypatch.setattr(inferencer, 'show_progress', True)
     with pytest.raises(ValueError, match=r'inputs: .*long.png: 101x1, expected at most 100 times'):
         inferencer(tmp_path / 'long.png')
-    with pytest.raises(ValueError, match=r'inputs: .*video.mp4 is a video, which is not read; .*VideoReader'):
+    with pytest.raises(ValueError, match=r'inputs: .*video.mp4: the file is empty'):
         inferencer(tmp_path / 'video.mp4')
     assert 'Inference' not in capfd.readouterr().out  # no progress bar before the message
     inferencer(image)
@@ -206,6 +208,11 @@ def test_files_are_refused_by_what_they_are(inferencer, image, tmp_path, capfd, 
         (dict(out_dir=__file__), r'out_dir is .*, but .*test_inferencer.py. is a file, expected a folder'),
         (dict(out_dir=f'{__file__}/a'), r'out_dir is .*, but .*test_inferencer.py. is a file, expected a folder'),
         (dict(out_dir=None), 'out_dir is None, expected the path of a folder'),
+        (dict(every=0), 'every must be an integer of at least 1, got 0'),
+        (dict(returns='json'), "returns must be one of dict, datasample, supervision, pandas, got 'json'"),
+        (dict(unreadable='ignore'), "unreadable must be one of raise, skip, got 'ignore'"),
+        (dict(coco=3), 'coco is of type int, expected the path of an annotation file'),
+        (dict(coco='truth.json'), 'coco needs out_dir'),
         (dict(show=True), 'show=True needs a display.*out_dir='),
     ],
 )
@@ -283,6 +290,83 @@ def test_datasamples_are_written_as_well(inferencer, image, tmp_path):
     (file,) = (tmp_path / 'preds').iterdir()
     assert json.loads(file.read_text())['scores'] == sample.pred_instances.scores.tolist()
     assert picture.shape == image.shape
+
+
+def test_a_video_becomes_a_video_and_a_line_a_frame(inferencer, image, tmp_path):
+    file = VideoFile(tmp_path / 'street.mp4', 12.5, (64, 48))
+    for shade in (0, 40, 80, 120, 160):
+        file.write(np.clip(image.astype(int) + shade, 0, 255).astype(np.uint8))
+    file.close()
+    frames = [picture.read() for picture in pictures(tmp_path / 'street.mp4')]
+    expected = scores(inferencer, frames, batch_size=2)
+
+    inputs = [image, tmp_path / 'street.mp4', image[:40]]
+    found = list(inferencer.stream(inputs, batch_size=2, out_dir=tmp_path / 'out', return_vis=True))
+    assert [item.frame for item in found] == [None, 0, 1, 2, 3, 4, None]
+    assert {item.path for item in found[1:-1]} == {str(tmp_path / 'street.mp4')} and found[0].path is None
+    for item, alone in zip(found[1:-1], expected, strict=True):
+        assert item.prediction['scores'] == pytest.approx(alone, abs=1e-5)
+        assert item.visualization.shape == (48, 64, 3)
+    lines = [json.loads(line) for line in (tmp_path / 'out/preds/street.jsonl').read_text().splitlines()]
+    assert [(line['frame'], line['time']) for line in lines] == [(0, 0), (1, 0.08), (2, 0.16), (3, 0.24), (4, 0.32)]
+    assert [line['bboxes'] for line in lines] == [item.prediction['bboxes'] for item in found[1:-1]]
+    drawn = cv2.VideoCapture(str(tmp_path / 'out/vis/street.mp4'))
+    assert (drawn.get(cv2.CAP_PROP_FPS), drawn.get(cv2.CAP_PROP_FRAME_COUNT)) == (12.5, 5)
+    assert len(written(tmp_path / 'out')['vis']) == 3
+
+
+def test_a_camera_has_no_end(inferencer, image, monkeypatch):
+    for camera in (0, 'rtsp://camera/1'):
+        with pytest.raises(ValueError, match='has no end, .* use .stream'):
+            inferencer([image, camera])
+    clip = Clip(0, 25.0, None)
+    endless = ((clip, Frame(i, i / 25, image)) for i in count())
+    monkeypatch.setattr('mmdet_ddetr.apis.video.frames', lambda source, every: endless)
+    found = list(islice(inferencer.stream(0, batch_size=2), 3))
+    assert [(item.path, item.frame) for item in found] == [('camera 0', 0), ('camera 0', 1), ('camera 0', 2)]
+    assert next(endless)[1].number == 4  # no frame was read that is not looked at yet
+
+
+def test_what_cannot_be_read_is_skipped_on_request(inferencer, image, tmp_path):
+    (tmp_path / 'broken.jpg').write_bytes(b'\xff\xd8\xff')
+    inputs = [image, tmp_path / 'broken.jpg', tmp_path / 'none.mp4', f'{tmp_path}/no*', image]
+    results = inferencer(inputs, batch_size=4, unreadable='skip', return_vis=True)
+    assert [p is None for p in results['predictions']] == [False, True, True, True, False]
+    assert [p is None for p in results['visualization']] == [False, True, True, True, False]
+    assert results['predictions'][0]['scores'] == pytest.approx(results['predictions'][4]['scores'], abs=1e-6)
+    with pytest.raises(TypeError, match=r'inputs\[1\] is of type NoneType'):
+        inferencer([image, None], unreadable='skip')
+
+
+@pytest.mark.parametrize('returns', ['supervision', 'pandas'])
+def test_other_programs_forms(inferencer, image, tmp_path, returns):
+    pytest.importorskip(returns)
+    (expected,) = inferencer(image)['predictions']
+    (found,) = inferencer(image, returns=returns, out_dir=tmp_path)['predictions']
+    boxes = found.xyxy if returns == 'supervision' else found[['x1', 'y1', 'x2', 'y2']].to_numpy()
+    names = found.data['class_name'] if returns == 'supervision' else found['name']
+    np.testing.assert_allclose(boxes, expected['bboxes'], atol=1e-4)
+    assert list(names) == [inferencer.classes[label] for label in expected['labels']]
+    assert len(written(tmp_path)['preds']) == 1
+
+
+def test_coco_results(inferencer, image, tmp_path):
+    cv2.imwrite(str(tmp_path / 'a.png'), image)
+    truth = dict(images=[dict(id=4, file_name='a.png')])
+    truth['categories'] = [dict(id=10 + i, name=name) for i, name in enumerate(inferencer.classes)]
+    (tmp_path / 'truth.json').write_text(json.dumps(truth))
+    (found,) = inferencer(tmp_path / 'a.png', out_dir=tmp_path / 'out', coco=tmp_path / 'truth.json')['predictions']
+    results = json.loads((tmp_path / 'out/results.bbox.json').read_text())
+    assert [r['category_id'] - 10 for r in results] == found['labels'] and {r['image_id'] for r in results} == {4}
+    x1, y1, x2, y2 = found['bboxes'][0]
+    assert results[0]['bbox'] == pytest.approx([x1, y1, x2 - x1, y2 - y1], abs=1e-3)
+
+
+def test_detect_gives_what_the_call_gives(inferencer, image):
+    (expected,) = inferencer(image)['predictions']
+    found, _ = inferencer.detect([image, image], threshold=expected['scores'][5])
+    assert found.scores == pytest.approx(expected['scores'][:6], abs=1e-6)
+    np.testing.assert_allclose(found.boxes, expected['bboxes'][:6], atol=1e-3)
 
 
 # --- order and batches -----------------------------------------------------------------------------------------------

@@ -1,79 +1,76 @@
-"""Detect with a file that tools/export.py wrote.
+"""Detect with a file that tools/export.py wrote, or with a checkpoint.
 
-python tools/infer.py detector.onnx photos --out outputs/infer
+python tools/infer.py detector.onnx photos street.mp4 --out outputs/infer
 """
 
 import argparse
 import sys
-from itertools import islice
 from pathlib import Path
 
 from _cli import run
 
 
-def parse_args():
-    parser = argparse.ArgumentParser(description='Detect with a file that tools/export.py wrote')
-    parser.add_argument('detector', help='.onnx, .xml of OpenVINO, or .pt2 of torch.export or AOTInductor')
-    parser.add_argument('images', nargs='+', help='image files, folders of images or URLs')
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description='Detect with a file that tools/export.py wrote, or with a checkpoint',
+        epilog='What cannot be read is named and left out; the exit code is 1 then. See docs/inference.md.',
+    )
     parser.add_argument(
-        '--out', type=Path, default='outputs/infer', metavar='DIR', help='for pictures and JSON (default: %(default)s)'
+        'detector', help='.onnx, .xml of OpenVINO, .pt2 of torch.export or AOTInductor, or a checkpoint'
+    )
+    parser.add_argument(
+        'inputs',
+        nargs='+',
+        help="images, videos, folders of them, patterns in quotes ('photos/**/*.jpg'), addresses of http, https or "
+        'rtsp, or numbers of cameras',
+    )
+    parser.add_argument('--config', help='of a checkpoint, a path or a name (default: the one inside it)')
+    parser.add_argument(
+        '--out', default='outputs/infer', metavar='DIR', help='for pictures, videos and JSON (default: %(default)s)'
     )
     parser.add_argument(
         '--threshold', type=float, metavar='SCORE', help='leave out detections below it (default: the one in the file)'
     )
     parser.add_argument('--batch-size', type=int, default=1, metavar='N', help='images at once (default: %(default)s)')
-    parser.add_argument('--threads', type=int, metavar='N', help='of the processor (default: all)')
-    args = parser.parse_args()
-    if args.batch_size < 1:
-        parser.error(f'--batch-size: must be at least 1, got {args.batch_size}')
+    parser.add_argument(
+        '--every', type=int, default=1, metavar='N', help='look at each N-th frame of videos and cameras'
+    )
+    parser.add_argument('--most', type=int, metavar='N', help='stop after N pictures and frames')
+    parser.add_argument(
+        '--coco',
+        metavar='ANNOTATIONS',
+        help="write results.bbox.json in COCO's format as well, with the ids of images and categories in this file",
+    )
+    parser.add_argument('--no-pictures', action='store_true', help='write JSON only')
+    parser.add_argument('--device', help='of a checkpoint: cpu, cuda, ... (default: a GPU if there is one)')
+    parser.add_argument(
+        '--threads', type=int, metavar='N', help='of the processor, for an exported file (default: all)'
+    )
+    args = parser.parse_args(argv)
+    for name in ('batch_size', 'every', 'most', 'threads'):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            parser.error(f'--{name.replace("_", "-")}: must be at least 1, got {getattr(args, name)}')
+    if args.threshold is not None and not 0 <= args.threshold <= 1:
+        parser.error(f'--threshold: must be a number from 0 to 1, got {args.threshold:g}')
+    args.inputs = [int(word) if word.isdecimal() and not Path(word).exists() else word for word in args.inputs]
     return args
 
 
-def main():
-    args = parse_args()
-    import json
-
-    import cv2
-
-    from mmdet_ddetr.apis.inputs import pictures
-    from mmdet_ddetr.apis.outputs import Names
-    from mmdet_ddetr.apis.pictures import draw_boxes, palette
-    from mmdet_ddetr.export import ExportedDetector, ExportError
+def main(argv=None):
+    args = parse_args(argv)
+    from mmdet_ddetr.apis.detect_files import Files, detect_files, open_detector
 
     try:
-        detector = ExportedDetector(args.detector, args.threads)
-    except (ExportError, ImportError, FileNotFoundError) as error:
+        detector = open_detector(args.detector, args.config, args.device, args.threads)
+    except ImportError as error:
         sys.exit(f'{Path(sys.argv[0]).name}: {error}')
-    threshold = detector.description.threshold if args.threshold is None else args.threshold
-    colours, names, read_all = palette(len(detector.classes)), Names(), True
-    args.out.mkdir(parents=True, exist_ok=True)
-    try:
-        inputs = pictures(args.images)
-        while batch := list(islice(inputs, args.batch_size)):
-            images = []
-            for picture in batch:
-                try:
-                    images.append((picture.path, picture.read()))
-                except (FileNotFoundError, ValueError) as error:
-                    print(error, file=sys.stderr)
-                    read_all = False
-            found = detector([image for _, image in images], threshold) if images else []
-            for (path, image), detections in zip(images, found):
-                boxes, scores, labels = (x.tolist() for x in (detections.boxes, detections.scores, detections.labels))
-                objects = [
-                    dict(label=detector.classes[label], score=round(score, 4), box=[round(x, 2) for x in box])
-                    for box, score, label in zip(boxes, scores, labels)
-                ]
-                name = args.out / names.of(path, args.out)
-                name.with_name(f'{name.name}.json').write_text(json.dumps(dict(image=path, objects=objects), indent=1))
-                drawn = draw_boxes(image, boxes, labels, detector.classes, colours, scores)
-                cv2.imwrite(f'{name}.jpg', drawn)
-                print(f'{path}: {", ".join(o["label"] for o in objects) or "nothing"}')
-    except (ExportError, TypeError, ValueError) as error:
-        sys.exit(f'{Path(sys.argv[0]).name}: {error}')
+    files = Files(args.out, detector.classes, args.every, args.coco, not args.no_pictures)
+    options = dict(threshold=args.threshold, batch_size=args.batch_size, most=args.most, shown=sys.stderr.isatty())
+    failures = detect_files(detector, args.inputs, files, **options)
     print(f'wrote {args.out}')
-    sys.exit(0 if read_all else 1)
+    if failures:
+        sys.exit(f'{Path(sys.argv[0]).name}: {failures} of the inputs could not be used, see above')
 
 
 if __name__ == '__main__':
-    run(main)
+    run(main, ValueError, OSError)

@@ -1,6 +1,7 @@
 """What the inferencer's arguments may be, checked before a model is built or an image is read."""
 
 import os
+from importlib.util import find_spec
 from numbers import Real
 from pathlib import Path
 
@@ -53,3 +54,21 @@ def check_call_arguments(batch_size, pred_score_thr, out_dir, show) -> None:
 
         if pyplot.get_backend().lower() in NO_WINDOW:  # mmengine would wait for a key that nobody can press
             raise ValueError('show=True needs a display, and there is none here; give out_dir= to write the pictures')
+
+
+def check_stream_arguments(returns, unreadable, every, coco, out_dir) -> None:
+    """As :func:`check_call_arguments`."""
+    for name, value, known in (
+        ('returns', returns, ('dict', 'datasample', 'supervision', 'pandas')),
+        ('unreadable', unreadable, ('raise', 'skip')),
+    ):
+        if value not in known:
+            raise ValueError(f'{name} must be one of {", ".join(known)}, got {value!r}')
+    if not isinstance(every, int) or every < 1:
+        raise ValueError(f'every must be an integer of at least 1, got {every!r}')
+    if not isinstance(coco, str | os.PathLike | None):
+        raise TypeError(f'coco is of type {type(coco).__name__}, expected the path of an annotation file')
+    if coco and not str(out_dir):
+        raise ValueError('coco needs out_dir, the folder that the results are written to')
+    if returns in ('supervision', 'pandas') and find_spec(returns) is None:
+        raise ImportError(f'returns={returns!r} needs a package that is not here: pip install {returns}')

@@ -4,10 +4,12 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from mmengine.logging import MMLogger
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 DEBUG = 'MMDET_DDETR_DEBUG'  # environment variable: all on the console, and tracebacks instead of sentences
 DETAILS = re.compile(  # the beginnings of what mmengine logs in every run, hundreds of lines
@@ -19,6 +21,23 @@ DETAILS = re.compile(  # the beginnings of what mmengine logs in every run, hund
 
 def wants_everything() -> bool:
     return os.environ.get(DEBUG, '') not in ('', '0')
+
+
+@contextmanager
+def progress(title: str, total: int | None, shown: bool, stderr: bool = False) -> Iterator[Callable[[int], None]]:
+    """A bar that a function moves on.
+
+    Args:
+        total: None: it is not known, and only counted.
+        shown: or no bar at all.
+    """
+    if not shown:
+        yield lambda steps: None
+        return
+    columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=stderr)) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda steps: bar.advance(task, steps)
 
 
 class ReadableLog:

@@ -1,6 +1,7 @@
 """mmdet's inferencer, which also finds the models of this package."""
 
 import json
+import logging
 import os
 import warnings
 from contextlib import ExitStack, nullcontext
@@ -10,10 +11,11 @@ from itertools import chain, islice
 from pathlib import Path
 
 import mmcv
+import numpy as np
 from mmdet.apis import DetInferencer
 from mmdet.datasets.transforms import InferencerLoader
+from mmengine.logging import print_log
 from mmengine.registry import MODELS
-from rich.progress import track
 
 from ..checkpoints import (
     CheckpointError,
@@ -29,13 +31,15 @@ from ..checkpoints import (
 )
 from ..datasets import DataError, LoadImageFromFile
 from ..registry import TRANSFORMS, our_class
-from .arguments import check_call_arguments, check_model_arguments
+from .arguments import check_call_arguments, check_model_arguments, check_stream_arguments
 from .configs import find_config, get_config, list_configs
-from .console import quiet
+from .console import progress, quiet
 from .finetune import innermost_dataset
-from .inputs import Picture, file_of, is_url, pictures
-from .outputs import WRITTEN, Names
+from .inputs import Picture, file_of, number_of, pictures
+from .outputs import WRITTEN, ClipFiles, Names
+from .results import CocoResults, detections_of, to_pandas, to_supervision
 from .stored_model import registered_only, stored_model
+from .video import is_live
 
 READ_AHEAD = 64  # images, to sort them by shape
 READ_AHEAD_BYTES = 2**28  # of them, at most
@@ -50,8 +54,25 @@ class Job:
     name: str
 
 
+@dataclass(frozen=True)
+class Found:
+    """What is found in one image.
+
+    Attributes:
+        path: the file, its address, the video or the camera; None: an array.
+        frame: its number in the video, from 0; None: it is no frame.
+        prediction: as ``returns`` asks for; None: the image could not be read and was skipped.
+        visualization: RGB [H, W, 3], uint8, where pictures are asked for.
+    """
+
+    path: str | None
+    frame: int | None
+    prediction: object
+    visualization: np.ndarray | None
+
+
 class DDetrInferencer(DetInferencer):
-    """Detect objects in images, folders and streams of images; write pictures and JSON.
+    """Detect objects in images, folders, videos and streams of images; write pictures, videos and JSON.
 
     >>> inferencer = DDetrInferencer(weights='work_dirs/demo/epoch_12.pth')
     >>> inferencer('photos', batch_size=4, out_dir='out')  # out/vis/*.jpg, out/preds/*.json
@@ -78,6 +99,7 @@ class DDetrInferencer(DetInferencer):
         except CheckpointError as error:
             raise FileNotFoundError(f'weights: {error}') from None
         self.names = Names()
+        self._every, self._clips = 1, ClipFiles()
         self._guard = nullcontext  # around what is built of a stored config, and what that does: it may build, too
         with quiet(), ExitStack() as self._while_built:
             super().__init__(
@@ -164,7 +186,30 @@ class DDetrInferencer(DetInferencer):
                 transform.from_file = LoadImageFromFile(**arguments)
         return pipeline
 
-    def __call__(
+    def __call__(self, inputs, batch_size=1, **kwargs):
+        """Detect objects, and keep all that is found in memory; :meth:`stream` does not.
+
+        Args: those of :meth:`stream`, but for a camera, which has no end.
+
+        Returns:
+            dict: ``predictions``, an image each, in the order of the inputs: {'labels': [N], 'scores': [N], 'bboxes':
+            [N, 4] as x1, y1, x2, y2 in pixels}, or what ``returns`` asks for; None of an image that was skipped.
+            ``visualization``, RGB images, with ``return_vis``, else empty.
+
+        Raises:
+            ValueError, TypeError, FileNotFoundError: An input is not readable or no image; the message says which, what
+                it is and what was expected. What came before it is in ``out_dir``.
+        """
+        for item in inputs if isinstance(inputs, list | tuple) else [inputs]:
+            if isinstance(item, int | str) and not isinstance(item, bool) and is_live(item):
+                raise ValueError(f'inputs: camera {item} has no end, and all its detections no place: use .stream(...)')
+        found = list(self.stream(inputs, batch_size, **kwargs))
+        return dict(
+            predictions=[item.prediction for item in found],
+            visualization=[item.visualization for item in found] if kwargs.get('return_vis') else [],
+        )
+
+    def stream(
         self,
         inputs,
         batch_size=1,
@@ -172,7 +217,11 @@ class DDetrInferencer(DetInferencer):
         out_dir='',
         pred_score_thr=0.3,
         return_vis=False,
+        returns='dict',
         return_datasamples=False,
+        coco=None,
+        every=1,
+        unreadable='raise',
         no_save_vis=False,
         no_save_pred=False,
         show=False,
@@ -184,88 +233,153 @@ class DDetrInferencer(DetInferencer):
         custom_entities=False,
         tokens_positive=None,
     ):
-        """Detect objects.
+        """Detect objects, one result after the other, in the order of the inputs.
+
+        >>> for found in inferencer.stream('street.mp4', batch_size=4, out_dir='out'):  # out/vis/street.mp4
+        ...     print(found.path, found.frame, len(found.prediction['scores']))
 
         Args:
-            inputs (str | Path | ndarray | PIL.Image | Iterable): A file, a folder of images (in the order of their
-                names), a URL; an array of uint8 [H, W], [H, W, 1] (gray), [H, W, 3] (BGR, as OpenCV reads) or [H, W, 4]
-                (BGRA, whose alpha is left out); a PIL image of any mode of 8 or 16 bits, turned as its EXIF data say;
-                or a list, tuple or iterator of such. Iterators are read as they are needed.
+            inputs (str | Path | ndarray | PIL.Image | int | Iterable): A file, a folder of images and videos (in the
+                order of their names), a pattern such as ``'photos/**/*.jpg'``, an address of http or https; a video;
+                the number of a camera or its address of rtsp; an array of uint8 [H, W], [H, W, 1] (gray), [H, W, 3]
+                (BGR, as OpenCV reads) or [H, W, 4] (BGRA, whose alpha is left out); a PIL image of any mode of 8 or 16
+                bits, turned as its EXIF data say; or a list, tuple or iterator of such. Iterators and videos are read
+                as they are needed. Of an animated picture the first is taken.
             batch_size (int): Images at a time. With more than one, up to 64 images are read ahead and those of like
                 shapes go together.
-            out_dir (str | Path): Folder for ``vis/<name>.<suffix>`` and ``preds/<name>.json``; '' writes nothing. A
-                name is the file's, after its folders where another file of this inferencer's has it, as in
-                ``cam2_0001``; of arrays and PIL images it is their number.
+            out_dir (str | Path): Folder for ``vis/<name>.<suffix>`` and ``preds/<name>.json``, and of a video or camera
+                ``vis/<name>.mp4`` and ``preds/<name>.jsonl``, a line a frame; '' writes nothing. A name is the file's,
+                after its folders where another file of this inferencer's has it, as in ``cam2_0001``; of arrays and PIL
+                images it is their number.
             pred_score_thr (float): Score, 0 to 1, below which nothing is drawn.
-            return_vis (bool): Return the pictures, too.
-            return_datasamples (bool): Return DetDataSamples in place of dicts.
+            return_vis (bool): Give the pictures, too.
+            returns (str): ``'dict'``; ``'datasample'``, mmdet's; ``'supervision'``, its Detections; or ``'pandas'``, a
+                DataFrame with a row a detection. What is written stays the same.
+            return_datasamples (bool): The same as ``returns='datasample'``.
+            coco (str | Path, optional): Annotation file that gives the ids of images, by their file names, and of
+                categories: ``<out_dir>/results.bbox.json`` holds the detections as COCO's results then.
+            every (int): Of videos and cameras, look at each n-th frame.
+            unreadable (str): What happens at an input that is no image: ``'raise'``, or ``'skip'``, which names it in
+                the log.
             no_save_vis, no_save_pred (bool): Write no pictures, no JSON.
             show, wait_time, draw_pred, print_result, texts, stuff_texts, custom_entities, tokens_positive: see
                 :class:`mmdet.apis.DetInferencer`.
 
-        Returns:
-            dict: ``predictions``, an image each, in the order of the inputs: {'labels': [N], 'scores': [N], 'bboxes':
-            [N, 4] as x1, y1, x2, y2 in pixels}; ``visualization``, RGB images, with ``return_vis``, else empty.
+        Yields:
+            Found: One an image.
 
-        Raises:
-            ValueError, TypeError, FileNotFoundError: An input is not readable or no image; the message says which, what
-                it is and what was expected. What came before it is in ``out_dir``.
+        Raises: as the call.
         """
+        returns = 'datasample' if return_datasamples else returns
         check_call_arguments(batch_size, pred_score_thr, out_dir, show)
+        check_stream_arguments(returns, unreadable, every, coco, out_dir)
         out_dir = str(out_dir)
-        prompts = dict(
-            texts=texts, stuff_texts=stuff_texts, custom_entities=custom_entities, tokens_positive=tokens_positive
-        )
-        batches = self.preprocess(inputs, batch_size, out_dir=out_dir, **prompts)
-        first = list(islice(batches, 1))  # an error of the inputs comes before the progress bar
-        batches = chain(first, batches)
-        predictions, drawn = {}, {}
-        for jobs, data in track(batches, description='Inference') if self.show_progress and first else batches:
-            with self._guard():
-                preds = self.forward(data)
-            visualization = self.visualize(
-                jobs,
-                preds,
-                return_vis=return_vis,
-                show=show,
-                wait_time=wait_time,
-                no_save_vis=no_save_vis,
-                draw_pred=draw_pred,
-                pred_score_thr=pred_score_thr,
-                img_out_dir=out_dir,
+        prompts = dict(texts=texts, stuff_texts=stuff_texts)
+        prompts.update(custom_entities=custom_entities, tokens_positive=tokens_positive)
+        drawing = dict(show=show, wait_time=wait_time, draw_pred=draw_pred, pred_score_thr=pred_score_thr)
+        drawing.update(return_vis=return_vis, no_save_vis=no_save_vis, img_out_dir=out_dir)
+        writing = dict(print_result=print_result, no_save_pred=no_save_pred, pred_out_dir=out_dir)
+        self._every, self._clips = every, ClipFiles()
+        ids = coco and CocoResults(Path(out_dir, 'results.bbox.json'), coco, self.classes)
+        try:
+            batches = self.preprocess(
+                inputs, batch_size, out_dir=out_dir, every=every, unreadable=unreadable, **prompts
             )
-            results = self.postprocess(
-                preds,
-                visualization,
-                return_datasamples=return_datasamples,
-                print_result=print_result,
-                no_save_pred=no_save_pred,
-                pred_out_dir=out_dir,
-                jobs=jobs,
-            )
-            indices = [job.index for job in jobs]
-            predictions.update(zip(indices, results['predictions']))
-            if return_vis:
-                drawn.update(zip(indices, results['visualization']))
-        return dict(
-            predictions=[predictions[i] for i in sorted(predictions)], visualization=[drawn[i] for i in sorted(drawn)]
-        )
+            first = list(islice(batches, 1))  # an error of the inputs comes before the progress bar
+            waiting, next_one = {}, 0
+            with progress('Inference', number_of(inputs, every), self.show_progress and first) as advance:
+                for jobs, data in chain(first, batches):
+                    results = self._results_of(jobs, data, returns, drawing, writing, ids)
+                    waiting.update(zip((job.index for job in jobs), results))
+                    advance(len(jobs))
+                    while next_one in waiting:
+                        yield waiting.pop(next_one)
+                        next_one += 1
+        finally:
+            self._clips.close()
+            if ids:
+                ids.close()
 
-    def preprocess(self, inputs, batch_size=1, *, out_dir='', **prompts):
+    @property
+    def classes(self):
+        """A name for each label."""
+        return self.model.dataset_meta['classes']
+
+    def detect(self, images, threshold=0.0):
+        """Detect in one batch of arrays, as an :class:`~mmdet_ddetr.export.ExportedDetector` does.
+
+        Args:
+            images (Sequence[ndarray]): [H, W, 3], uint8, BGR.
+            threshold (float): Score below which detections are left out.
+
+        Returns:
+            list[Detections]: One an image.
+        """
+        with self._guard():
+            preds = self.forward(self.collate_fn([self.pipeline({'img': image}) for image in images]))
+        return [detections_of(pred).above(threshold) for pred in preds]
+
+    def _results_of(self, jobs, data, returns, drawing, writing, ids):
+        """What is found in a batch, drawn and written; of what could not be read, ``data`` is None."""
+        places = [(job.picture.origin, job.picture.number) for job in jobs]
+        if data is None:
+            return [Found(*place, None, None) for place in places]
+        with self._guard():
+            preds = self.forward(data)
+        drawn = self.visualize(jobs, preds, **drawing)
+        results = self.postprocess(preds, drawn, returns == 'datasample', jobs=jobs, **writing)['predictions']
+        if ids or returns in ('supervision', 'pandas'):
+            detections = [detections_of(pred) for pred in preds]
+            for job, found in zip(jobs, detections) if ids else ():
+                if job.picture.path:
+                    self._add_to(ids, job.picture.path, found)
+            if returns == 'supervision':
+                results = [to_supervision(found, self.classes) for found in detections]
+            elif returns == 'pandas':
+                results = [to_pandas(found, self.classes, *place) for found, place in zip(detections, places)]
+        if not drawing['return_vis']:
+            drawn = [None] * len(jobs)
+        return [Found(*place, *item) for place, *item in zip(places, results, drawn)]
+
+    @staticmethod
+    def _add_to(ids, path, found):
+        try:
+            ids.add(path, found)
+        except DataError as error:
+            print_log(str(error), 'current', logging.WARNING)
+
+    def preprocess(self, inputs, batch_size=1, *, out_dir='', every=1, unreadable='raise', **prompts):
         """Yield (jobs, batch): images of like shapes together, as padding costs time and moves detections.
 
-        An input that cannot be read ends this after what came before it.
+        An input that cannot be read ends this after what came before it or, where it is skipped, has None for a batch.
         """
         ahead = 1 if batch_size == 1 else max(READ_AHEAD, batch_size)
-        images, stopped = enumerate(pictures(inputs)), None
+        images, held, stopped = enumerate(pictures(inputs, every)), None, None
         while stopped is None:
             window, size = [], 0
             try:
-                while len(window) < ahead and (size < READ_AHEAD_BYTES or len(window) % batch_size):
-                    index, picture = next(images)
-                    data = self._read(picture, index, **prompts)
-                    size += data['inputs'].nbytes + (0 if picture.path else picture.source.nbytes)
-                    window.append((Job(index, picture, self.names.of(picture.path, out_dir) if out_dir else ''), data))
+                # frames are of one shape: nothing is gained by reading more of them
+                while len(window) < (batch_size if window and window[0][0].picture.clip else ahead) and (
+                    size < READ_AHEAD_BYTES or len(window) % batch_size
+                ):
+                    index, picture = held or next(images)
+                    held = None
+                    if window and picture.clip is not window[0][0].picture.clip:
+                        held = index, picture  # the files of one clip at a time are open
+                        break
+                    try:
+                        picture = picture.downloaded()
+                        data = self._read(picture, index, **prompts)
+                    except (ValueError, OSError) as error:
+                        if unreadable == 'raise':
+                            raise
+                        print_log(f'{error}; it is skipped', 'current', logging.WARNING)
+                        yield (Job(index, picture, ''),), None
+                        continue
+                    size += data['inputs'].nbytes
+                    size += picture.source.nbytes if isinstance(picture.source, np.ndarray) else 0
+                    name = self.names.of(picture.origin, out_dir) if out_dir else ''
+                    window.append((Job(index, picture, name), data))
             except (StopIteration, ValueError, TypeError, OSError) as error:
                 stopped = error
             window.sort(key=lambda item: tuple(item[1]['inputs'].shape[-2:]))
@@ -277,7 +391,9 @@ class DDetrInferencer(DetInferencer):
 
     def _read(self, picture, index, texts=None, stuff_texts=None, custom_entities=False, tokens_positive=None):
         """What the pipeline makes of an image."""
-        data = {'img': picture.source} if picture.path is None else {'img_path': picture.path}
+        if isinstance(picture.source, Exception):
+            raise picture.source
+        data = {'img_path' if isinstance(picture.source, str) else 'img': picture.source}
         if texts is not None:
             text = texts if isinstance(texts, str) else texts[index]
             data.update(text=text, custom_entities=custom_entities, tokens_positive=tokens_positive)
@@ -287,7 +403,7 @@ class DDetrInferencer(DetInferencer):
             with self._guard():
                 return self.pipeline(data)
         except DataError as error:  # names the file
-            missing = picture.path and not is_url(picture.path) and not Path(picture.path).exists()
+            missing = isinstance(picture.source, str) and not Path(picture.source).exists()
             raise (FileNotFoundError if missing else ValueError)(f'{picture.where}: {error}') from None
 
     def visualize(
@@ -310,6 +426,7 @@ class DDetrInferencer(DetInferencer):
             raise ValueError('the config has no visualizer, which out_dir, return_vis and show need')
         drawn = []
         for job, pred in zip(jobs, preds):
+            clip = job.picture.clip
             suffix = file_of(job.picture.path).suffix if job.picture.path else ''
             file = f'{job.name}{suffix if suffix.lower() in WRITTEN else ".jpg"}'
             self.visualizer.add_datasample(
@@ -321,9 +438,12 @@ class DDetrInferencer(DetInferencer):
                 draw_gt=False,
                 draw_pred=draw_pred,
                 pred_score_thr=pred_score_thr,
-                out_file=os.path.join(out_dir, 'vis', file) if out_dir else None,
+                out_file=os.path.join(out_dir, 'vis', file) if out_dir and not clip else None,
             )
             drawn.append(self.visualizer.get_image())
+            if out_dir and clip:
+                file = Path(out_dir, 'vis', f'{job.name}.mp4')
+                self._clips.draw(file, clip, drawn[-1][..., ::-1], clip.fps / self._every)
         return drawn
 
     def postprocess(
@@ -348,7 +468,11 @@ class DDetrInferencer(DetInferencer):
                 if 'panoptic_seg' in result:
                     result['panoptic_seg_path'] = str(folder / f'{job.name}_panoptic_seg.png')
                     mmcv.imwrite(result.pop('panoptic_seg')[..., ::-1], result['panoptic_seg_path'])
-                (folder / f'{job.name}.json').write_text(json.dumps(result))
+                if job.picture.clip:
+                    place = dict(frame=job.picture.number, time=round(job.picture.time, 4))
+                    self._clips.note(folder / f'{job.name}.jsonl', job.picture.clip, place | result)
+                else:
+                    (folder / f'{job.name}.json').write_text(json.dumps(result))
         results = dict(predictions=list(preds) if return_datasamples else results)
         if print_result:
             print(results)

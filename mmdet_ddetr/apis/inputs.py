@@ -1,23 +1,26 @@
-"""What the inferencer takes for images: files, folders, addresses, arrays, Pillow's images, and streams of these."""
+"""What may be given as images: files, folders, patterns, addresses, videos, cameras, arrays, and streams of these."""
 
+import glob
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import torch
 from mmdet.apis.det_inferencer import IMG_EXTENSIONS
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..datasets import DataError, read_image
 from ..datasets.image_file import check_aspect
+from ..datasets.pixels import bgr_of_array, bgr_of_pil, of_fair_shape
+from . import video
 
-SUFFIXES = (*IMG_EXTENSIONS, '.avif', '.gif', '.jfif', '.jp2', '.tga')  # of files that a folder is searched for
-VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm', '.wmv')
+SUFFIXES = (*IMG_EXTENSIONS, '.avif', '.gif', '.jfif', '.jp2', '.tga')  # of pictures that a folder is searched for
+WANTED = (*SUFFIXES, *video.SUFFIXES)
 EXPECTED = (
-    'a path, a URL, a folder, an array [H, W], [H, W, 1], [H, W, 3] (BGR) or [H, W, 4] (BGRA) of uint8, a PIL image, '
-    'or a list, tuple or iterator of such'
+    'a path, a pattern, a URL, a folder, the number of a camera, an array [H, W], [H, W, 1], [H, W, 3] (BGR) or '
+    '[H, W, 4] (BGRA) of uint8, a PIL image, or a list, tuple or iterator of such'
 )
 
 
@@ -26,16 +29,30 @@ class Picture:
     """One image to look at, read when it is needed.
 
     Attributes:
-        source: path or URL, or BGR pixels [H, W, 3].
+        source: path or URL; BGR pixels [H, W, 3]; or why there is no image.
         where: what an error calls it.
+        clip: the video or camera that it is a frame of.
+        number: of the frame, from 0.
+        time: of the frame, seconds from the beginning.
+        address: that the pixels were downloaded from.
     """
 
-    source: str | np.ndarray
+    source: str | np.ndarray | Exception
     where: str
+    clip: video.Clip | None = None
+    number: int | None = None
+    time: float | None = None
+    address: str | None = None
 
     @property
     def path(self) -> str | None:
-        return self.source if isinstance(self.source, str) else None
+        """Of a file on this machine, or its address."""
+        return self.source if isinstance(self.source, str) else self.address
+
+    @property
+    def origin(self) -> str | None:
+        """The file, address, video or camera; None: an array."""
+        return self.clip.name if self.clip else self.path
 
     def read(self) -> np.ndarray:
         """BGR [H, W, 3], uint8, upright.
@@ -44,38 +61,83 @@ class Picture:
             FileNotFoundError: no such file.
             ValueError: the file is no image, or damaged; says which.
         """
-        if self.path is None:
+        if isinstance(self.source, Exception):
+            raise self.source
+        if not isinstance(self.source, str):
             return self.source
         try:
-            return read_image(self.path)
+            pixels = read_image(self.source)
+            check_aspect(*pixels.shape[1::-1])
         except DataError as error:
-            kind = ValueError if is_url(self.path) or Path(self.path).exists() else FileNotFoundError
-            raise kind(f'{self.where}: {error}') from None
+            kind = ValueError if is_url(self.source) or Path(self.source).exists() else FileNotFoundError
+            named = str(error) if str(error).startswith(f'{self.source}: ') else f'{self.source}: {error}'
+            raise kind(f'{self.where}: {named}') from None
+        return pixels
+
+    def downloaded(self) -> 'Picture':
+        """Itself or, of an address, its pixels, so that it is asked for once."""
+        if not isinstance(self.source, str) or not is_url(self.source):
+            return self
+        return replace(self, source=self.read(), address=self.source)
 
 
 def is_url(path: str) -> bool:
     return '://' in path
 
 
-def pictures(inputs) -> Iterator[Picture]:
+def pictures(inputs, every: int = 1) -> Iterator[Picture]:
     """Every image of the inferencer's ``inputs``, one after the other; an iterator is not read ahead.
+
+    What a file, folder or video does not hold is an error of its picture, raised by ``Picture.read``; others follow.
+
+    Args:
+        every: of videos and cameras, leave out all but each n-th frame.
 
     Raises:
         ValueError, TypeError: what is none, by its place in ``inputs``, with what was expected.
     """
+    for item, where in _items(inputs):
+        for source in _sources_of(item, where):
+            if isinstance(source, Picture):
+                yield source
+            else:
+                yield from _frames_of(source, where, every)
+
+
+def number_of(inputs, every: int = 1) -> int | None:
+    """How many pictures there are, as far as names and headers tell; None: they do not, or there is no end."""
+    if not _is_one(inputs) and not isinstance(inputs, list | tuple):
+        return None
+    total = 0
+    try:
+        for item, where in _items(inputs):
+            for source in _sources_of(item, where):
+                if isinstance(source, Picture):
+                    total += 1
+                    continue
+                count = video.clip_of(source).count
+                if count is None:
+                    return None
+                total += -(-count // every)
+    except (DataError, TypeError, ValueError):  # told when it is read
+        return None
+    return total
+
+
+def _items(inputs) -> Iterator[tuple[object, str]]:
     if _is_one(inputs):
-        yield from _pictures_of(inputs, 'inputs')
+        yield inputs, 'inputs'
     elif isinstance(inputs, Iterable) and not isinstance(inputs, bytes | dict | set | torch.Tensor):
         for i, item in enumerate(inputs):
             if not _is_one(item):
                 raise TypeError(_refusal(f'inputs[{i}]', item))
-            yield from _pictures_of(item, f'inputs[{i}]')
+            yield item, f'inputs[{i}]'
     else:
         raise TypeError(_refusal('inputs', inputs))
 
 
 def _is_one(item) -> bool:
-    return isinstance(item, str | Path | np.ndarray | Image.Image)
+    return isinstance(item, str | Path | np.ndarray | Image.Image | int) and not isinstance(item, bool)
 
 
 def _refusal(where: str, item) -> str:
@@ -87,77 +149,64 @@ def _refusal(where: str, item) -> str:
     return f'{where} is of type {type(item).__name__}, expected {EXPECTED}{hint}'
 
 
-def _pictures_of(item, where: str) -> Iterator[Picture]:
+def _sources_of(item, where: str) -> Iterator[Picture | str | int]:
+    """Pictures, and what videos or cameras are opened by."""
     if isinstance(item, np.ndarray):
-        yield Picture(_of_fair_shape(_bgr_of_array(item, where), where), where)
+        yield Picture(of_fair_shape(bgr_of_array(item, where), where), where)
     elif isinstance(item, Image.Image):
-        yield Picture(_of_fair_shape(_bgr_of_pil(item, where), where), where)
+        yield Picture(of_fair_shape(bgr_of_pil(item, where), where), where)
+    elif isinstance(item, int):
+        if item < 0:
+            raise ValueError(f'{where} is {item}, expected the number of a camera, 0 for the first')
+        yield item
     elif item == '':
         raise ValueError(f"{where} is '', expected {EXPECTED}")
-    elif not is_url(str(item)) and Path(item).is_dir():
-        files = sorted(str(path) for path in Path(item).iterdir() if path.suffix.lower() in SUFFIXES)
-        if not files:
-            raise ValueError(f'{where}: no image in {str(item)!r}; expected files ending in {", ".join(SUFFIXES)}')
-        for file in files:
-            yield Picture(file, where)
-    elif file_of(str(item)).suffix.lower() in VIDEOS and (is_url(str(item)) or Path(item).exists()):
-        raise ValueError(
-            f'{where}: {item} is a video, which is not read; give its frames, as mmcv.VideoReader({str(item)!r}) does'
-        )
     else:
-        yield Picture(str(item), where)
+        try:
+            paths = _paths_of(str(item))
+        except ValueError as error:
+            yield Picture(ValueError(f'{where}: {error}'), where)
+            return
+        for path in paths:
+            is_video = file_of(path).suffix.lower() in video.SUFFIXES or video.is_live(path)
+            yield path if is_video and (is_url(path) or Path(path).exists()) else Picture(path, where)
 
 
-def _of_fair_shape(pixels: np.ndarray, where: str) -> np.ndarray:
-    try:
-        check_aspect(*pixels.shape[1::-1])
-    except DataError as error:
-        raise ValueError(f'{where}: {error}') from None
-    return pixels
-
-
-def _bgr_of_array(array: np.ndarray, where: str) -> np.ndarray:
-    """[H, W], [H, W, 1], [H, W, 3] or [H, W, 4], uint8 -> [H, W, 3]; alpha is left out, as of a file."""
-    got = f'{where} is an array {list(array.shape)} of {array.dtype}'
-    if array.dtype != np.uint8:
-        how = {
-            'f': 'whose range is not known: if it is 0 to 1, give (255 * array).round().astype(numpy.uint8)',
-            'u': 'give (array >> 8).astype(numpy.uint8) if all 16 bits are used',
-            'i': 'give array.astype(numpy.uint8) if its values are 0 to 255',
-            'b': 'give 255 * array.astype(numpy.uint8)',
-        }.get(array.dtype.kind, 'give an array of numbers')
-        raise ValueError(f'{got}, expected uint8; {how}')
-    if array.ndim == 4:
-        raise ValueError(f'{got}, expected one image; of a batch give a list: list(array)')
-    if array.ndim not in (2, 3) or array.ndim == 3 and array.shape[2] not in (1, 3, 4):
-        hint = ''
-        if array.ndim == 3 and array.shape[0] in (1, 3, 4):
-            hint = '; its channels come first: give array.transpose(1, 2, 0)'
-        raise ValueError(f'{got}, expected [H, W], [H, W, 1], [H, W, 3] (BGR) or [H, W, 4] (BGRA){hint}')
-    if not array.size:
-        raise ValueError(f'{got}, which has no pixel')
-    if array.ndim == 2:
-        array = array[..., None]
-    return np.ascontiguousarray(array[..., :3] if array.shape[2] > 1 else array.repeat(3, 2))
-
-
-def _bgr_of_pil(image: Image.Image, where: str) -> np.ndarray:
-    """Any mode but floats -> [H, W, 3], turned as its EXIF data say; 16 bits are cut to 8, as of a file."""
-    try:
-        image = ImageOps.exif_transpose(image)
-    except Exception as error:  # it is read from its file now: whatever a decoder raises
-        raise ValueError(f'{where}: {getattr(image, "filename", "") or "the PIL image"}: {error}') from None
-    if not all(image.size):
-        raise ValueError(f'{where} is a PIL image of {image.width}x{image.height}, which has no pixel')
-    if image.mode in ('I', 'F'):
+def _paths_of(path: str) -> list[str]:
+    if is_url(path):
+        if not path.lower().startswith(('http://', 'https://', *video.STREAMS)):
+            raise ValueError(f'{path}: expected an address of http://, https://, or rtsp:// of a camera')
+        return [path]
+    if '\0' in path:
+        return [path]
+    if Path(path).is_dir():
+        files = sorted(str(file) for file in Path(path).iterdir() if file.suffix.lower() in WANTED)
+        if not files:
+            raise ValueError(f'no image in {path!r}; expected files ending in {", ".join(WANTED)}')
+        return files
+    if not glob.has_magic(path) or Path(path).exists():
+        return [path]
+    matches = sorted(glob.glob(path, recursive=True))
+    files = [file for file in matches if Path(file).suffix.lower() in WANTED]
+    if not files:
         raise ValueError(
-            f"{where} is a PIL image of mode '{image.mode}', whose range is not known; expected one of 8 or 16 bits"
+            f'no image matches {path!r}; '
+            + (f'{len(matches)} others do, expected files ending in {", ".join(WANTED)}' if matches else 'nothing does')
         )
-    if image.mode.startswith('I;16'):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ('La', 'RGBa'):  # premultiplied; Pillow converts them step by step only
-        image = image.convert({'La': 'LA', 'RGBa': 'RGBA'}[image.mode])
-    return np.ascontiguousarray(np.asarray(image.convert('RGB'))[..., ::-1])
+    return files
+
+
+def _frames_of(source: str | int, where: str, every: int) -> Iterator[Picture]:
+    name = f'camera {source}' if isinstance(source, int) else source
+    try:
+        for clip, frame in video.frames(source, every):
+            at = f'{where}: {name}, frame {frame.number}'
+            pixels = frame.pixels
+            if isinstance(pixels, DataError):
+                pixels = ValueError(f'{at}: {pixels}')
+            yield Picture(pixels, at, clip, frame.number, frame.time)
+    except DataError as error:
+        yield Picture(ValueError(f'{where}: {name}: {error}'), where)
 
 
 def file_of(path: str) -> Path:

@@ -1,12 +1,16 @@
-"""Names for the files that are written about images."""
+"""The files that are written about images and videos, and their names."""
 
+import json
 import os
 import re
 from collections.abc import Collection
 from itertools import chain, count
 from pathlib import Path
 
+import numpy as np
+
 from .inputs import file_of, is_url
+from .video import Clip, VideoFile
 
 MAX_NAME = 200  # bytes: file systems take 255, and what is put before and behind takes some
 WRITTEN = {'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm'}  # suffixes that OpenCV writes in colour
@@ -56,3 +60,44 @@ def _portable(name: str) -> str:
     """Without what some file system refuses."""
     name = re.sub(r'[\x00-\x1f\x7f<>:"/\\|?*]', '_', name)
     return name.encode(errors='replace')[-MAX_NAME:].decode(errors='ignore')
+
+
+class ClipFiles:
+    """What is being written about a video or camera: an annotated video, and a line of JSON for each frame.
+
+    The files of one clip at a time are open. A line is on the disk when it is written, a video when it is closed.
+    """
+
+    def __init__(self):
+        self._clip = self._lines = self._video = None
+
+    def note(self, path: str | Path, clip: Clip, record: dict) -> None:
+        """Append a line to the file of a clip."""
+        self._turn_to(clip)
+        if self._lines is None:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            self._lines = open(path, 'w', encoding='utf-8', buffering=1)  # noqa: SIM115  closed by close()
+        self._lines.write(json.dumps(record) + '\n')
+
+    def draw(self, path: str | Path, clip: Clip, frame: np.ndarray, fps: float) -> None:
+        """Append a frame, BGR [H, W, 3], to the annotated video of a clip.
+
+        Raises:
+            ValueError: that would overwrite the clip.
+        """
+        self._turn_to(clip)
+        if self._video is None:
+            if os.path.abspath(path) == os.path.abspath(clip.name):
+                raise ValueError(f'{path}: the annotated video would replace the video itself; give another folder')
+            self._video = VideoFile(path, fps, frame.shape[1::-1])
+        self._video.write(frame)
+
+    def close(self) -> None:
+        for file in filter(None, (self._lines, self._video)):
+            file.close()
+        self._clip = self._lines = self._video = None
+
+    def _turn_to(self, clip: Clip) -> None:
+        if clip is not self._clip:
+            self.close()
+            self._clip = clip

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -116,8 +117,11 @@ def split_off_val(root: str | Path, fraction: float, out_dir: str | Path, seed: 
     return CocoFolder(root, splits['train'], splits['val'], test or splits['val'])
 
 
-def read_coco(ann_file: Path) -> dict:
+def read_coco(ann_file: Path, lists: Sequence[str] = LISTS) -> dict:
     """Parse an annotation file, in UTF-8 or, where it says so itself, UTF-16 or UTF-32.
+
+    Args:
+        lists: that it must have.
 
     Raises:
         DataError: it is missing, too large, no JSON, or its top level is not a COCO dict of lists of dicts.
@@ -137,7 +141,7 @@ def read_coco(ann_file: Path) -> dict:
         raise DataError(
             f'{ann_file} holds a {type(coco).__name__}, expected a dict with images, annotations, categories'
         )
-    for key in LISTS:
+    for key in lists:
         value = coco.get(key)
         if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
             was = f'a {type(value).__name__}' if key in coco else 'missing'

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mmengine.fileio import LocalBackend, get_file_backend
 
+from .download import MAX_DOWNLOAD, download, is_web
 from .errors import DataError
 
 GIB = 2**30
@@ -25,12 +26,15 @@ def read_file(path: str | Path, max_bytes: int = MAX_BYTES, backend_args: dict |
 
     Args:
         path: of the file, or an address. Folders, pipes and devices, which may never end, are refused.
-        max_bytes: refuse a larger file; what is remote is refused once it is read.
+        max_bytes: refuse a larger file; of the web, what is larger than ``MAX_DOWNLOAD`` is refused as well, and what
+            other backends have is refused once it is read.
         backend_args: of mmengine's file backends; None: the one for the path or address.
 
     Raises:
         DataError: why it cannot be read, without the path.
     """
+    if backend_args is None and is_web(path):
+        return b''.join(download(str(path), min(max_bytes, MAX_DOWNLOAD)))
     backend = _backend(path, backend_args)
     if isinstance(backend, LocalBackend):
         return _read_local(path, max_bytes)

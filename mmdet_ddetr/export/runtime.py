@@ -10,6 +10,7 @@ import cv2
 import mmcv
 import numpy as np
 
+from ..datasets.pixels import bgr_of_array, of_fair_shape
 from .description import KEY, Description, ExportError
 from .program import SMALLEST_SIDE
 
@@ -22,6 +23,12 @@ class Detections:
     scores: np.ndarray  # [N]
     labels: np.ndarray  # [N], indices of ``classes``
     masks: np.ndarray | None = None  # [N, H, W] bool
+
+    def above(self, threshold: float) -> 'Detections':
+        """Those with at least this score."""
+        keep = self.scores >= threshold
+        masks = None if self.masks is None else self.masks[keep]
+        return Detections(self.boxes[keep], self.scores[keep], self.labels[keep], masks)
 
 
 class ExportedDetector:
@@ -40,15 +47,30 @@ class ExportedDetector:
         ExportError: the file is of another kind, or damaged.
     """
 
+    SUFFIXES = ('.onnx', '.xml', '.pt2')
+
     def __init__(self, path: str | Path, threads: int | None = None):
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f'no such file: {path}')
-        openers = {'.onnx': _onnx, '.xml': _openvino, '.pt2': _pt2}
-        if path.suffix not in openers:
-            raise ExportError(f'{path}: expected a file of {", ".join(openers)}')
-        self.run, text = openers[path.suffix](path, threads)
+        if path.suffix not in self.SUFFIXES:
+            raise ExportError(f'{path}: expected a file of {", ".join(self.SUFFIXES)}')
+        open_ = {'.onnx': _onnx, '.xml': _openvino, '.pt2': _pt2}[path.suffix]
+        try:
+            self.run, text = open_(path, threads)
+        except ModuleNotFoundError as error:
+            raise ImportError(f'{path} needs {error.name}: pip install {error.name}') from None
         self.description = Description.from_json(text, path)
+
+    @property
+    def threshold(self) -> float:
+        """Score below which detections are usually left out."""
+        return self.description.threshold
+
+    @property
+    def batch_size(self) -> int | None:
+        """The number of images it takes at a time; None: any."""
+        return self.description.batch
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -58,9 +80,14 @@ class ExportedDetector:
         """Detect in one batch.
 
         Args:
-            images: [H, W, 3] uint8 in BGR, as OpenCV reads them, of any sizes.
+            images: [H, W, 3] uint8 in BGR, as OpenCV reads them, of any sizes; or gray [H, W], or BGRA [H, W, 4].
             threshold: score below which detections are left out.
+
+        Raises:
+            ValueError: an array is no such image; says what to do with it.
+            ExportError: the file takes another number of images, or smaller ones.
         """
+        images = [_image(image, f'images[{index}]') for index, image in enumerate(images)]
         resized = [self.resize(image) for image in images]
         batch, sizes = self.batch(resized)
         outputs = self.run(batch, sizes)
@@ -101,6 +128,14 @@ class ExportedDetector:
         for into, image, (h, w) in zip(batch, images, sizes):
             into[:, :h, :w] = image[..., ::-1].transpose(2, 0, 1)
         return batch, sizes
+
+
+def _image(array: np.ndarray, where: str) -> np.ndarray:
+    if not isinstance(array, np.ndarray):
+        raise ValueError(
+            f'{where} is of type {type(array).__name__}, expected an array; of a file, cv2.imread gives it'
+        )
+    return of_fair_shape(bgr_of_array(array, where), where)
 
 
 def _masks_of(logits: np.ndarray, whole, size, target) -> np.ndarray:

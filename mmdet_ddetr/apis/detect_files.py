@@ -1,0 +1,201 @@
+"""Detect in files, folders, videos and cameras with a detector of any form, and write what is found."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+
+from ..datasets.errors import DataError
+from ..export.description import ExportError
+from ..export.runtime import Detections, ExportedDetector
+from .console import progress
+from .inferencer import DDetrInferencer
+from .inputs import Picture, number_of, pictures
+from .outputs import ClipFiles, Names
+from .pictures import draw_boxes, palette
+from .results import CocoResults
+
+
+class Detector(Protocol):
+    """What detects: an exported file, a checkpoint, either of them in tiles.
+
+    Attributes:
+        classes: a name for each label.
+        threshold: score below which detections are usually left out.
+        batch_size: the number of images it takes; None: any.
+    """
+
+    classes: Sequence[str]
+    threshold: float
+    batch_size: int | None
+
+    def __call__(self, images: Sequence[np.ndarray], threshold: float) -> list[Detections]: ...
+
+
+class CheckpointDetector:
+    """A checkpoint as a :class:`Detector`.
+
+    Args: those of :class:`DDetrInferencer`.
+    """
+
+    threshold, batch_size = 0.3, None
+
+    def __init__(self, model, weights, device=None):
+        self.inferencer = DDetrInferencer(model, weights, device=device, show_progress=False)
+        self.classes = self.inferencer.classes
+
+    def __call__(self, images: Sequence[np.ndarray], threshold: float = 0.0) -> list[Detections]:
+        return self.inferencer.detect(images, threshold)
+
+
+def open_detector(path: str, config: str | None = None, device: str | None = None, threads: int | None = None):
+    """An exported file by its ending, or else a checkpoint.
+
+    Args:
+        path: of a file of ``tools/export.py``, or weights of any layout in docs/checkpoints.md.
+        config: of a checkpoint; None: the one inside it.
+        device, threads: to compute with: of a checkpoint the first, of an exported file the second.
+
+    Raises:
+        ExportError, FileNotFoundError, ImportError, ValueError: it cannot be opened; the sentence says why.
+    """
+    if Path(path).suffix in ExportedDetector.SUFFIXES:
+        return ExportedDetector(path, threads)
+    return CheckpointDetector(config, path, device)
+
+
+class Files:
+    """What is written about pictures and videos, in one folder.
+
+    Of a picture ``<name>.jpg`` and ``<name>.json`` with {image, objects: [{label, score, box}]}; of a video
+    ``<name>.mp4`` and ``<name>.jsonl``, a line {frame, time, objects} for each frame; ``results.bbox.json`` in COCO's
+    format.
+
+    Args:
+        folder: made if missing.
+        classes: a name for each label.
+        every: n of each n-th frame that is looked at, for the speed of annotated videos.
+        coco: annotation file with the ids of images and categories; None: no COCO results.
+        draw: write pictures and videos, too.
+    """
+
+    def __init__(self, folder: str | Path, classes: Sequence[str], every=1, coco=None, draw=True):
+        self.folder, self.classes, self.every, self.draw = Path(folder), classes, every, draw
+        self._names, self._colours, self._clips = Names(), palette(len(classes)), ClipFiles()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._coco = coco and CocoResults(self.folder / 'results.bbox.json', coco, classes)
+
+    def write(self, picture: Picture, image: np.ndarray, found: Detections) -> list[str]:
+        """Write about one picture; returns the names of its objects.
+
+        Raises:
+            DataError: the annotation file has no such image; everything else is written.
+        """
+        boxes, scores, labels = (x.tolist() for x in (found.boxes, found.scores, found.labels))
+        objects = [
+            dict(label=self.classes[label], score=round(score, 4), box=[round(x, 2) for x in box])
+            for box, score, label in zip(boxes, scores, labels)
+        ]
+        name = self.folder / self._names.of(picture.origin, self.folder)
+        drawn = draw_boxes(image, boxes, labels, self.classes, self._colours, scores) if self.draw else None
+        if picture.clip:
+            record = dict(frame=picture.number, time=round(picture.time, 4), objects=objects)
+            self._clips.note(f'{name}.jsonl', picture.clip, record)
+            if self.draw:
+                self._clips.draw(f'{name}.mp4', picture.clip, drawn, picture.clip.fps / self.every)
+        else:
+            Path(f'{name}.json').write_text(json.dumps(dict(image=picture.path, objects=objects), indent=1))
+            if self.draw:
+                cv2.imwrite(f'{name}.jpg', drawn)
+            if self._coco:
+                self._coco.add(picture.path, found)
+        return [item['label'] for item in objects]
+
+    def close(self) -> None:
+        """Finish the files: a video can be opened, and the COCO results read, after this only."""
+        self._clips.close()
+        if self._coco:
+            self._coco.close()
+
+
+def detect_files(
+    detector: Detector,
+    inputs: Sequence[str | int],
+    files: Files,
+    *,
+    threshold: float | None = None,
+    batch_size: int = 1,
+    most: int | None = None,
+    shown: bool = True,
+    tell: Callable[[str], None] = print,
+) -> int:
+    """Detect in all inputs; what cannot be read is named on stderr and left out.
+
+    Args:
+        threshold: score below which detections are left out; None: the detector's.
+        batch_size: images at once; a detector that takes a fixed number of them gets that.
+        most: pictures and frames, after which to stop; None: all.
+        shown: a progress bar on stderr.
+        tell: told a line for each picture that is no frame.
+
+    Returns:
+        The number of failures.
+    """
+    threshold = detector.threshold if threshold is None else threshold
+    failures = 0
+
+    def fail(error: Exception) -> None:
+        nonlocal failures
+        failures += 1
+        print(error, file=sys.stderr)
+
+    total = number_of(inputs, files.every)
+    stream = islice(pictures(inputs, files.every), most)
+    if most is not None:
+        total = min(most, total or most)
+    try:
+        with progress('Detecting', total, shown, stderr=True) as advance:
+            while batch := list(islice(stream, detector.batch_size or batch_size)):
+                for picture, image, found in _found(detector, batch, threshold, fail):
+                    try:
+                        labels = files.write(picture, image, found)
+                    except DataError as error:
+                        fail(error)
+                        continue
+                    if not picture.clip:
+                        tell(f'{picture.path}: {", ".join(labels) or "nothing"}')
+                advance(len(batch))
+    finally:
+        files.close()
+    return failures
+
+
+def _found(detector, batch, threshold, fail) -> Iterator[tuple[Picture, np.ndarray, Detections]]:
+    """What is found in the pictures of a batch that can be read; where a batch fails, in each alone."""
+    images = []
+    for picture in batch:
+        try:
+            images.append((picture, picture.read()))
+        except (OSError, ValueError) as error:
+            fail(error)
+    try:
+        yield from ((*item, found) for item, found in zip(images, _detect(detector, images, threshold)))
+    except ExportError as error:
+        if len(images) == 1:
+            fail(ExportError(f'{images[0][0].where}: {images[0][0].origin}: {error}'))
+            return
+        for item in images:
+            yield from _found(detector, [item[0]], threshold, fail)
+
+
+def _detect(detector, images, threshold) -> list[Detections]:
+    if not images:
+        return []
+    pixels = [image for _, image in images]
+    pixels += pixels[-1:] * ((detector.batch_size or 0) - len(pixels))  # the last batch may be smaller
+    return detector(pixels, threshold)

@@ -1,0 +1,149 @@
+"""tools/infer.py: what it writes of pictures and videos, and that no input takes the others with it."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from test_sources import FPS, gray, write_video
+
+from mmdet_ddetr.apis import detect_files
+from mmdet_ddetr.export.description import ExportError
+from mmdet_ddetr.export.runtime import Detections
+
+TOOL = Path(__file__).parents[1] / 'tools/infer.py'
+
+
+class Mean:
+    """Finds one object in each picture: of class 1, scored by the picture's mean. Dark ones are too large for it."""
+
+    classes, threshold, batch_size = ('dark', 'bright'), 0.3, None
+
+    def __init__(self):
+        self.batches = []
+
+    def __call__(self, images, threshold):
+        self.batches.append(len(images))
+        if any(image.mean() < 5 for image in images):
+            raise ExportError('images must be at most 1 x 1 px for this file')
+        score = [np.array([image.mean() / 255]) for image in images]
+        box = np.array([[1.0, 2, 11, 22]])
+        return [Detections(box, s, np.array([1])).above(threshold) for s in score]
+
+
+@pytest.fixture
+def infer(monkeypatch, tmp_path, capsys):
+    """Run the tool with that detector in a folder: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    detector = Mean()
+    monkeypatch.setattr(detect_files, 'open_detector', lambda *args: detector)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, 'argv', ['infer.py', 'detector.onnx', *map(str, arguments), '--out', 'out'])
+        monkeypatch.syspath_prepend(str(TOOL.parent))
+        code = 0
+        try:
+            runpy.run_path(str(TOOL), run_name='__main__')
+        except SystemExit as exit:
+            code = exit.code
+        return code, *capsys.readouterr()
+
+    call.detector = detector
+    return call
+
+
+def objects(name):
+    return [item['score'] for item in json.loads(Path(name).read_text())['objects']]
+
+
+def test_pictures_and_videos(infer):
+    cv2.imwrite('a.png', gray(200))
+    write_video('b.mp4', [30, 150, 50, 200, 250])
+    code, told, error = infer('.', '--batch-size', 2)
+    assert (code, error) == (0, '') and told == 'a.png: bright\nwrote out\n'
+    assert sorted(path.name for path in Path('out').iterdir()) == ['a.jpg', 'a.json', 'b.jsonl', 'b.mp4']
+    assert json.loads(Path('out/a.json').read_text()) == dict(
+        image='a.png', objects=[dict(label='bright', score=0.7843, box=[1.0, 2.0, 11.0, 22.0])]
+    )
+    lines = [json.loads(line) for line in Path('out/b.jsonl').read_text().splitlines()]
+    assert [(line['frame'], line['time'], len(line['objects'])) for line in lines] == [
+        (0, 0, 0),
+        (1, 0.08, 1),
+        (2, 0.16, 0),
+        (3, 0.24, 1),
+        (4, 0.32, 1),
+    ]
+    drawn = cv2.VideoCapture('out/b.mp4')
+    assert (drawn.get(cv2.CAP_PROP_FPS), drawn.get(cv2.CAP_PROP_FRAME_COUNT)) == (FPS, 5)
+    first, second = (drawn.read()[1] for _ in range(2))
+    assert first[..., 0].std() < 2 < second[..., 0].std()  # a box is drawn on the second
+    assert infer.detector.batches == [2, 2, 2]
+
+
+def test_every_and_most_and_no_pictures(infer):
+    write_video('b.mp4', [100, 150, 200, 250, 150, 100])
+    assert infer('b.mp4', '--every', 2)[0] == 0
+    drawn = cv2.VideoCapture('out/b.mp4')
+    assert (drawn.get(cv2.CAP_PROP_FPS), drawn.get(cv2.CAP_PROP_FRAME_COUNT)) == (FPS / 2, 3)
+    assert infer('b.mp4', '--most', 2, '--no-pictures')[0] == 0
+    assert len(Path('out/b.jsonl').read_text().splitlines()) == 2
+
+
+def test_what_cannot_be_used_is_named_and_the_rest_is_done(infer):
+    cv2.imwrite('a.png', gray(200))
+    cv2.imwrite('dark.png', gray(0))
+    cv2.imwrite('z.png', gray(100))
+    Path('empty.jpg').touch()
+    inputs = ['a.png', 'empty.jpg', 'dark.png', 'none.jpg', 'no*.png', 'z.png', '7']
+    code, told, error = infer(*inputs, '--batch-size', 4)
+    assert code == 'infer.py: 5 of the inputs could not be used, see above'
+    assert told == 'a.png: bright\nz.png: bright\nwrote out\n'
+    assert [line.partition(': ')[2] for line in error.splitlines()] == [
+        'empty.jpg: the file is empty',
+        'none.jpg: no such file',
+        'dark.png: images must be at most 1 x 1 px for this file',
+        "no image matches 'no*.png'; nothing does",
+        'camera 7: no camera of this number gives pictures',
+    ]
+
+
+def test_a_fixed_number_of_images(infer):
+    for name in 'abc':
+        cv2.imwrite(f'{name}.png', gray(200))
+    infer.detector.batch_size = 2
+    assert infer('.')[0] == 0
+    assert infer.detector.batches == [2, 2] and len(list(Path('out').glob('*.json'))) == 3
+
+
+def test_coco_results(infer):
+    for name in 'ab':
+        cv2.imwrite(f'{name}.png', gray(200))
+    Path('truth.json').write_text(
+        json.dumps(dict(images=[dict(id=4, file_name='a.png')], categories=[dict(id=9, name='bright')]))
+    )
+    code, _, error = infer('.', '--coco', 'truth.json')
+    assert code == 'infer.py: 1 of the inputs could not be used, see above'
+    assert error == 'b.png: truth.json has no image of this name, which is left out of the COCO results\n'
+    (result,) = json.loads(Path('out/results.bbox.json').read_text())
+    assert (result['image_id'], result['category_id'], result['bbox']) == (4, 9, [1, 2, 10, 20])
+    assert objects('out/b.json') == [0.7843]
+
+
+def test_a_video_is_not_replaced_by_itself(infer):
+    Path('out').mkdir()
+    write_video('out/b.mp4', [100] * 5)
+    before = Path('out/b.mp4').read_bytes()
+    code, *_ = infer('out/b.mp4')
+    assert 'the annotated video would replace the video itself' in code
+    assert Path('out/b.mp4').read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    'arguments', [('--every', 0), ('--batch-size', 0), ('--most', 0), ('--threads', 0), ('--threshold', 2)]
+)
+def test_arguments(infer, arguments):
+    code, _, error = infer('.', *arguments)
+    assert code == 2 and f'{arguments[0]}: must be' in error
