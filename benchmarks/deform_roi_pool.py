@@ -23,11 +23,13 @@ BINS = 7
 
 
 def rois_of(count: int) -> Tensor:
-    """[count, 5], boxes of 40 to 340 pixels in one image."""
+    """[count, 5], boxes of 40 to 340 pixels in one image; on PyTorch's default device."""
     rng = torch.Generator().manual_seed(0)
-    corners = torch.rand(count, 2, generator=rng) * torch.tensor([950.0, 450.0])
-    size = 40 + 300 * torch.rand(count, 2, generator=rng)
-    return torch.cat((torch.zeros(count, 1), corners, corners + size), 1)
+    with torch.device('cpu'):
+        corners = torch.rand(count, 2, generator=rng) * torch.tensor([950.0, 450.0])
+        size = 40 + 300 * torch.rand(count, 2, generator=rng)
+        rois = torch.cat((torch.zeros(count, 1), corners, corners + size), 1)
+    return rois.to(torch.get_default_device())
 
 
 def by_grid_sample(input, rois, offset, spatial_scale, ratio, gamma):

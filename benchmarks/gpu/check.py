@@ -238,6 +238,12 @@ def ops_section(figures: dict) -> list[str]:
             cells = [f'{passes[what]["us"]:.1f} | {passes[what]["of_copy"]:.0%}' for what in ('forward', 'backward')]
             tail = f' {passes["forward"]["host_us"]:.1f} |' if host else ''
             lines.append(f'| {peer} | {" | ".join(cells)} |{tail}')
+    if 'deformable' in figures:
+        lines += ['', '| | | forward, us | backward, us |', '|--|--|--|--|']
+    for case, peers in figures.get('deformable', {}).items():
+        for peer, passes in peers.items():
+            cells = [f'{passes[what]["us"]:.1f}' if what in passes else '-' for what in ('forward', 'backward')]
+            lines.append(f'| {case} | {peer} | {" | ".join(cells)} |')
     for case, peers in figures.get('losses', {}).items():
         lines.append(f'\n{case}: ' + ', '.join(f'{peer} {times["us"]:.1f} us' for peer, times in peers.items()))
     return lines

@@ -12,7 +12,7 @@ import json
 import statistics
 import sys
 import time
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -27,24 +27,25 @@ OURS = {'type': 'mmdet_ddetr.DeformableDETR', 'bbox_head.type': 'mmdet_ddetr.Set
 SIZE, IMAGES, BOXES = ((800, 1333), 2, 7) if on_gpu() else ((64, 96), 2, 2)
 
 
-def build(changes: dict):
-    """The model and a batch for it."""
+@cache
+def build(ours: bool):
+    """The model and a batch for it; one for all steps, whose learning rate is zero."""
     from mmdet.apis import DetInferencer  # noqa: F401  registers everything of mmdet
     from mmengine.hub import get_config
     from mmengine.registry import init_default_scope
 
     init_default_scope('mmdet')
     config = get_config('mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py')
-    config.merge_from_dict({f'model.{key}': value for key, value in changes.items()})
+    config.merge_from_dict({f'model.{key}': value for key, value in (OURS if ours else {}).items()})
     torch.manual_seed(0)
     model = build_model(config.model).to(device())
     inputs, samples = make_batch([SIZE] * IMAGES, [BOXES] * IMAGES, num_classes=80)
     return model, inputs.to(device()), [sample.to(device()) for sample in samples]
 
 
-def training(changes: dict, dtype=torch.float32, compiled: bool = False):
+def training(ours: bool, dtype=torch.float32, compiled: bool = False):
     """A step as mmengine's OptimWrapper does it: forward, loss, backward, clipping, AdamW."""
-    model, inputs, samples = build(changes)
+    model, inputs, samples = build(ours)
     model.train()
     loss = torch.compile(model.loss, dynamic=False) if compiled else model.loss
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
@@ -61,13 +62,13 @@ def training(changes: dict, dtype=torch.float32, compiled: bool = False):
     return step
 
 
-def amp_optim_wrapper():
+def amp_optim_wrapper(ours: bool):
     """mmengine's AmpOptimWrapper with loss scaling, through ``train_step``."""
     from mmengine.optim import AmpOptimWrapper
 
-    model, inputs, samples = build(OURS)
+    model, inputs, samples = build(ours)
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
     wrapper = AmpOptimWrapper(loss_scale='dynamic', optimizer=optimizer, clip_grad=dict(max_norm=0.1))
 
     def step():
@@ -79,9 +80,9 @@ def amp_optim_wrapper():
     return step
 
 
-def prediction(changes: dict, dtype=torch.float32, compiled: bool = False, graph: bool = False):
+def prediction(ours: bool, dtype=torch.float32, compiled: bool = False, graph: bool = False):
     """Images to logits and boxes; as a CUDA graph where asked for."""
-    model, inputs, samples = build(changes)
+    model, inputs, samples = build(ours)
     model.eval()
     forward = partial(model.forward, inputs, samples, mode='tensor')
     call = torch.compile(forward, dynamic=False) if compiled else forward
@@ -147,25 +148,28 @@ def variants() -> dict[str, tuple]:
     bf16, fp16 = torch.bfloat16, torch.float16
     nothing = contextlib.nullcontext
     result = {
-        'train, fp32': (partial(training, OURS), nothing),
-        'train, fp32, mmdet': (partial(training, {}), nothing),
-        'train, bf16': (partial(training, OURS, bf16), nothing),
-        'train, bf16, mmdet': (partial(training, {}, bf16), nothing),
-        'predict, fp32': (partial(prediction, OURS), nothing),
-        'predict, fp32, mmdet': (partial(prediction, {}), nothing),
-        'predict, bf16': (partial(prediction, OURS, bf16), nothing),
-        'train, fp32, attention in plain PyTorch': (partial(training, OURS), fallbacks),
-        'predict, fp32, attention in plain PyTorch': (partial(prediction, OURS), fallbacks),
+        'train, fp32': (partial(training, True), nothing),
+        'train, fp32, mmdet': (partial(training, False), nothing),
+        'train, bf16': (partial(training, True, bf16), nothing),
+        'predict, fp32': (partial(prediction, True), nothing),
+        'predict, fp32, mmdet': (partial(prediction, False), nothing),
+        'predict, bf16': (partial(prediction, True, bf16), nothing),
     }
     if on_gpu():
         result |= {
-            'train, fp16, AmpOptimWrapper': (amp_optim_wrapper, nothing),
-            'predict, fp32, CUDA graph': (partial(prediction, OURS, graph=True), nothing),
-            'predict, bf16, CUDA graph': (partial(prediction, OURS, bf16, graph=True), nothing),
-            'predict, fp16': (partial(prediction, OURS, fp16), nothing),
-            'predict, bf16, compiled': (partial(prediction, OURS, bf16, True), nothing),
-            'train, bf16, compiled': (partial(training, OURS, bf16, True), nothing),
+            'train, fp16, AmpOptimWrapper': (partial(amp_optim_wrapper, True), nothing),
+            'train, fp16, AmpOptimWrapper, mmdet': (partial(amp_optim_wrapper, False), nothing),
+            'predict, fp16': (partial(prediction, True, fp16), nothing),
+            'predict, fp16, mmdet': (partial(prediction, False, fp16), nothing),
+            'predict, fp32, CUDA graph': (partial(prediction, True, graph=True), nothing),
+            'predict, bf16, CUDA graph': (partial(prediction, True, bf16, graph=True), nothing),
+            'predict, bf16, compiled': (partial(prediction, True, bf16, True), nothing),
+            'train, bf16, compiled': (partial(training, True, bf16, True), nothing),
         }
+    result |= {
+        'train, fp32, attention in plain PyTorch': (partial(training, True), fallbacks),
+        'predict, fp32, attention in plain PyTorch': (partial(prediction, True), fallbacks),
+    }
     return result
 
 
@@ -194,12 +198,13 @@ def main():
     for name, (make, context) in variants().items():
         if name in result['steps']:
             continue
+        start = time.monotonic()
         try:
             with context():
                 result['steps'][name] = wall_ms(make(), 10 if on_gpu() else 1)
         except Exception as error:  # noqa: BLE001  one variant that fails must not cost the others
             result['steps'][name] = dict(error=f'{type(error).__name__}: {error}'[:500])
-        print(name, result['steps'][name], flush=True)
+        print(f'{time.monotonic() - start:.1f} s: {name}', result['steps'][name], flush=True)
         args.out.write_text(json.dumps(result, indent=1))
         if 'error' in result['steps'][name] and device_is_broken():
             start_again()

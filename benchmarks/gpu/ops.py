@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import deform_conv as convolution
+import deform_roi_pool as pooling
 import ms_deform_attn as attention
 from _measure import machine
 from timing import copy_bandwidth, device, device_is_broken, device_times, host_times, on_gpu, start_again, summary
@@ -127,6 +129,49 @@ def measure_losses() -> dict[str, dict]:
     return result
 
 
+def forward_and_backward(function: Callable, inputs: list[torch.Tensor], grad_output: torch.Tensor) -> dict:
+    """Times of both passes of one peer, or its error."""
+    try:
+        leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+        output = function(*leaves)
+
+        def backward():
+            return torch.autograd.grad(output, leaves, grad_output, retain_graph=True, allow_unused=True)
+
+        steps = dict(forward=torch.no_grad()(lambda: function(*leaves)), backward=backward)
+        repeats = 30 if on_gpu() else 1
+        return {what: summary(device_times(step, repeats, cold=True)) for what, step in steps.items()}
+    except Exception as error:  # noqa: BLE001  as above
+        return dict(error=f'{type(error).__name__}: {error}'[:300])
+
+
+def measure_deformable() -> dict[str, dict]:
+    """Deformable convolution of R50 and ResNeXt-101 at 800 x 1333 and RoI pooling, beside their peers."""
+    result = {}
+    peers = [peer for peer in convolution.PEERS if peer != 'mmcv']  # is not compiled here
+    for layer in convolution.LAYERS if on_gpu() else convolution.LAYERS[2:3]:
+        for dtype in (torch.float32, torch.bfloat16):
+            tensors = [tensor.to(device(), dtype) for tensor in convolution.inputs(layer, 2)]
+            grad_output = torch.randn(2, layer.C, *layer.size).to(device(), dtype)
+            case = result[f'deform_conv2d, {layer.name}, B=2, {str(dtype)[6:]}'] = {}
+            for peer in peers:
+                try:
+                    function = convolution.PEERS[peer](None)
+                except Exception:  # noqa: BLE001  not installed
+                    continue
+                with torch.device(device()):
+                    case[peer] = forward_and_backward(function, tensors, grad_output)
+    with torch.device(device()):
+        for name, make in pooling.CASES.items() if on_gpu() else []:
+            tensors, functions = make()
+            with torch.no_grad():
+                grad_output = torch.randn_like(functions[min(functions)](*tensors))
+            result[name] = {
+                peer: forward_and_backward(function, tensors, grad_output) for peer, function in functions.items()
+            }
+    return result
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', type=Path, required=True, help='JSON file')
@@ -155,6 +200,8 @@ def main():
                 start_again()
         if 'losses' not in result and (i >= 5 or not on_gpu()):
             result['losses'] = measure_losses()
+            save()
+            result['deformable'] = measure_deformable()
             save()
 
 

@@ -29,11 +29,12 @@ VARIANTS = {  # what differs from the defaults of tuning.h
     'default': {},
     'together 1': dict(TOGETHER=1),
     'together 4': dict(TOGETHER=4, BLOCKS=4),
-    'blocks 4': dict(BLOCKS=4),
     'blocks 6': dict(BLOCKS=6),
     'blocks 8': dict(BLOCKS=8, TOGETHER=1),
-    'threads 64': dict(THREADS=64),
     'threads 256': dict(THREADS=256, BLOCKS=4),
+    'threads 256, blocks 6': dict(THREADS=256, BLOCKS=6),
+    'threads 256, blocks 8': dict(THREADS=256, BLOCKS=8, TOGETHER=1),
+    'threads 384': dict(THREADS=384, BLOCKS=6),
     'scalar atomics': dict(VECTOR_ATOMICS=0),
     'narrow sums': dict(NARROW_SUMS=1),  # to know the price of exact ones
 }
@@ -101,14 +102,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', type=Path, required=True, help='JSON file')
     parser.add_argument('--arch', help='compute capability to build for (default: the GPU, else 90)')
+    parser.add_argument('--folder', type=Path, help='for the libraries (default: beside --out)')
+    parser.add_argument('--built', action='store_true', help='the libraries are there: measure only')
     parser.add_argument('--only', nargs='+', choices=VARIANTS, default=list(VARIANTS))
     args = parser.parse_args()
     present = ''.join(map(str, torch.cuda.get_device_capability())) if on_gpu() else '90'
-    folder = args.out.parent / 'variants'
+    folder = args.folder or args.out.parent / 'variants'
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [job for job in jobs() if job[0] in args.only]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        problems = list(pool.map(lambda job: build(*job, args.arch or present, folder), wanted))
+        problems = list(pool.map(lambda job: '' if args.built else build(*job, args.arch or present, folder), wanted))
     result = dict(machine=machine(device()), built=[], failed={}, times={})
     for (name, dtype), problem in zip(wanted, problems):
         if problem:

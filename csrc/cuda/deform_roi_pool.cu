@@ -139,35 +139,36 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, int64_t>)
   const PoolBin<T> bin(args.pool, group);
   const int64_t D = n.D();
   A sum_x = 0, sum_y = 0;
-  for (int64_t c = group.rank * N; bin.exists && c < D; c += group.lanes * N) {
-    const Channels<T, N> channels = load<T, N>(args.grad_rows + bin.index * D + c);
-    A grad[N];
-#pragma unroll
-    for (int i = 0; i < N; ++i) grad[i] = channels[i];
+  const T* grad_row = args.grad_rows + bin.index * D;
+  for (int64_t chunk = 0; bin.exists && chunk < D; chunk += group.lanes * N) {
+    const int64_t c = chunk + group.rank * N;
+    Gradient<T, N, A> grad;
+    grad.load_from(grad_row, group, chunk, D);
+    A* grad_planes = args.grad_planes + chunk + grad.offset(group);
     bin.for_samples(n, [&](const PoolSample<A>& sample) {
-      const int64_t c00 = sample.cell * D + c, c01 = c00 + sample.right * D;
+      const int64_t c00 = sample.cell * D, c01 = c00 + sample.right * D;
       const int64_t c10 = c00 + sample.below * D, c11 = c01 + sample.below * D;
-      if (args.grad_offset) {
-        const T* planes = args.pool.planes;
+      if (args.grad_offset && c < D) {
+        const T* planes = args.pool.planes + c;
         const Channels<T, N> v00 = load<T, N>(planes + c00), v01 = load<T, N>(planes + c01);
         const Channels<T, N> v10 = load<T, N>(planes + c10), v11 = load<T, N>(planes + c11);
         Corners<A> products = {};
 #pragma unroll
         for (int i = 0; i < N; ++i) {
-          products.c00 += grad[i] * v00[i];
-          products.c01 += grad[i] * v01[i];
-          products.c10 += grad[i] * v10[i];
-          products.c11 += grad[i] * v11[i];
+          products.c00 += grad.own[i] * v00[i];
+          products.c01 += grad.own[i] * v01[i];
+          products.c10 += grad.own[i] * v10[i];
+          products.c11 += grad.own[i] * v11[i];
         }
         sum_x += sample.share * sample.slope_x * interpolate_dx(sample.fy, products);
         sum_y += sample.share * sample.slope_y * interpolate_dy(sample.fx, products);
       }
       if (args.grad_planes) {
         const Corners<A> w = sample.weights();
-        atomic_axpy(args.grad_planes + c00, w.c00, grad);
-        if (sample.right) atomic_axpy(args.grad_planes + c01, w.c01, grad);
-        if (sample.below) atomic_axpy(args.grad_planes + c10, w.c10, grad);
-        if (sample.right && sample.below) atomic_axpy(args.grad_planes + c11, w.c11, grad);
+        grad.add(grad_planes + c00, w.c00, group, c < D);
+        if (sample.right) grad.add(grad_planes + c01, w.c01, group, c < D);
+        if (sample.below) grad.add(grad_planes + c10, w.c10, group, c < D);
+        if (sample.right && sample.below) grad.add(grad_planes + c11, w.c11, group, c < D);
       }
     });
   }

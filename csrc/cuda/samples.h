@@ -38,7 +38,7 @@ template <typename Index>
 struct Problem {
   Levels<Index> levels;
   Index heads;  // B Q M: the heads of all queries
-  Index M, D, L, K;
+  Index Q, M, D, L, K;
   Divisor<Index> by_Q, by_M, by_K;
   int64_t image_rows;  // S M: rows of D channels in an image of value
   int log2_lanes;      // of a group

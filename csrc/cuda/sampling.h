@@ -95,6 +95,16 @@ __device__ int round_of(const Problem<Index>& n, Group group, Index first) {
   return settled(left < group.lanes ? static_cast<int>(left) : group.lanes);
 }
 
+// The head, among those of all queries, that group `index` of a launch has; none behind the last. Neighbouring groups
+// have neighbouring queries, which look at the same cells through the same head: a block finds most of them in its L1
+// cache.
+template <typename Index>
+__device__ Index head_of(const Problem<Index>& n, Index index) {
+  const Index image_head = n.by_Q.quotient(index), query = index - image_head * n.Q;  // of B M
+  const Index image = n.by_M.quotient(image_head);
+  return (image * n.Q + query) * n.M + (image_head - image * n.M);
+}
+
 // The row of D channels of a head in the first cell of its image.
 template <typename Index>
 __device__ int64_t first_row(const Problem<Index>& n, Index head) {
@@ -149,7 +159,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, Index>)
   __shared__ Stage<Index, A> stage;
   const Problem<Index>& n = args.n;
   const Group group(n.log2_lanes);
-  const Index head = group.index<Index>(), count = settled(head < n.heads ? n.L * n.K : 0);
+  const Index head = head_of(n, group.index<Index>()), count = settled(head < n.heads ? n.L * n.K : 0);
   const Samples<T, Index, Points> samples(args.points, n, group, head, count);
 
   for (Index chunk = 0; chunk < n.D; chunk += group.lanes * N) {  // as a rule one turn: 32 lanes of 16 bytes
@@ -207,21 +217,16 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, Index>)
   __shared__ Quad<A> products[kThreads];  // of the corners of a sample with the gradient, over all channels
   const Problem<Index>& n = args.n;
   const Group group(n.log2_lanes);
-  const Index head = group.index<Index>(), count = settled(head < n.heads ? n.L * n.K : 0);
+  const Index head = head_of(n, group.index<Index>()), count = settled(head < n.heads ? n.L * n.K : 0);
   const Samples<T, Index, Points> samples(args.points, n, group, head, count);
   const Index channel = group.rank * N, stride = group.lanes * N;
   const int64_t first_cell = first_row(n, head) * n.D;
   const T* head_value = settled(args.value + first_cell + channel);
-  Sum<T>* head_grad_value = settled(args.grad_value + first_cell + channel);
-  const T* head_grad = settled(args.grad_output + static_cast<int64_t>(head) * n.D + channel);
+  Sum<T>* head_grad_value = settled(args.grad_value + first_cell + Gradient<T, N>::offset(group));
+  const T* head_grad = settled(args.grad_output + static_cast<int64_t>(head) * n.D);
 
-  A grad[N] = {};
-  const auto load_grad = [&](Index c) {
-    const Channels<T, N> channels = load<T, N>(head_grad + (c - channel));
-#pragma unroll
-    for (int k = 0; k < N; ++k) grad[k] = channels[k];
-  };
-  if (count > 0 && channel < n.D) load_grad(channel);
+  Gradient<T, N> grad;
+  if (count > 0) grad.load_from(head_grad, group, Index(0), n.D);
   const bool several = count > 0 && stride < n.D;  // turns of the group through the channels
 
   for (Index first = 0; first < n.L * n.K; first += group.lanes) {
@@ -231,20 +236,22 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, Index>)
       const Quad<Index> cells[1] = {stage.cells[group.slot(j)]};
       const Quad<A> weights = stage.weights[group.slot(j)];
       Quad<A> parts = {};
-      const T* value = head_value;
-      Sum<T>* grad_value = head_grad_value;
-      for (Index c = channel; c < n.D; c += stride, value += stride, grad_value += stride) {
-        if (several) load_grad(c);
-        const Gathered<T, N, 1> gathered(value, cells);
+      for (Index chunk = 0; chunk < n.D; chunk += stride) {
+        if (several) grad.load_from(head_grad, group, chunk, n.D);
+        const bool has_own = chunk + channel < n.D;
+        if (has_own) {
+          const Gathered<T, N, 1> gathered(head_value + chunk, cells);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
+          for (int i = 0; i < 4; ++i) {
 #pragma unroll
-          for (int k = 0; k < N; ++k) parts.corner[i] += grad[k] * gathered.corners[0][i][k];
+            for (int k = 0; k < N; ++k) parts.corner[i] += grad.own[k] * gathered.corners[0][i][k];
+          }
         }
         if (args.grad_value == nullptr) continue;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          if (cells[0].corner[i] >= 0) atomic_axpy(grad_value + cells[0].corner[i], weights.corner[i], grad);
+          const Index cell = cells[0].corner[i];
+          if (cell >= 0) grad.add(head_grad_value + chunk + cell, weights.corner[i], group, has_own);
         }
       }
       const A product = group.sum_of_four(parts.corner);
@@ -282,7 +289,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, int64_t>)
   using Index = int64_t;
   const Problem<Index>& n = args.n;
   const Group group(n.log2_lanes);
-  const Index head = group.index<Index>(), count = settled(head < n.heads ? n.L * n.K : 0);
+  const Index head = head_of(n, group.index<Index>()), count = settled(head < n.heads ? n.L * n.K : 0);
   const Samples<T, Index, Points> samples(args.points, n, group, head, count);
   A largest = 0;
   if (count > 0) {
@@ -326,7 +333,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, int64_t>)
   __shared__ Stage<Index, A> stage;
   const Problem<Index>& n = args.n;
   const Group group(n.log2_lanes);
-  const Index head = group.index<Index>(), count = settled(head < n.heads ? n.L * n.K : 0);
+  const Index head = head_of(n, group.index<Index>()), count = settled(head < n.heads ? n.L * n.K : 0);
   const Samples<T, Index, Points> samples(args.points, n, group, head, count);
   const T* grad_output = args.grad_output + static_cast<int64_t>(head) * n.D;
   for (Index first = 0; first < n.L * n.K; first += group.lanes) {
@@ -405,7 +412,7 @@ class Call {
   template <typename Index>
   Problem<Index> problem(int width) {
     Problem<Index> p = {};
-    p.heads = n.B * n.Q * n.M, p.M = n.M, p.D = n.D, p.L = n.L, p.K = n.K;
+    p.heads = n.B * n.Q * n.M, p.Q = n.Q, p.M = n.M, p.D = n.D, p.L = n.L, p.K = n.K;
     p.by_Q = Divisor<Index>(n.Q), p.by_M = Divisor<Index>(n.M), p.by_K = Divisor<Index>(n.K);
     p.image_rows = n.S * n.M;
     p.log2_lanes = 2;

@@ -54,10 +54,10 @@ struct WordOf<16> {
   using type = uint4;
 };
 
-// N neighbouring channels, as they lie in memory: 16 bytes at an aligned address, or a single channel.
+// N neighbouring channels, as they lie in memory: at most 16 bytes, at an address that is a multiple of their size.
 template <typename T, int N>
 struct Channels {
-  static_assert(N == 1 || N * sizeof(T) == kBytesPerLoad);
+  static_assert(N * sizeof(T) <= kBytesPerLoad);
   typename WordOf<sizeof(T) * N>::type word;
 
   __device__ Compute<T> operator[](int i) const {
@@ -119,51 +119,47 @@ __device__ __forceinline__ unsigned int pack(float low, float high) {
   return bits;
 }
 
-template <int N, typename T, typename = std::enable_if_t<sizeof(T) == 2>>
-__device__ __forceinline__ void atomic_axpy(T* target, float factor, const float (&grad)[N]) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  constexpr bool kAtOnce = N == 8;
-#else
-  constexpr bool kAtOnce = false;
 #endif
-  if constexpr (kAtOnce) {
+
+// Channels that one instruction of a lane can add to.
+template <typename S, int N>
+constexpr int kAddedAtOnce =
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900 && MMDET_DDETR_VECTOR_ATOMICS
+    std::is_same_v<S, float> && N % 4 == 0 ? 4
+    : sizeof(S) == 2 && N == 8             ? 8
+                                           : 1;
+#else
+    1;
+#endif
+
+// target[i] += factor * x[i] in one atomic instruction.
+template <int kCount, typename S, typename A>
+__device__ __forceinline__ void atomic_axpy(S* target, A factor, const A* x) {
+#if MMDET_DDETR_NARROW_SUMS
+  if constexpr (sizeof(S) == 2 && kCount == 1) {
+    atomicAdd(reinterpret_cast<Native<S>*>(target), static_cast<Native<S>>(factor * x[0]));
+    return;
+  } else if constexpr (sizeof(S) == 2) {
     unsigned int pairs[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) pairs[i] = pack<T>(factor * grad[2 * i], factor * grad[2 * i + 1]);
-    if constexpr (std::is_same_v<T, c10::Half>) {
+    for (int i = 0; i < 4; ++i) pairs[i] = pack<S>(factor * x[2 * i], factor * x[2 * i + 1]);
+    if constexpr (std::is_same_v<S, c10::Half>) {
       asm volatile("red.relaxed.gpu.global.add.noftz.v4.f16x2 [%0], {%1, %2, %3, %4};" ::"l"(target), "r"(pairs[0]),
                    "r"(pairs[1]), "r"(pairs[2]), "r"(pairs[3]));
     } else {
       asm volatile("red.relaxed.gpu.global.add.noftz.v4.bf16x2 [%0], {%1, %2, %3, %4};" ::"l"(target), "r"(pairs[0]),
                    "r"(pairs[1]), "r"(pairs[2]), "r"(pairs[3]));
     }
-  } else {
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-      atomicAdd(reinterpret_cast<Native<T>*>(target) + i, static_cast<Native<T>>(factor * grad[i]));
-    }
+    return;
   }
-}
 #endif
-
-// target[i] += factor * grad[i], atomically. From sm_90 on, four fp32 channels are one instruction.
-template <int N, typename A>
-__device__ __forceinline__ void atomic_axpy(A* target, A factor, const A (&grad)[N]) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900 && MMDET_DDETR_VECTOR_ATOMICS
-  constexpr int kStep = std::is_same_v<A, float> && N % 4 == 0 ? 4 : 1;
-#else
-  constexpr int kStep = 1;
-#endif
-#pragma unroll
-  for (int i = 0; i < N; i += kStep) {
-    if constexpr (kStep == 1) {
-      atomicAdd(target + i, factor * grad[i]);
-    } else {
+  if constexpr (kCount == 1) {
+    atomicAdd(target, factor * x[0]);
+  } else {
 #if defined(__CUDA_ARCH__)
-      asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(target + i), "f"(factor * grad[i]),
-                   "f"(factor * grad[i + 1]), "f"(factor * grad[i + 2]), "f"(factor * grad[i + 3]));
+    asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(target), "f"(factor * x[0]),
+                 "f"(factor * x[1]), "f"(factor * x[2]), "f"(factor * x[3]));
 #endif
-    }
   }
 }
 
@@ -251,6 +247,55 @@ struct Group {
   template <typename A>
   static __device__ A larger(A x, A y) {
     return y > x || y != y ? y : x;
+  }
+};
+
+// A gradient's channels in the registers of a group, N a lane, for two uses: to be multiplied with the channels of
+// value that the lane reads, and to be added to rows of the gradient of value. In an instruction that adds, the lanes
+// have channels side by side, since L2 takes whole sectors of 32 bytes, and as long for a half of one: where a lane's
+// own channels take several instructions, it adds other channels than those.
+template <typename T, int N, typename S = Sum<T>>
+struct Gradient {
+  static constexpr int kPiece = kAddedAtOnce<S, N>, kPieces = N / kPiece;
+
+  Compute<T> own[N] = {};
+  Compute<T> others[kPieces > 1 ? N : 1];
+  int pieces = 0;  // of the others
+
+  // Channels `first` to first + lanes N, as far as there are D, of a row.
+  template <typename Index>
+  __device__ void load_from(const T* row, const Group& group, Index first, Index D) {
+    const Index channel = first + group.rank * N;
+    if (channel < D) {
+      const Channels<T, N> channels = load<T, N>(row + channel);
+#pragma unroll
+      for (int i = 0; i < N; ++i) own[i] = channels[i];
+    }
+    if constexpr (kPieces == 1) return;
+    pieces = 0;
+#pragma unroll
+    for (int q = 0; q < kPieces; ++q) {
+      const Index other = first + (q * group.lanes + group.rank) * kPiece;
+      if (other >= D) break;
+      const Channels<T, kPiece> channels = load<T, kPiece>(row + other);
+#pragma unroll
+      for (int i = 0; i < kPiece; ++i) others[q * kPiece + i] = channels[i];
+      ++pieces;
+    }
+  }
+
+  // Where `add` wants a row to begin for this lane: so many channels behind `first`.
+  static __device__ int offset(const Group& group) { return group.rank * kPiece; }
+
+  __device__ __forceinline__ void add(S* row, Compute<T> factor, const Group& group, bool has_own) const {
+    if constexpr (kPieces == 1) {
+      if (has_own) atomic_axpy<kPiece>(row, factor, own);
+    } else {
+#pragma unroll
+      for (int q = 0; q < kPieces; ++q) {
+        if (q < pieces) atomic_axpy<kPiece>(row + q * group.lanes * kPiece, factor, others + q * kPiece);
+      }
+    }
   }
 };
 

@@ -6,20 +6,26 @@ from torch import Tensor
 
 from . import reference
 from ._checks import check_ms_deform_attn, check_ms_deform_attn_fused, compute_dtype
-from ._register import AttentionOp
+from ._register import AttentionOp, pairs
 
 SpatialShapes = Tensor | Sequence[tuple[int, int]]
 
 
 def host_shapes(spatial_shapes: SpatialShapes) -> list[tuple[int, int]]:
     """(H, W) per level as Python ints. A tensor on an accelerator costs one sync here: pass ints to avoid it."""
+    return pairs(_flat(spatial_shapes))
+
+
+def _flat(spatial_shapes: SpatialShapes) -> list[int]:
     if isinstance(spatial_shapes, Tensor):
         spatial_shapes = spatial_shapes.tolist()
     try:
-        # torch.jit.trace makes tensors of sizes that come from a shape
-        return [tuple(int(n) if isinstance(n, Tensor) else n for n in (H, W)) for H, W in spatial_shapes]
+        flat = [n for H, W in spatial_shapes for n in (H, W)]
     except (TypeError, ValueError):
         raise ValueError(f'spatial_shapes must hold (H, W) of each level, got {spatial_shapes}') from None
+    if Tensor in map(type, flat):  # torch.jit.trace makes tensors of sizes that come from a shape
+        flat = [int(n) for n in flat]
+    return flat
 
 
 def ms_deform_attn(
@@ -97,10 +103,6 @@ def cast_points(value: Tensor, *points: Tensor) -> tuple[Tensor, ...]:
 
 def cast_fused_points(value: Tensor, reference_points: Tensor, *points: Tensor) -> tuple[Tensor, ...]:
     return reference_points.to(compute_dtype(value.dtype)), *cast_points(value, *points)
-
-
-def _flat(spatial_shapes: SpatialShapes) -> list[int]:
-    return [size for shape in host_shapes(spatial_shapes) for size in shape]
 
 
 _OP = AttentionOp(

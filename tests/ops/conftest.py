@@ -24,3 +24,11 @@ def pytest_collection_modifyitems(items):
 def device(request):
     """Every device that has compiled kernels."""
     return request.param
+
+
+@pytest.fixture
+def reproducible():
+    """For tests that compare bit by bit: on CUDA, the order of the additions is otherwise another one every time."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)

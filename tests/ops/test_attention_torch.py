@@ -51,7 +51,7 @@ def test_inference_mode(kind, device):
 
 @pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('dynamic', [False, True], ids=['static', 'dynamic'])
-def test_compile_fullgraph(kind, dynamic, device):
+def test_compile_fullgraph(kind, dynamic, device, reproducible):
     torch._dynamo.reset()
     cases = [Case(kind, device=device), Case(kind, Q=9, shapes=[(5, 7), (2, 3), (1, 2)], device=device)]
     for case in cases[: 1 + dynamic]:
@@ -150,7 +150,7 @@ def test_vmap(kind, batched, device):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_batched_gradients(kind, device):
+def test_batched_gradients(kind, device, reproducible):
     case = Case(kind, device=device)
     leaves = case.leaves()
     output = case.call(*leaves)

@@ -96,7 +96,8 @@ def test_points_may_be_as_narrow_as_value(kind, dtype, device):
 @pytest.mark.parametrize('D', [*range(1, 34, 2), 30, 32, 64, 71, 1025, 2048, 3096])
 def test_gradcheck(D, device):
     case = Case(B=1, Q=2, M=2, D=D, K=2, shapes=MAPS[:2], dtype=torch.float64, device=device)
-    assert torch.autograd.gradcheck(case.call, case.leaves(), fast_mode=D > 7)
+    noise = 1e-9 if device == 'cuda' else 0.0  # of sums in any order
+    assert torch.autograd.gradcheck(case.call, case.leaves(), fast_mode=D > 7, nondet_tol=noise)
 
 
 @pytest.mark.parametrize('kind', KINDS[1:])
@@ -117,7 +118,7 @@ def test_a_gradient_of_zeros_fails(kind):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_gradients_of_some_arguments_only(kind, device):
+def test_gradients_of_some_arguments_only(kind, device, reproducible):
     case = Case(kind, device=device)
     everything = case.forward_backward()[1:]
     for i in range(len(case.tensors)):
@@ -282,7 +283,7 @@ def test_empty_sizes(kind, sizes, device):
 
 @pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
-def test_non_contiguous(kind, dtype, device):
+def test_non_contiguous(kind, dtype, device, reproducible):
     case = Case(kind, dtype=dtype, device=device)
     expected = case.forward_backward()
     dense, case.grad_output = case.tensors, case.grad_output.transpose(0, 1).contiguous().transpose(0, 1)
@@ -293,7 +294,7 @@ def test_non_contiguous(kind, dtype, device):
         torch.testing.assert_close(got, exact, rtol=0, atol=0)
 
 
-def test_unaligned_memory(device):
+def test_unaligned_memory(device, reproducible):
     """Tensors that begin in the middle of a vector."""
     case = Case(D=32, device=device)
     expected = case.forward_backward()
@@ -303,8 +304,9 @@ def test_unaligned_memory(device):
 
     case.tensors, case.grad_output = [shifted(t) for t in case.tensors], shifted(case.grad_output)
     case.leaves = lambda: [tensor.detach().requires_grad_() for tensor in case.tensors]
+    noise = 1e-5 if device == 'cuda' else 0  # lanes with fewer channels add up in another order
     for got, exact in zip(case.forward_backward(), expected):
-        torch.testing.assert_close(got, exact, rtol=0, atol=0)
+        torch.testing.assert_close(got, exact, rtol=noise, atol=noise)
 
 
 # --- defects of other implementations ------------------------------------------------------------------------------
@@ -332,7 +334,7 @@ def test_bf16_sums_do_not_stall(device):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_queries_do_not_cross_images(kind, device):
+def test_queries_do_not_cross_images(kind, device, reproducible):
     """22223 = 71 * 313 queries divide by no tile; each image's result is that of the image alone."""
     case = Case(kind, B=3, Q=22223, M=1, D=4, K=1, shapes=[(3, 5)], device=device)
     together = case.forward_backward()

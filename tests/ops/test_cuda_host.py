@@ -621,6 +621,17 @@ def encoder(kind, dtype, **kwargs):
     return kind(B=2, Q=22223, M=8, D=32, shapes=shapes, K=4, dtype=dtype, **kwargs)
 
 
+def near_a_border(case, distance=1e-4):
+    """Samples of a case in fp64, [B, Q, M, L, K], where the bilinear weights are about to change cells."""
+    sizes = torch.tensor([(W, H) for H, W in case.shapes], device=case.value.device)[:, None]
+    if isinstance(case, Fused):
+        references, offsets, _ = case.points
+        cells = references[:, :, None, :, None] * sizes - 0.5 + offsets
+    else:
+        cells = case.points[0] * sizes - 0.5
+    return ((cells - cells.round()).abs() < distance).any(-1)
+
+
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize('kind', [Plain, Fused])
 def test_encoder(gpu, kind, dtype):
@@ -630,8 +641,17 @@ def test_encoder(gpu, kind, dtype):
     expected.points = [x.double().cuda() for x in case.points]
     output, grads = expected.expected()
     assert_close(case.forward(gpu), output.cpu(), dtype, cells=167)
-    for tensor, got, grad in zip((case.value, *case.points), case.backward(gpu), grads):
-        assert_close(got, grad.cpu(), tensor.dtype, cells=167)
+    grad_value, *grad_points = case.backward(gpu)
+    assert_close(grad_value, grads[0].cpu(), dtype, cells=167)
+    near = near_a_border(expected)  # there, fp32 and fp64 may sample different cells, of other derivatives
+    assert near.float().mean() < 0.01
+    for i, (got, grad) in enumerate(zip(grad_points, grads[1:])):
+        skip = near.unsqueeze(-1) if got.shape[:5] == near.shape and got.ndim == 6 else None
+        if kind is Fused and i == 0:  # of references: a sum over heads and points
+            skip = near.any(4).any(2).unsqueeze(-1)
+        if skip is not None:
+            got, grad = got.masked_fill(skip.cpu(), 0), grad.masked_fill(skip, 0)
+        assert_close(got, grad.cpu(), case.points[i].dtype, cells=167)
 
 
 def test_deterministic_on_the_gpu(gpu):
