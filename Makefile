@@ -17,7 +17,7 @@ QUIET = $(if $(V),,-qq)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-torch lint format wheel lock cuda-check gpu-check clean
+.PHONY: help install demo test test-torch lint format docs wheel lock cuda-check gpu-check clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -67,8 +67,12 @@ wheel: install ## Build the wheel into dist/ [FORCE_CUDA=1 brings the CUDA kerne
 	@$(PIP) wheel $(QUIET) --no-deps --no-build-isolation --wheel-dir dist .
 	@ls dist/*.whl
 
+docs: install $(VENV)/.docs ## Build the documentation into site/; a warning, a missing link or anchor is an error
+	@PYTHONPATH= $(BIN)/python -m sphinx -c docs -b html -W --keep-going -q -d build/doctrees . site
+	@echo 'site/index.html'
+
 clean: ## Remove build products; data, work_dirs and .venv stay
-	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	@rm -rf build dist site *.egg-info .pytest_cache .ruff_cache
 	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 # --- installation, a stamp file a step ------------------------------------------------------------------------------
@@ -98,6 +102,11 @@ $(VENV)/.dependencies: $(LOCK) $(VENV)/.torch
 	@$(PIP) install $(QUIET) --no-deps --requirement $(LOCK)
 	@touch $@
 
+$(VENV)/.%: requirements/%.txt $(VENV)/.dependencies
+	@echo 'Installing the tools of $<'
+	@$(PIP) install $(QUIET) --no-deps --requirement $<
+	@touch $@
+
 # mim looks for site-packages/mmdet_ddetr, which an editable install does not have; hence the link.
 $(VENV)/.package: pyproject.toml setup.py $(VENV)/.dependencies
 	@echo 'Installing mmdet_ddetr'
@@ -106,8 +115,12 @@ $(VENV)/.package: pyproject.toml setup.py $(VENV)/.dependencies
 	@touch $@
 
 # The versions tested, for every Python from 3.10 and every platform. torch's own dependencies come with torch.
-lock: ## Renew requirements/lock.txt (needs uv)
+lock: ## Renew requirements/*.txt (needs uv)
 	@uv pip compile --universal --python-version 3.10 --no-annotate --no-header --quiet --upgrade \
 	    --all-extras pyproject.toml --constraint requirements/pins.txt \
 	    --no-emit-package pip --output-file $(LOCK)
 	@sed -i -e '/^nvidia-/d' -e '/^cuda-/d' -e '/^triton/d' -e 's/^opencv-python==/opencv-python-headless==/' $(LOCK)
+	@for group in docs release; do \
+	    uv pip compile --universal --python-version 3.11 --no-annotate --no-header --quiet --upgrade \
+	        --group $$group --constraint $(LOCK) --output-file requirements/$$group.txt; \
+	done

@@ -26,6 +26,7 @@ from mmdet_ddetr.registry import HOOKS, MODELS
 SHAPES = 'deformable-detr-refine-twostage_lite0_shapes'
 PLACEHOLDERS = {'CONFIG': SHAPES, 'CHECKPOINT': 'epoch_1.pth', 'GPUS': '8', 'DIR': 'folder'}
 OTHERS = {
+    'mmcv',
     'openvino',
     'seaborn',
     'imagecorruptions',
@@ -36,6 +37,7 @@ OTHERS = {
 }
 OTHERS |= {'git+https://github.com/cocodataset/panopticapi.git'}  # not ours, but on an index or at that address
 COMMANDS = commands()
+SAVED = ('detect.py',)  # programs of a page itself
 MMDET = entry.list_tools('mmdet')['train'].parents[1]
 
 
@@ -114,6 +116,10 @@ def check_python(program, arguments, parse):
         if tool in ('-h', '--install-hook', '--remove-hook') or tool == 'my_script.py':
             return
         check_arguments(tool, parse(entry.find_tool(tool), [entry._config_path(word) for word in rest]))
+    elif arguments[0] == '-c':
+        compile(arguments[1], 'command', 'exec')
+    elif arguments[0] in SAVED:
+        return
     elif arguments[0] == 'setup.py':
         assert arguments[1:] == ['build_ext', '--inplace']
     elif arguments[0].startswith('tests/'):
@@ -164,7 +170,7 @@ def check_pip(program, arguments, parse):
     project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
     declared = [*project['dependencies'], *sum(project['optional-dependencies'].values(), [])]
     known = OTHERS | {re.match(r'[\w-]+', requirement)[0] for requirement in declared}
-    assert arguments[0] == 'install'
+    assert arguments[0] in ('install', 'uninstall')
     for word in arguments[1:]:
         if word.startswith('.'):
             extras = re.fullmatch(r'\.(?:\[([\w,-]+)\])?', word)[1] or ''
@@ -254,13 +260,14 @@ def test_readme_links_every_page():
 # --- commands that run here as they stand (slow) ---------------------------------------------------------------------
 
 ELSEWHERE = {  # what a command matches -> why the test above only reads it
-    r'^make|\bpip install': 'installs an environment',
+    r'^make|\bpip (un)?install': 'installs an environment',
     r'^mim ': 'needs an installed package: test_packaging.py runs mim',
     r'hf://|r50_|-checkpoint\.pth|load_from=|untrained|coco-panoptic': 'needs COCO, published weights or days',
     r'^tools/(dist|slurm)|^sbatch|NNODES|FSDP': 'needs many GPUs or Slurm: test_distributed.py starts two processes',
     r'benchmarks/': 'a measurement of minutes to hours',
     r'^compute-sanitizer|pytest|setup\.py|^export|argument_fuzz': 'needs a GPU or another build',
     r'my_small|my_r50|my_voc|make_shapes': 'test_packaging.py and test_your_own_config.py follow that page',
+    r'my_data|work_dirs/mine|mine\.py|content.queries|detect\.py': 'test_first_pages.py follows those pages',
     r'bccd|BloodImage|demo|--data|work_dirs/\.\.\.': 'needs a training of minutes or data that is not here',
     r'AmpOptimWrapper|--amp': "mmengine's mixed precision asks for a GPU",
     r'num_cp=6': 'is for models of six layers',

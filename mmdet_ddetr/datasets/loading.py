@@ -18,7 +18,7 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
 
     mmcv's own lets OpenCV's message through, which for an empty file names nothing, and trains on the grey remainder
     of a JPEG that ends too early where OpenCV decodes one. This one also reads what only Pillow can decode, turns
-    pictures of every format upright and limits what one may cost, see :mod:`mmdet_ddetr.datasets.image_file`.
+    pictures of every format upright and limits what one may cost, see ``mmdet_ddetr.datasets.image_file``.
 
     Args: those of ``mmcv.transforms.LoadImageFromFile``. With ``ignore_empty=True`` a bad image is an error in the log,
     and another one, drawn at random, takes its place. An ``imdecode_backend`` other than 'cv2' is mmcv's to decode.

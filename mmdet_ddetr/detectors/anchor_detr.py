@@ -117,7 +117,7 @@ class AnchorDETR(DETR):
         return positions
 
     def learned_queries(self, batch_size: int) -> dict[str, Tensor]:
-        """Every pattern at every anchor, [B, Q, *] each, the same for every image."""
+        """Every pattern at every anchor, [B, Q, n] each, the same for every image."""
         points = self.grid if self.anchors == 'grid' else self.query_embedding.weight
         queries = self.queries_of_boxes(*at_every_place(self.patterns.weight, points[: self.num_decoder_queries]))
         return {name: x.expand(batch_size, -1, -1) for name, x in queries.items()}

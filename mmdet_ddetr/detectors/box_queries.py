@@ -38,7 +38,7 @@ class BoxQueries:
             self.patterns = nn.Embedding(self.num_patterns, self.embed_dims)
 
     def learned_queries(self, batch_size: int) -> dict[str, Tensor]:
-        """Contents and first references, [B, Q, *] each, the same for every image."""
+        """Contents and first references, [B, Q, n] each, the same for every image."""
         boxes = self.query_embedding.weight[: self.num_decoder_queries].float().sigmoid()
         content = self.contents_of(boxes)
         if self.num_patterns:

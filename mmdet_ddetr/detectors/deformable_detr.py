@@ -159,7 +159,7 @@ class DeformableDETR(MixedSelection, BaseDETR):
         return self.queries_of_boxes(None, boxes, features.dtype)
 
     def learned_queries(self, batch_size: int) -> dict[str, Tensor]:
-        """Contents, positions and first references, [B, Q, *] each, the same for every image."""
+        """Contents, positions and first references, [B, Q, n] each, the same for every image."""
         query_pos, query = (
             half.expand(batch_size, -1, -1) for half in halves(self.query_embedding.weight[: self.num_decoder_queries])
         )

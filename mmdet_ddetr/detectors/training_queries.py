@@ -68,7 +68,7 @@ class TrainingQueries:
         content: Tensor,  # [B, Q, C]
         boxes: Tensor,  # [B, Q, 4] (cx, cy, w, h) in [0, 1]
     ) -> dict[str, Tensor]:
-        """The decoder's inputs, [B, Q, *] each, of queries that start from boxes."""
+        """The decoder's inputs, [B, Q, n] each, of queries that start from boxes."""
         raise NotImplementedError
 
     def add_training_queries(self, decoder_inputs: dict, batch_data_samples: SampleList) -> QueryGroups | None:

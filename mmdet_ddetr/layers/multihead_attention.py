@@ -54,7 +54,7 @@ class MultiheadAttention(MMCVMultiheadAttention):
         return identity + self.dropout_layer(self.proj_drop(self.attn.out_proj(output)))
 
     def project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
-        """[B, *, C] each; the channels of one head after those of another."""
+        """[B, n, C] each; the channels of one head after those of another."""
         bias = self.attn.in_proj_bias
         biases = (None, None, None) if bias is None else bias.chunk(3)
         return tuple(map(F.linear, (query, key, value), self.attn.in_proj_weight.chunk(3), biases))

@@ -10,7 +10,7 @@ from ..registry import MODELS, class_of
 class SingleRoIExtractor(MMDetSingleRoIExtractor):
     """``mmdet.SingleRoIExtractor``, which knows mmcv's RoI layers alone, for those of a registry, too.
 
-    Arguments as for mmdet's; each level has a layer of its own, with ``spatial_scale`` of its stride. In a config:
+    Arguments as for mmdet's; each level has a layer of its own, with ``spatial_scale`` of its stride. In a config::
 
         bbox_roi_extractor=dict(
             type='mmdet_ddetr.SingleRoIExtractor',
