@@ -25,7 +25,8 @@ for path in paths:
         if about['scale'] and about['keep_ratio']:
             factor = min(max(w, h) / max(width, height), min(w, h) / min(width, height))
             w, h = max(int(width * factor + 0.5), 1), max(int(height * factor + 0.5), 1)
-        H, W = about['fixed'] or (-(-max(side, 65) // about['divisor']) * about['divisor'] for side in (h, w))
+        least, step = about['smallest'], about['divisor']
+        H, W = about['fixed'] or (-(-max(side, least) // step) * step for side in (h, w))
         images = np.zeros((1, 3, H, W), np.float32)
         images[0, :, :h, :w] = cv2.resize(image, (w, h))[..., ::-1].transpose(2, 0, 1)
     except (AttributeError, cv2.error, ValueError):  # no picture, too many pixels, too large for a fixed size

@@ -59,7 +59,7 @@ def folder(tmp_path_factory):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 20)], ir_version=9)
     onnx.save(model, folder / 'foreign.onnx')
     entry = model.metadata_props.add()
-    entry.key, entry.value = KEY, Description(('thing',), (128, 96), True, 32, 0.3).to_json()
+    entry.key, entry.value = KEY, Description(('thing',), (128, 96), True, 32, 65, 0.3).to_json()
     onnx.save(model, folder / 'detector.onnx')
     data = (folder / 'detector.onnx').read_bytes()
     (folder / 'cut.onnx').write_bytes(data[: len(data) // 2])

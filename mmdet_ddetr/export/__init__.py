@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from mmengine.config import Config
 from torch import nn
 
@@ -45,6 +44,15 @@ def export(
     """
     write, attention = check_format(format, attention)
     program = DetectionProgram(model)
-    description = describe(cfg, tuple(classes), threshold, fixed=size, batch=batch, masks=program.has_masks)
-    with torch.no_grad():
-        write(trace(program, size, batch), Path(path), description, attention)
+    given = dict(fixed=size, batch=batch, masks=program.has_masks)
+    description = describe(cfg, tuple(classes), threshold, program.smallest, **given)
+    program.divisor = divisor = description.divisor
+    if size is not None and (min(size) < program.smallest or any(side % divisor for side in size)):
+        raise ExportError(
+            f'size must be at least {program.smallest} px and a multiple of {divisor} in height and width, got {size}'
+        )
+    try:
+        program.run_once()
+    except NotImplementedError as error:
+        raise ExportError(f'{type(model).__name__} cannot be exported as it is: {error}') from None
+    write(trace(program, size, batch), Path(path), description, attention)

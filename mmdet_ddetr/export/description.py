@@ -24,6 +24,7 @@ class Description:
         scale: (w, h) that an image is resized to fit; None: images keep their size.
         keep_ratio: fit an image into ``scale`` or its transpose, the longer side to the longer; else resize to it.
         divisor: height and width of a batch are padded to multiples of it.
+        smallest: height and width of a batch are at least this.
         threshold: score below which detections are usually left out.
         fixed: (height, width) that a batch must have; None: any.
         batch: number of images a batch must have; None: any.
@@ -34,6 +35,7 @@ class Description:
     scale: tuple[int, int] | None
     keep_ratio: bool
     divisor: int
+    smallest: int
     threshold: float
     fixed: tuple[int, int] | None = None
     batch: int | None = None
@@ -59,7 +61,7 @@ class Description:
             raise ExportError(f'{path} is no detector that tools/export.py wrote') from None
 
 
-def describe(cfg: Config, classes: tuple[str, ...], threshold: float, **given) -> Description:
+def describe(cfg: Config, classes: tuple[str, ...], threshold: float, smallest: int, **given) -> Description:
     """Read a config's test pipeline.
 
     Raises:
@@ -77,4 +79,4 @@ def describe(cfg: Config, classes: tuple[str, ...], threshold: float, **given) -
         elif not name.startswith(('Load', 'InferencerLoader', 'PackDetInputs')):
             raise ExportError(f'test pipeline: a file cannot describe {name}, only Resize and Pad')
     divisor = math.lcm(divisor, cfg.model.data_preprocessor.get('pad_size_divisor', 1))
-    return Description(classes, scale, keep_ratio, divisor, threshold, **given)
+    return Description(classes, scale, keep_ratio, divisor, smallest, threshold, **given)

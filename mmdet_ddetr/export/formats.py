@@ -47,11 +47,13 @@ def check_format(name: str, attention: str | None) -> tuple[Callable, str]:
     return chosen.write, attention or chosen.attention[0]
 
 
-def write_onnx(traced: ExportedProgram, path: Path, description: Description, attention: str) -> None:
+def write_onnx(
+    traced: ExportedProgram, path: Path, description: Description, attention: str, has_deform_conv: bool = True
+) -> None:
     """ONNX, opset 20, in standard operators.
 
     Args:
-        attention: as of ``onnx_ops.translations``.
+        attention, has_deform_conv: as of ``onnx_ops.translations``.
     """
     import onnxscript.optimizer
     from onnx_ir.passes import common
@@ -69,7 +71,7 @@ def write_onnx(traced: ExportedProgram, path: Path, description: Description, at
             verbose=False,
             input_names=['images', 'sizes'],
             output_names=list(outputs),
-            custom_translation_table=translations(attention),
+            custom_translation_table=translations(attention, has_deform_conv),
         )
     model = exported.model
     onnxscript.optimizer.fold_constants(model)
@@ -111,7 +113,7 @@ def write_openvino(traced: ExportedProgram, path: Path, description: Description
 
     with tempfile.TemporaryDirectory() as folder:
         onnx_path = Path(folder) / 'model.onnx'
-        write_onnx(traced, onnx_path, description, attention)
+        write_onnx(traced, onnx_path, description, attention, has_deform_conv=False)  # OpenVINO reads none
         model = openvino.convert_model(onnx_path)
     model.set_rt_info(description.to_json(), [KEY])
     openvino.save_model(model, path, compress_to_fp16=False)

@@ -1,8 +1,7 @@
 """The package's ops in ONNX's standard operators.
 
-Written by hand rather than traced through plain PyTorch: a tenth of the nodes, no tensor of more than five dimensions
-but the offsets that a layer hands over, and a form of attention without GridSample, which some runtimes have
-miscompiled.
+Written by hand rather than traced through plain PyTorch: a tenth of the nodes, no tensor of more than five dimensions,
+which some runtimes do not take, and a form of attention without GridSample, which some have miscompiled.
 
 Names of the dimensions: B batch, S cells of all levels together, M heads, D channels a head, Q queries, L levels,
 K points.
@@ -10,6 +9,7 @@ K points.
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from onnx import defs
 from onnxscript import opset20 as op
@@ -21,21 +21,21 @@ FP32 = 1
 PLUGIN = 'MultiscaleDeformableAttnPlugin_TRT'  # TensorRT's, which finds it by the node's name
 
 
-def translations(attention: str) -> dict[Callable, Callable]:
+def translations(attention: str, has_deform_conv: bool = True) -> dict[Callable, Callable]:
     """The ``custom_translation_table`` of ``torch.onnx.export``.
 
     Args:
         attention: ``gridsample``; ``gather``, for indexing and arithmetic alone; ``plugin``, for a node of TensorRT's.
+        has_deform_conv: whether deformable convolution becomes ONNX's DeformConv, else samples as attention does.
     """
-    attend = (
-        _plugin if attention == 'plugin' else _levels_with(dict(gridsample=_grid_sample, gather=_gather)[attention])
-    )
+    sample = dict(gridsample=_grid_sample, gather=_gather, plugin=_grid_sample)[attention]
+    attend = _plugin if attention == 'plugin' else _levels_with(sample)
 
     def ms_deform_attn(value, spatial_shapes: Sequence[int], sampling_locations, attention_weights):
-        K = sampling_locations.shape[4]
+        K = _size(sampling_locations, 4)  # RoIAlign's depends on the map
 
         def locations(level, size):  # -> [B, Q, M, K, 2]
-            return op.Reshape(_level(sampling_locations, 3, level), _vector(0, 0, 0, K, 2))
+            return _level(sampling_locations, 3, level)
 
         return attend(value, spatial_shapes, locations, op.Reshape(attention_weights, _vector(0, 0, 0, -1)), K)
 
@@ -44,7 +44,7 @@ def translations(attention: str) -> dict[Callable, Callable]:
     ):
         L, K = sampling_offsets.shape[3:5]
         boxes = reference_points.shape[3] == 4
-        offsets = op.Reshape(_fp32(sampling_offsets), _vector(0, 0, value.shape[2], L, 2 * K))
+        offsets = op.Reshape(_fp32(_before_view(sampling_offsets)), _vector(0, 0, value.shape[2], L, 2 * K))
         references = _fp32(reference_points)
 
         def locations(level, size):  # -> [B, Q, M, K, 2]
@@ -61,7 +61,7 @@ def translations(attention: str) -> dict[Callable, Callable]:
     return {
         ops.ms_deform_attn.default: ms_deform_attn,
         ops.ms_deform_attn_fused.default: ms_deform_attn_fused,
-        ops.deform_conv2d.default: deform_conv2d,
+        ops.deform_conv2d.default: deform_conv2d if has_deform_conv else _deform_conv_with(sample),
         torch.ops.aten.repeat_interleave.self_int: repeat_interleave,
     }
 
@@ -82,6 +82,42 @@ def deform_conv2d(input, offset, weight, stride, padding, dilation, mask=None):
         pads=list(padding) * 2,
         strides=list(stride),
     )
+
+
+def _deform_conv_with(sample: Callable) -> Callable:
+    """The same without DeformConv: an attention's samples for each group of offsets, then a convolution."""
+
+    def deform_conv2d(input, offset, weight, stride, padding, dilation, mask=None):
+        C_out, C_group, *kernel = weight.shape
+        C, K = input.shape[1], kernel[0] * kernel[1]
+        M = offset.shape[1] // (2 * K)
+        D = C // M
+        H, W, Ho, Wo = (_size(x, axis) for x in (input, offset) for axis in (2, 3))
+        size = op.Cast(_vector(W, H), to=FP32)
+        queries = op.ReduceProd(_vector(Ho, Wo), keepdims=1)
+        first = [
+            op.Sub(op.Mul(op.Range(_scalar(0), _scalar(cells), _scalar(1)), _scalar(step)), _scalar(pad))
+            for cells, step, pad in ((Wo, stride[1], padding[1]), (Ho, stride[0], padding[0]))
+        ]
+        x, y = op.Unsqueeze(first[0], _vector(0)), op.Unsqueeze(first[1], _vector(1))
+        first = [op.Unsqueeze(op.Expand(axis, _vector(Ho, Wo)), _vector(2)) for axis in (x, y)]
+        first = op.Cast(op.Reshape(op.Concat(*first, axis=2), _vector(1, 1, -1, 1, 2)), to=FP32)
+        taps = [
+            float(place * dilation[1 - axis]) for tap in np.ndindex(*kernel) for axis, place in enumerate(tap[::-1])
+        ]
+        taps = op.Reshape(op.Constant(value_floats=taps), _vector(1, 1, 1, K, 2))
+        offset = op.Transpose(op.Reshape(_fp32(offset), _vector(-1, M, K, 2, queries)), perm=[0, 1, 4, 2, 3])
+        offset = op.Gather(offset, _vector(1, 0), axis=4)  # [B, M, Q, K, 2], (y, x) -> (x, y)
+        points = op.Div(op.Add(op.Add(op.Add(first, taps), offset), _number(0.5)), size)
+        cells = op.Transpose(op.Reshape(_fp32(input), _vector(0, M, D, -1)), perm=[0, 3, 1, 2])  # [B, H*W, M, D]
+        found = sample(cells, D, H, W, size, points, queries, K)  # [B*M, D, Q, K]
+        found = op.Transpose(found, perm=[0, 1, 3, 2])
+        if mask is not None:
+            found = op.Mul(found, op.Reshape(_fp32(mask), _vector(-1, 1, K, queries)))
+        found = op.CastLike(op.Reshape(found, _vector(-1, C * K, Ho, Wo)), weight)
+        return op.Conv(found, op.Reshape(weight, _vector(C_out, C_group * K, 1, 1)), group=C // C_group)
+
+    return deform_conv2d
 
 
 def repeat_interleave(input, repeats, dim: int, output_size=None):
@@ -110,7 +146,7 @@ def _levels_with(sample: Callable) -> Callable:
             cells = op.Slice(value_, _vector(start), _vector(end), _vector(1))  # [B, H*W, M, D]
             size = op.Cast(_vector(W, H), to=FP32)
             points = op.Transpose(locations(level, size), perm=[0, 2, 1, 3, 4])  # [B, M, Q, K, 2]
-            weight = op.Slice(weights, _vector(level * K), _vector((level + 1) * K), _vector(3))
+            weight = op.Slice(weights, _vector(_times(K, level)), _vector(_times(K, level + 1)), _vector(3))
             weight = op.Reshape(weight, _vector(-1, 1, queries, K))  # [B*M, 1, Q, K]
             found = sample(cells, D, H, W, size, points, queries, K)  # [B*M, D, Q, K]
             part = op.ReduceSum(op.Mul(found, weight), _vector(3), keepdims=0)  # [B*M, D, Q]
@@ -196,6 +232,25 @@ def _fp32(x):
 
 def _level(x, axis: int, level: int):
     return op.Gather(x, _scalar(level), axis=axis)
+
+
+def _before_view(x):
+    """What PyTorch's view made [B, Q, M, L, K, 2] of, where that is [B, Q, M*L*K*2] and has no six dimensions."""
+    view = x.producer()
+    if view is None or view.op_type != 'Reshape':
+        return x
+    (given, _) = view.inputs
+    return given if given.shape is not None and given.shape[:2] == x.shape[:2] else x
+
+
+def _size(x, axis: int):
+    """A Python int, or a scalar of the graph."""
+    size = x.shape[axis]
+    return size if isinstance(size, int) else op.Squeeze(op.Shape(x, start=axis, end=axis + 1))
+
+
+def _times(size, count: int):
+    return size * count if isinstance(size, int) else op.Mul(size, _scalar(count))
 
 
 def _number(value: float):

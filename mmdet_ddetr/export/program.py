@@ -9,19 +9,22 @@ from mmdet_ddetr.layers import ImageSizes
 from mmdet_ddetr.layers.padding import outside
 
 from .description import ExportError
+from .of_mmdet import MMDET, OfMMDet
 
 OUTPUTS = 'boxes', 'scores', 'labels', 'masks'
 EXAMPLE = 2, 256, 384  # images, height and width: multiples of most divisors
 MOST_IMAGES, LARGEST_SIDE = 4096, 16384
 SMALLEST_SIDE = 65  # every map then has more than one row and column, which PyTorch's shapes need
+MMDET_NAMES = ' or '.join(cls.__name__ for cls in MMDET)
 
 
 class DetectionProgram(nn.Module):
     """What is exported: normalisation, padding, the detector, its best detections. There is no NMS in any of them.
 
     Args:
-        model: a detector of this package. It is set to inference, and its parameters stay its own. Heights and
-            widths of batches are multiples of its data preprocessor's ``pad_size_divisor``.
+        model: a detector of this package, or mmdet's ``DeformableDETR`` or ``DINO``, whose attention modules are
+            accelerated. It is set to inference, and its parameters stay its own. Heights and widths of batches are
+            multiples of its data preprocessor's ``pad_size_divisor``.
 
     Raises:
         ExportError: another model.
@@ -29,11 +32,15 @@ class DetectionProgram(nn.Module):
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        if not isinstance(model, BaseDETR):
+        if type(model) in MMDET:
+            self.detector = OfMMDet(model)
+        elif isinstance(model, BaseDETR):
+            self.detector = model
+        else:
             raise ExportError(
-                f'model must be a detector of mmdet_ddetr, got {type(model).__name__}, which has no exported form'
+                f"{type(model).__name__} cannot be exported: it is no DETR of mmdet_ddetr, nor mmdet's {MMDET_NAMES}"
             )
-        self.detector = model
+        self.smallest = smallest_side(self.detector)
         self.eval().requires_grad_(False)
         preprocessor = model.data_preprocessor
         normalises, self.pad_value = preprocessor._enable_normalize, float(preprocessor.pad_value)
@@ -71,6 +78,20 @@ class DetectionProgram(nn.Module):
         images = images.masked_fill(outside(batch.images, batch.whole)[:, None], self.pad_value)
         return self.detector.detect(images, batch)
 
+    def run_once(self) -> None:
+        """Detect in a small image: what has no form for tensors says so in a second, where tracing takes a minute."""
+        side = -(-self.smallest // self.divisor) * self.divisor
+        images = torch.zeros(1, 3, side, side, device=self.mean.device)
+        self(images, torch.full((1, 2), side, device=self.mean.device))
+
+
+def smallest_side(detector: nn.Module) -> int:
+    """Height and width in px that a batch must have: mmdet's two-stage detectors need as many cells as queries."""
+    side, proposals = SMALLEST_SIDE, getattr(detector, 'num_proposals', 0)
+    while sum((-(-side // 2 ** (3 + level))) ** 2 for level in range(detector.num_feature_levels)) < proposals:
+        side += 1
+    return side
+
 
 def trace(
     program: DetectionProgram,
@@ -80,7 +101,7 @@ def trace(
     """``torch.export`` of a program.
 
     Args:
-        size: (height, width) of ``images``; None: any from 65 px on that the detector's divisor allows.
+        size: (height, width) of ``images``; None: any from ``program.smallest`` on that the detector's divisor allows.
         batch: number of images; None: any.
 
     Returns:
@@ -94,7 +115,7 @@ def trace(
         dynamic['images'][0] = dynamic['sizes'][0] = torch.export.Dim('batch', max=MOST_IMAGES)
     if size is None:
         for axis, name in {2: 'height', 3: 'width'}.items():
-            dim = torch.export.Dim(name, min=-(-SMALLEST_SIDE // divisor), max=LARGEST_SIDE // divisor)
+            dim = torch.export.Dim(name, min=-(-program.smallest // divisor), max=LARGEST_SIDE // divisor)
             dynamic['images'][axis] = divisor * dim if divisor > 1 else dim
     with torch.no_grad():
         return torch.export.export(program, (images, sizes), dynamic_shapes=dynamic)

@@ -12,7 +12,6 @@ import numpy as np
 
 from ..datasets.pixels import bgr_of_array, of_fair_shape
 from .description import KEY, Description, ExportError
-from .program import SMALLEST_SIDE
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ class ExportedDetector:
             factor = np.array([W / w, H / h] * 2, np.float32)
             mask = None
             if masks:
-                mask = _masks_of(masks[0][keep], batch.shape[2:], (h, w), (H, W))
+                mask = masks_of(masks[0][keep], batch.shape[2:], (h, w), (H, W))
             results.append(Detections(boxes[keep] * factor, scores[keep], labels[keep], mask))
         return results
 
@@ -116,10 +115,8 @@ class ExportedDetector:
     def batch(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """``images`` and ``sizes`` of the program."""
         sizes = np.array([image.shape[:2] for image in images], np.int64)
-        H, W = (
-            self.description.fixed
-            or -(-np.maximum(sizes.max(0), SMALLEST_SIDE) // self.description.divisor) * self.description.divisor
-        )
+        about = self.description
+        H, W = about.fixed or -(-np.maximum(sizes.max(0), about.smallest) // about.divisor) * about.divisor
         if (sizes > (H, W)).any():
             raise ExportError(f'images must be at most {W} x {H} px for this file, got {sizes[:, ::-1].tolist()}')
         if self.description.batch not in (None, len(images)):
@@ -138,7 +135,7 @@ def _image(array: np.ndarray, where: str) -> np.ndarray:
     return of_fair_shape(bgr_of_array(array, where), where)
 
 
-def _masks_of(logits: np.ndarray, whole, size, target) -> np.ndarray:
+def masks_of(logits: np.ndarray, whole, size, target) -> np.ndarray:
     """Logits [N, h, w] of the padded input to masks of the image as given."""
     import torch
     import torch.nn.functional as F
