@@ -17,6 +17,7 @@ from .page_rois import rois_data
 from .panels import COLOURS
 
 MAX_SIDE = 1600  # px of the longer side of the embedded image
+COLOUR_SCALE = (255 * COLOURS(np.linspace(0, 1, 17))[:, :3]).round().astype(int).tolist()  # of weights, RGB
 
 
 def write_page(
@@ -61,8 +62,8 @@ def page_data(explanation: Explanation, room_mb: float = 2, depth: int = 3) -> d
     data = dict(
         size=[w, h],
         flipped=[flip in ('horizontal', 'diagonal'), flip in ('vertical', 'diagonal')],
-        colours=(255 * COLOURS(np.linspace(0, 1, 17))[:, :3]).round().astype(int).tolist(),
-        image=_image_uri(explanation.image),
+        colours=COLOUR_SCALE,
+        image=image_uri(explanation.image),
         alt=f'image of {w} × {h} px with {len(explanation.detections)} detections',
         extent=[round(x, 2) for x in explanation.extent],
         detections=[
@@ -83,6 +84,22 @@ def page_data(explanation: Explanation, room_mb: float = 2, depth: int = 3) -> d
 
 def _of_queries(explanation: Explanation, room: float) -> dict:
     """A DETR's attention."""
+    data = decoder_data(explanation)
+    if explanation.recording.encoder:
+        grids = _encoder_grids(explanation, room)
+        queries = [query for grid in grids for query in grid.pop('queries')]
+        data['encoder'] = dict(layers=_layers(explanation, 'encoder', queries), grids=grids)
+    return data
+
+
+def decoder_data(explanation: Explanation) -> dict:
+    """What the queries of the detections look at, in every layer of the decoder, as ``page_data`` holds it.
+
+    Returns:
+        ``kind``, 'points' or 'maps'; ``levels`` [[H, W], ...]; ``decoder.layers``, each with ``weights`` and, where it
+        samples, ``points``, ``references`` and perhaps ``boxes``; ``heads``; and the number of ``points`` of a head and
+        level, or [H, W] of the ``map``.
+    """
     recording = explanation.recording
     decoder_queries = [detection.query for detection in explanation.detections]
     data = dict(
@@ -90,10 +107,6 @@ def _of_queries(explanation: Explanation, room: float) -> dict:
         levels=[list(shape) for shape in recording.spatial_shapes],
         decoder=dict(layers=_layers(explanation, 'decoder', decoder_queries)),
     )
-    if recording.encoder:
-        grids = _encoder_grids(explanation, room)
-        queries = [query for grid in grids for query in grid.pop('queries')]
-        data['encoder'] = dict(layers=_layers(explanation, 'encoder', queries), grids=grids)
     if explanation.is_sampled:
         _, _, data['heads'], _, data['points'], _ = recording.decoder[0].locations.shape
     else:
@@ -139,7 +152,8 @@ def _encoder_grids(explanation: Explanation, room: float) -> list[dict]:
     return grids
 
 
-def _image_uri(image: np.ndarray) -> str:
+def image_uri(image: np.ndarray) -> str:
+    """An RGB image as the address of a JPEG inside a page, with sides of at most ``MAX_SIDE``."""
     scale = min(MAX_SIDE / max(image.shape[:2]), 1)
     bgr = cv2.resize(image[..., ::-1], None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     _, encoded = cv2.imencode('.jpg', bgr, [cv2.IMWRITE_JPEG_QUALITY, 92])
