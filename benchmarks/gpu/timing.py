@@ -10,7 +10,7 @@ import torch
 
 Step = Callable[[], object]
 WARM_UP = 5
-SLEEP = 20_000_000  # cycles, about 10 ms: the host gets ahead of the device, so that no launch is waited for
+CYCLES = 2_000_000_000  # of a second, at least
 
 
 def on_gpu() -> bool:
@@ -52,10 +52,12 @@ def device_times(step: Step, repeats: int = 50, cold: bool = False) -> list[floa
         step()
     if not on_gpu():
         return [_wall(step) for _ in range(repeats)]
+    torch.cuda.synchronize()
+    host = _wall(step)  # the device sleeps until the host has launched everything: no launch is waited for
     flush = torch.empty(4 * l2_bytes(), dtype=torch.int8, device='cuda') if cold else None
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
     torch.cuda.synchronize()
-    torch.cuda._sleep(SLEEP)
+    torch.cuda._sleep(int(CYCLES * min(2 * repeats * host, 0.5)))
     for start, end in events:
         if cold:
             flush.zero_()
@@ -74,7 +76,7 @@ def host_times(step: Step, repeats: int = 200) -> list[float]:
     for start in range(0, repeats, 20):  # few enough not to fill the device's queue, where a call would wait
         if on_gpu():
             torch.cuda.synchronize()
-            torch.cuda._sleep(SLEEP)
+            torch.cuda._sleep(CYCLES // 100)
         times += [_wall(step) for _ in range(min(20, repeats - start))]
     if on_gpu():
         torch.cuda.synchronize()

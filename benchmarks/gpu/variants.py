@@ -10,6 +10,7 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -48,7 +49,7 @@ def jobs() -> list[tuple[str, str]]:
 
 
 def namespace(name: str, dtype: str) -> str:
-    return f'mmdet_ddetr_{name.replace(" ", "_")}_{dtype}'
+    return re.sub(r'\W+', '_', f'mmdet_ddetr {name} {dtype}')
 
 
 def build(name: str, dtype: str, architecture: str, folder: Path) -> str:
@@ -102,12 +103,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', type=Path, required=True, help='JSON file')
     parser.add_argument('--arch', help='compute capability to build for (default: the GPU, else 90)')
-    parser.add_argument('--folder', type=Path, help='for the libraries (default: beside --out)')
-    parser.add_argument('--built', action='store_true', help='the libraries are there: measure only')
     parser.add_argument('--only', nargs='+', choices=VARIANTS, default=list(VARIANTS))
     args = parser.parse_args()
     present = ''.join(map(str, torch.cuda.get_device_capability())) if on_gpu() else '90'
-    folder = args.folder or args.out.parent / 'variants'
+    folder = args.out.parent / 'variants'
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [job for job in jobs() if job[0] in args.only]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
