@@ -10,6 +10,7 @@ _EXPORTS = {
     'MSDeformAttn': '.layers',
     'accelerate': '.acceleration',  # not .accelerate: importing that would hide the function behind the module
     'get_config': '.apis',
+    'optimize_for_inference': '.inference',
 }
 
 __all__ = ['__version__', *_EXPORTS]

@@ -62,13 +62,15 @@ class Conv2dSame(nn.Conv2d):
 
     # Overridden instead of forward(), because mmcv's folding of frozen batch norms calls it with its own weight.
     def _conv_forward(self, x, weight, bias):  # x: [B, C, H, W]
-        if self.stride == (1, 1):  # symmetric for odd kernels: the convolution pads without a copy
-            padding = tuple(size // 2 for size in self.kernel_size)
-        else:
-            (top, bottom), (left, right) = map(_same_padding, x.shape[-2:], self.kernel_size, self.stride)
-            x = F.pad(x, (left, right, top, bottom))
-            padding = 0
+        x, padding = self.pad(x)
         return F.conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
+
+    def pad(self, x):  # [B, C, H, W]
+        """The input, padded where the convolution cannot do that, and the padding that is left to the convolution."""
+        if self.stride == (1, 1):  # symmetric for odd kernels: the convolution pads without a copy
+            return x, tuple(size // 2 for size in self.kernel_size)
+        (top, bottom), (left, right) = map(_same_padding, x.shape[-2:], self.kernel_size, self.stride)
+        return F.pad(x, (left, right, top, bottom)), (0, 0)
 
 
 def _same_padding(size, kernel_size, stride):

@@ -1,0 +1,156 @@
+"""A copy of a detector that predicts faster, and does nothing else."""
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from mmdet.structures import OptSampleList, SampleList
+from torch import Tensor, nn
+
+from mmdet_ddetr.detectors.base import BaseDETR
+from mmdet_ddetr.layers import ImageSizes
+
+from .convolutions import fuse_convolutions
+from .memory import keep_freed_memory
+from .transformer import fuse_transformer
+
+DTYPES = torch.float32, torch.bfloat16, torch.float16
+GEOMETRIES = 4  # sizes of batches whose masks and positions are kept
+
+
+def optimize_for_inference(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A copy of a detector that predicts faster, with the same detections.
+
+    Batch norms are folded into convolutions, activations and residuals computed with them, weights packed for the
+    processor, the encoder's cells taken as many at a time as its cache holds, masks and positions kept by the sizes of
+    the images. What cannot be optimised stays as it is.
+
+    The copy has ``predict``, ``test_step`` and ``forward(mode='predict' or 'tensor')`` of ``model``. It can be neither
+    trained nor saved nor moved to another device. ``model`` itself is not changed; later changes to its weights do not
+    reach the copy. On a CPU, memory that this process frees is kept for its next use from then on, where the C library
+    is glibc.
+
+    Args:
+        model: a detector of this package, on the device to predict on, in fp32. One that is optimised already is given
+            back.
+        dtype: to compute in. With bfloat16 or float16, coordinates, softmax, the branches of classes and boxes, and
+            scores are still fp32; bfloat16 needs a processor that has it (AMX, AVX512_BF16) to be fast.
+
+    Raises:
+        TypeError: ``model`` is no detector of this package.
+        ValueError: another dtype.
+    """
+    if not isinstance(model, BaseDETR):
+        raise TypeError(f'model must be a detector of mmdet_ddetr, got {type(model).__name__}')
+    if dtype not in DTYPES:
+        raise ValueError(f'dtype must be one of {", ".join(map(str, DTYPES))}, got {dtype}')
+    if isinstance(model, Optimized):
+        if model.dtype != dtype:
+            raise ValueError(f'the model is optimised for {model.dtype}; for {dtype}, take the one it was made of')
+        return model
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    for name, part in model.named_children():
+        dtype_of_part = torch.float32 if part is model.bbox_head else dtype
+        part = replace(replace(part, fuse_convolutions, dtype_of_part), fuse_transformer, dtype_of_part)
+        setattr(model, name, part.to(memory_format=torch.channels_last))
+    model.dtype, model.geometries = dtype, OrderedDict()
+    model.__class__ = _optimized(type(model))
+    if next(model.parameters()).is_cpu:
+        keep_freed_memory()
+    return model
+
+
+Fuse = Callable[[nn.Module, torch.dtype], nn.Module | None]
+
+
+def replace(
+    module: nn.Module, fuse: Fuse, dtype: torch.dtype, done: dict[nn.Module, nn.Module] | None = None
+) -> nn.Module:
+    """``module``, or what ``fuse`` gives for it, and so for all its parts; one that stands in two places stays one."""
+    done = {} if done is None else done
+    if module not in done:
+        done[module] = fused = fuse(module, dtype) or module
+        for name, child in fused._modules.items():
+            if child is not None:
+                fused._modules[name] = replace(child, fuse, dtype, done)
+    return done[module]
+
+
+class Optimized:
+    """What stands before the class of a detector that was optimised."""
+
+    def predict(self, batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool = True) -> SampleList:
+        with torch.no_grad(), self._autocast(batch_inputs):
+            return super().predict(batch_inputs, batch_data_samples, rescale)
+
+    def _forward(self, batch_inputs: Tensor, batch_data_samples: OptSampleList = None) -> tuple[Tensor, ...]:
+        with torch.no_grad(), self._autocast(batch_inputs):
+            return super()._forward(batch_inputs, batch_data_samples)
+
+    def detect(self, batch_inputs: Tensor, sizes: ImageSizes) -> tuple[Tensor, ...]:
+        if torch.compiler.is_exporting():
+            self._refuse('be exported: export')
+        with torch.no_grad(), self._autocast(batch_inputs):
+            return super().detect(batch_inputs, sizes)
+
+    def _autocast(self, like: Tensor) -> torch.autocast:
+        """For what was not replaced; the rest has its dtype."""
+        return torch.autocast(like.device.type, self.dtype, self.dtype is not torch.float32)
+
+    def pre_transformer(
+        self, mlvl_feats: tuple[Tensor, ...], batch_data_samples: OptSampleList | ImageSizes = None
+    ) -> tuple[dict, dict]:
+        """As of the detector. All but the features follows from the sizes of the images, and is kept."""
+        if isinstance(batch_data_samples, ImageSizes):
+            return super().pre_transformer(mlvl_feats, batch_data_samples)
+        sizes = [tuple(feat.shape) for feat in mlvl_feats]
+        for sample in batch_data_samples or ():
+            sizes += tuple(sample.img_shape[:2]), tuple(sample.batch_input_shape)
+        key = tuple(sizes)
+        geometry = self.geometries.pop(key, None)
+        if geometry is None:
+            geometry = super().pre_transformer(mlvl_feats, batch_data_samples)
+            geometry[0].pop('feat')
+        self.geometries[key] = geometry
+        if len(self.geometries) > GEOMETRIES:
+            self.geometries.popitem(last=False)
+        encoder_inputs, decoder_inputs = geometry
+        feat = torch.cat([feat.flatten(2).transpose(1, 2) for feat in mlvl_feats], 1)  # [B, S, C]
+        return dict(encoder_inputs, feat=feat), dict(decoder_inputs)
+
+    # ------------------------------------------------------------- what it cannot do
+
+    def train(self, mode: bool = True) -> nn.Module:
+        if mode:
+            self._refuse('be trained: train')
+        return super().train(False)
+
+    def loss(self, *args, **kwargs):
+        self._refuse('compute losses: take')
+
+    def _save_to_state_dict(self, *args, **kwargs):
+        self._refuse('be saved: save')
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        self._refuse('load weights: load them into')
+
+    def __reduce_ex__(self, protocol):
+        self._refuse('be copied: copy')
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args, **kwargs) -> nn.Module:
+        weight = next(self.parameters())
+        changed = fn(weight)
+        if (changed.device.type, changed.dtype) != (weight.device.type, weight.dtype):
+            self._refuse('be moved or cast: move')
+        return super()._apply(fn, *args, **kwargs)
+
+    @staticmethod
+    def _refuse(what: str):
+        raise RuntimeError(f'a model from optimize_for_inference cannot {what} the model that it was made of')
+
+
+@cache
+def _optimized(cls: type) -> type:
+    return type(f'Optimized{cls.__name__}', (Optimized, cls), {'__module__': __name__})

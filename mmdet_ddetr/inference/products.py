@@ -1,0 +1,116 @@
+"""Convolutions and linear layers that also add and activate, in one call. All that is said to oneDNN is said here."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Activation(NamedTuple):
+    """What oneDNN calls it, its numbers there, and what computes it in place elsewhere."""
+
+    name: str
+    scalars: list[float]
+    compute: Callable[[Tensor], Tensor]
+
+
+IDENTITY = Activation('none', [], lambda x: x)
+_ACTIVATIONS = {
+    type(None): IDENTITY,
+    nn.Identity: IDENTITY,
+    nn.ReLU: Activation('relu', [], F.relu_),
+    nn.ReLU6: Activation('hardtanh', [0.0, 6.0], lambda x: F.hardtanh_(x, 0.0, 6.0)),
+}
+
+
+def activation_of(module: nn.Module | None) -> Activation | None:
+    """The activation that a module is, None where it is another or something else."""
+    return _ACTIVATIONS.get(type(module))
+
+
+def has_onednn(weight: Tensor) -> bool:
+    """Whether oneDNN computes with such weights at full speed here."""
+    if weight.device.type != 'cpu' or not torch.backends.mkldnn.is_available():
+        return False
+    if weight.dtype is torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if weight.dtype is torch.float16:
+        return torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    return weight.dtype is torch.float32
+
+
+class Conv2d(nn.Module):
+    """``activation(conv(x) + add)`` with weights that are packed once, in channels-last memory.
+
+    Args:
+        conv: whose stride, padding, dilation and groups it has.
+        weight, bias: in the dtype to compute in.
+        activation: of the sum.
+    """
+
+    def __init__(self, conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, activation: Activation = IDENTITY):
+        super().__init__()
+        self.dtype = weight.dtype
+        self.bias = bias if bias is None else nn.Parameter(bias, False)
+        self.activation = activation
+        self.pad = getattr(conv, 'pad', None)  # of Conv2dSame: depends on the map's size
+        self.groups, self.dilation, self.stride, self.padding = conv.groups, *_pairs(conv)
+        self.packed = has_onednn(weight)
+        if self.packed:
+            arguments = *([*pair] for pair in (self.padding, self.stride, self.dilation)), self.groups
+            example = [1, conv.in_channels, 64, 64]
+            self.weight = torch._C._nn.mkldnn_reorder_conv2d_weight(weight.to_mkldnn(), *arguments, example)
+        else:
+            self.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last), False)
+
+    def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        """x [B, C, H, W]; add like the output, which may take its memory."""
+        x, padding = (x, self.padding) if self.pad is None else self.pad(x)
+        x = x.to(self.dtype, memory_format=torch.channels_last)
+        if not self.packed:
+            y = F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+            return self.activation.compute(y if add is None else y.add_(add))
+        arguments = self.weight, self.bias, padding, self.stride, self.dilation, self.groups
+        name, scalars = self.activation[:2]
+        if add is None:
+            return torch.ops.mkldnn._convolution_pointwise.default(x, *arguments, name, scalars, None)
+        add = add.to(self.dtype, memory_format=torch.channels_last)
+        name = None if name == 'none' else name
+        return torch.ops.mkldnn._convolution_pointwise_.binary(add, x, *arguments, 'add', 1.0, name, scalars, None)
+
+
+def _pairs(conv: nn.Conv2d) -> tuple[tuple[int, int], ...]:
+    return tuple((n, n) if isinstance(n, int) else tuple(n) for n in (conv.dilation, conv.stride, conv.padding))
+
+
+class Linear(nn.Module):
+    """``activation(linear(x) + add)`` with weights that are packed once; of the two, one is given.
+
+    Args:
+        *linears: layers of the same input, whose outputs are one tensor, one after the other.
+        dtype: to compute in.
+        activation: of the output.
+    """
+
+    def __init__(self, *linears: nn.Linear, dtype: torch.dtype, activation: Activation = IDENTITY):
+        super().__init__()
+        self.dtype, self.activation = dtype, activation
+        weight = torch.cat([linear.weight.detach() for linear in linears]).to(dtype)
+        biases = [linear.bias for linear in linears]
+        self.bias = None if biases[0] is None else nn.Parameter(torch.cat(biases).detach().to(dtype), False)
+        self.packed = has_onednn(weight)
+        if self.packed:
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, 1024)
+        else:
+            self.weight = nn.Parameter(weight, False)
+
+    def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:  # [..., C_in] -> [..., C_out]
+        x = x.to(self.dtype)
+        if not self.packed:
+            y = F.linear(x, self.weight, self.bias)
+            return self.activation.compute(y) if add is None else y.add_(add)
+        if add is None:
+            return torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, *self.activation[:2], None)
+        return torch.ops.mkldnn._linear_pointwise.binary(x, add.to(self.dtype), self.weight, self.bias, 'add')

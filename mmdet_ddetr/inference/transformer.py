@@ -1,0 +1,169 @@
+"""Layers of the transformer for inference: packed weights, and as many cells at a time as the cache holds."""
+
+from collections.abc import Iterator
+
+import torch
+from mmcv.cnn.bricks.wrappers import Linear as MMCVLinear
+from torch import Tensor, nn
+
+from mmdet_ddetr.layers import FFN, DeformableEncoderLayer, MSDeformAttn
+from mmdet_ddetr.layers.ms_deform_attn import spread
+from mmdet_ddetr.ops import host_shapes, ms_deform_attn_fused
+
+from .products import Linear, activation_of
+
+ROWS = 512  # cells for each thread: the hidden layer of an FFN of 1024 channels then fits into 2 MB
+
+
+def fuse_transformer(module: nn.Module, dtype: torch.dtype) -> nn.Module | None:
+    """As :func:`fuse_convolutions`, of what encoders, decoders and heads are made of."""
+    if type(module) in (nn.Linear, MMCVLinear):
+        return Linear(module, dtype=dtype)
+    if type(module) is FFN and _is_plain(module):
+        return FusedFFN(module, dtype)
+    if type(module) is MSDeformAttn:
+        return FusedMSDeformAttn(module, dtype)
+    if type(module) is DeformableEncoderLayer:
+        attention, ffn = module.self_attn, module.ffn
+        if type(attention) is MSDeformAttn and attention.batch_first and type(ffn) is FFN and _is_plain(ffn):
+            return EncoderLayer(module, dtype)
+    return None
+
+
+def blocks(count: int) -> Iterator[slice]:
+    step = ROWS * torch.get_num_threads()
+    return (slice(start, start + step) for start in range(0, count, step))
+
+
+def _is_plain(ffn: FFN) -> bool:
+    """Whether an FFN is two layers with ReLU and residual."""
+    return (
+        ffn.num_fcs == 2
+        and ffn.add_identity
+        and isinstance(ffn.gamma2, nn.Identity)
+        and any(isinstance(part, nn.ReLU) for part in ffn.layers[0])
+    )
+
+
+class FusedFFN(nn.Module):
+    """``FFN`` of two layers."""
+
+    def __init__(self, ffn: FFN, dtype: torch.dtype):
+        super().__init__()
+        (first, *rest), last = ffn.layers[0], ffn.layers[1]
+        relu = next(part for part in rest if isinstance(part, nn.ReLU))
+        self.first = Linear(first, dtype=dtype, activation=activation_of(relu))
+        self.last = Linear(last, dtype=dtype)
+
+    def forward(self, x: Tensor, identity: Tensor | None = None) -> Tensor:
+        """x, identity [..., C]; identity is what the residual adds, None: x."""
+        rows, identity = (y.flatten(0, -2) for y in (x, x if identity is None else identity))
+        outputs = [self.last(self.first(rows[block]), add=identity[block]) for block in blocks(len(rows))]
+        return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).view(x.shape)
+
+
+class FusedMSDeformAttn(nn.Module):
+    """``MSDeformAttn``, whose offsets and weights are one product."""
+
+    def __init__(self, attention: MSDeformAttn, dtype: torch.dtype):
+        super().__init__()
+        self.embed_dims = attention.embed_dims
+        self.batch_first = attention.batch_first
+        self.num_heads, self.num_levels, self.num_points = M, L, K = (
+            attention.num_heads,
+            attention.num_levels,
+            attention.num_points,
+        )
+        self.sizes = 2 * M * L * K, M * L * K
+        self.points = Linear(attention.sampling_offsets, attention.attention_weights, dtype=dtype)
+        self.value_proj = Linear(attention.value_proj, dtype=dtype)
+        self.output_proj = Linear(attention.output_proj, dtype=dtype)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        identity: Tensor | None = None,
+        query_pos: Tensor | None = None,
+        key_padding_mask: Tensor | None = None,
+        reference_points: Tensor | None = None,
+        spatial_shapes: list[tuple[int, int]] | None = None,
+        **kwargs,
+    ) -> Tensor:  # [B, Q, C]
+        """See ``MSDeformAttn.forward``."""
+        value = query if value is None else value
+        identity = query if identity is None else identity
+        query = query if query_pos is None else query + query_pos
+        if not self.batch_first:
+            query, value, identity = (x.transpose(0, 1) for x in (query, value, identity))
+        output = self.attend(
+            query, self.project(value, key_padding_mask), host_shapes(spatial_shapes), reference_points, identity
+        )
+        return output if self.batch_first else output.transpose(0, 1)
+
+    def project(self, value: Tensor, key_padding_mask: Tensor | None) -> Tensor:  # [B, S, C] -> [B, S, M, D]
+        value = self.value_proj(value)
+        if key_padding_mask is not None:
+            value = value.masked_fill_(key_padding_mask[..., None], 0.0)
+        return value.unflatten(-1, (self.num_heads, -1))
+
+    def attend(
+        self,
+        query: Tensor,  # [B, Q, C], with positions
+        value: Tensor,  # [B, S, M, D]
+        spatial_shapes: list[tuple[int, int]],
+        reference_points: Tensor,  # [B, Q, L, 2 or 4]
+        identity: Tensor,  # [B, Q, C]
+    ) -> Tensor:  # [B, Q, C]
+        B, Q, _ = query.shape
+        M, L, K = self.num_heads, self.num_levels, self.num_points
+        offsets, logits = self.points(query).split(self.sizes, -1)
+        output = ms_deform_attn_fused(
+            value,
+            spatial_shapes,
+            spread(reference_points, (B, Q, L)),
+            offsets.reshape(B, Q, M, L, K, 2),
+            logits.reshape(B, Q, M, L * K),
+        )
+        return self.output_proj(output, add=identity)
+
+
+class EncoderLayer(nn.Module):
+    """``DeformableEncoderLayer`` by blocks of cells: but for the values, each cell depends on itself alone."""
+
+    def __init__(self, layer: DeformableEncoderLayer, dtype: torch.dtype):
+        super().__init__()
+        self.embed_dims = layer.embed_dims
+        self.self_attn = FusedMSDeformAttn(layer.self_attn, dtype)
+        self.ffn = FusedFFN(layer.ffn, dtype)
+        self.norms = layer.norms
+
+    def forward(
+        self,
+        query: Tensor,  # [B, S, C]
+        query_pos: Tensor,  # [B, S, C]
+        key_padding_mask: Tensor | None,  # [B, S], True = padding
+        spatial_shapes: list[tuple[int, int]],
+        reference_points: Tensor,  # [B, S, L, 2]
+        **kwargs,
+    ) -> Tensor:  # [B, S, C]
+        B, S, _ = query.shape
+        attention = self.self_attn
+        query = query.to(attention.value_proj.dtype)
+        value = attention.project(query, key_padding_mask)
+        reference_points = spread(reference_points, (B, S, attention.num_levels))
+        output = torch.empty_like(query)
+        for image in range(B):
+            image = slice(image, image + 1)
+            for cells in blocks(S):
+                x = query[image, cells]
+                x = attention.attend(
+                    x + query_pos[image, cells],
+                    value[image],
+                    spatial_shapes,
+                    reference_points[image, cells],
+                    x,
+                )
+                output[image, cells] = self.norms[1](self.ffn(self.norms[0](x)))
+        return output

@@ -1,0 +1,188 @@
+"""optimize_for_inference: the same detections, from every detector of the package."""
+
+import copy
+import io
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmengine.registry import init_default_scope
+from test_export import assert_same
+from tiny_model import CLASSES, NAMES, tiny_model
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmdet_ddetr import get_config, optimize_for_inference
+from mmdet_ddetr.export import DetectionProgram
+from mmdet_ddetr.inference.convolutions import fuse_convolutions
+from mmdet_ddetr.inference.optimize import replace
+from mmdet_ddetr.inference.products import Conv2d
+from mmdet_ddetr.necks import BiFPN
+from mmdet_ddetr.testing import make_batch, randomise, shrink, without_dropout
+
+SIZES = [(96, 130), (70, 160), (96, 64)]  # of images, h and w; none fills the batch, 96 x 160
+
+
+@pytest.fixture(autouse=True)
+def scope():
+    init_default_scope('mmdet')
+
+
+def with_statistics(model: nn.Module) -> nn.Module:
+    """In eval mode, with batch norms that do something."""
+    rng = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.running_mean.normal_(0, 0.1, generator=rng)
+            module.running_var.uniform_(0.5, 2, generator=rng)
+    model.eval()
+    return model
+
+
+def predictions(model, sizes):
+    inputs, samples = make_batch(sizes, [0] * len(sizes), CLASSES)
+    with torch.no_grad():
+        return [sample.pred_instances for sample in model(inputs, samples, mode='predict')]
+
+
+def assert_same_predictions(model, other, sizes=SIZES):
+    found, expected = (
+        [
+            [instances.bboxes[None], instances.scores[None], instances.labels[None]]
+            for instances in predictions(m, sizes)
+        ]
+        for m in (model, other)
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_same(ours, theirs, pixels=0.01, tolerance=1e-4)
+
+
+@pytest.mark.parametrize('variant', NAMES)
+def test_same_detections(variant):
+    """Of a padded batch, one with other padding, one image, and the first again, whose positions are kept by then."""
+    model = with_statistics(tiny_model(variant))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    optimised = optimize_for_inference(model)
+    for sizes in (SIZES, [(80, 160), (96, 64), (50, 70)], [(64, 97)], SIZES):
+        assert_same_predictions(optimised, model, sizes)
+    assert not any(isinstance(module, _BatchNorm) for module in optimised.modules())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert isinstance(optimised, type(model)) and optimize_for_inference(optimised) is optimised
+
+
+def test_masks():
+    config = shrink(get_config('deformable-detr-masks_r50_8xb2-25e_coco').model)
+    torch.manual_seed(0)
+    model = with_statistics(without_dropout(randomise(MODELS.build(config))))
+    nn.init.zeros_(model.mask_head.out.bias)  # else all logits may have one sign
+    optimised = optimize_for_inference(model)
+    sizes = [(96, 130), (70, 160)]
+    assert_same_predictions(optimised, model, sizes)
+    found, expected = (
+        torch.cat([instances.masks.flatten() for instances in predictions(m, sizes)]) for m in (optimised, model)
+    )
+    assert 0 < expected.double().mean() < 1
+    assert (found != expected).double().mean() < 1e-4
+
+
+BACKBONES = dict(
+    r18=dict(type='ResNet', depth=18),
+    r50=dict(type='ResNet', depth=50, base_channels=8),
+    caffe=dict(type='ResNet', depth=50, base_channels=8, style='caffe'),
+    dc5=dict(type='mmdet_ddetr.ResNetDC5', depth=50, base_channels=8),
+    deep_stem=dict(type='ResNetV1d', depth=50, base_channels=8),
+    resnext=dict(type='ResNeXt', depth=50, groups=4, base_width=4, base_channels=8),
+    dcn=dict(
+        type='ResNet',
+        depth=50,
+        base_channels=8,
+        dcn=dict(type='mmdet_ddetr.DCNv2', deform_groups=1),
+        stage_with_dcn=(False, True, True, True),
+    ),
+    lite0=dict(type='mmdet_ddetr.EfficientNetLite'),
+    dat=dict(
+        type='mmdet_ddetr.DAT',
+        arch=dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), num_groups=(1, 1, 2, 4)),
+    ),
+)
+
+
+@pytest.mark.parametrize('name', BACKBONES)
+def test_backbones(name):
+    """Maps of every stage, for odd sizes, twice from one input: nothing overwrites what others read."""
+    torch.manual_seed(0)
+    out_indices = (0, 1, 2, 3)
+    backbone = with_statistics(randomise(MODELS.build(dict(BACKBONES[name], out_indices=out_indices)), 0.1))
+    optimised = replace(copy.deepcopy(backbone), fuse_convolutions, torch.float32)
+    images = torch.randn(2, 3, 75, 101)
+    with torch.no_grad():
+        expected = backbone(images)
+        for _ in range(2):
+            found = optimised(images)
+            assert len(found) == len(expected)
+            for ours, theirs in zip(found, expected):
+                torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * theirs.abs().max().item())
+    assert not any(isinstance(module, (_BatchNorm, nn.ReLU6)) for module in optimised.modules())
+    assert any(isinstance(module, Conv2d) for module in optimised.modules())
+
+
+def test_neck_of_separable_convolutions():
+    torch.manual_seed(0)
+    neck = with_statistics(randomise(BiFPN([8, 16], 16, num_outs=4, num_layers=2)))
+    maps = torch.randn(1, 8, 20, 30), torch.randn(1, 16, 10, 15)
+    optimised = replace(copy.deepcopy(neck), fuse_convolutions, torch.float32)
+    with torch.no_grad():
+        for ours, theirs in zip(optimised(maps), neck(maps), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert not any(isinstance(module, _BatchNorm) for module in optimised.modules())
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('variant', ['detr', 'two-stage'])
+def test_narrow_types(variant, dtype):
+    """About as far from fp32 as the model itself under autocast."""
+    model = with_statistics(tiny_model(variant))
+    optimised = optimize_for_inference(model, dtype)
+    assert optimize_for_inference(optimised, dtype) is optimised
+    inputs, samples = make_batch(SIZES, [0] * 3, CLASSES)
+    with torch.no_grad():
+        logits, boxes = model(inputs, samples, mode='tensor')[:2]
+        with torch.autocast('cpu', dtype):
+            reference = model(inputs, samples, mode='tensor')
+    found = optimised(inputs, samples, mode='tensor')
+    assert found[1].dtype is torch.float32
+    if variant != 'two-stage':  # whose queries may change places
+        for ours, theirs, exact in zip(found, reference, (logits, boxes)):
+            assert 0 < (ours - exact).abs().mean() <= 2 * (theirs - exact).abs().mean()
+
+
+def test_what_it_refuses():
+    model = tiny_model('base').eval()
+    optimised = optimize_for_inference(model)
+    inputs, samples = make_batch([(64, 64)], [1], CLASSES)
+    for refused in (
+        lambda: optimised.train(),
+        lambda: optimised(inputs, samples, mode='loss'),
+        lambda: optimised.state_dict(),
+        lambda: optimised.load_state_dict(model.state_dict()),
+        lambda: copy.deepcopy(optimised),
+        lambda: torch.save(optimised, io.BytesIO()),
+        lambda: optimised.to(torch.bfloat16),
+        lambda: torch.export.export(DetectionProgram(optimised), (inputs, torch.tensor([[64, 64]]))),
+    ):
+        with pytest.raises(RuntimeError, match='a model from optimize_for_inference cannot .* that it was made of'):
+            refused()
+    assert not optimised.eval().to('cpu').training
+    with pytest.raises(ValueError, match='optimised for torch.float32; for torch.bfloat16, take the one'):
+        optimize_for_inference(optimised, torch.bfloat16)
+    with pytest.raises(ValueError, match='dtype must be one of torch.float32, torch.bfloat16, torch.float16, got'):
+        optimize_for_inference(model, torch.float64)
+    with pytest.raises(TypeError, match='must be a detector of mmdet_ddetr, got Linear'):
+        optimize_for_inference(nn.Linear(2, 2))
+
+
+def test_without_onednn(monkeypatch):
+    """As on a GPU: PyTorch's own convolutions and products."""
+    monkeypatch.setattr('mmdet_ddetr.inference.products.has_onednn', lambda weight: False)
+    model = with_statistics(tiny_model('two-stage'))
+    assert_same_predictions(optimize_for_inference(model), model)
