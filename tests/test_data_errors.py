@@ -20,7 +20,7 @@ from mmdet_ddetr.datasets import (
     check_splits,
     clean_coco,
     find_coco_folder,
-    split_off_val,
+    find_data,
 )
 
 REPO = Path(__file__).parents[1]
@@ -480,7 +480,7 @@ def test_boxes_beyond_two_limits_of_one_size_are_counted_once(folder):
 def test_the_copy_is_checked_without_reading_the_images_again(folder, tmp_path, monkeypatch):
     del folder.coco['train']['images'][0]['width']
     report = folder.check()
-    monkeypatch.setattr('mmdet_ddetr.datasets.check.inspect_image', lambda *args: pytest.fail('read again'))
+    monkeypatch.setattr('mmdet_ddetr.datasets.image_file.inspect_image', lambda *args: pytest.fail('read again'))
     assert clean_coco(report, tmp_path / 'copy.json').facts.keys() == {0, 1, 2}
 
 
@@ -591,18 +591,15 @@ def test_val_is_missing_or_split_off(tmp_path):
     folder = Folder(tmp_path / 'data', splits=('train', 'test'))
     with pytest.raises(DataError, match='none of a val split.*--val-fraction'):
         find_coco_folder(folder.root)
-    found = split_off_val(folder.root, 0.34, tmp_path / 'out')
+    found = find_data(folder.root, tmp_path / 'out', 0.34)
     parts = [json.loads(split.ann_file.read_text()) for split in (found.train, found.val)]
     assert [len(part['images']) for part in parts] == [2, 1] and [len(part['annotations']) for part in parts] == [4, 2]
     names = [{image['file_name'] for image in part['images']} for part in parts]
     assert not names[0] & names[1] and len(names[0] | names[1]) == 3
     assert found.test.ann_file == folder.path('test')
-    assert (
-        split_off_val(folder.root, 0.34, tmp_path / 'again').val.ann_file.read_bytes()
-        == found.val.ann_file.read_bytes()
-    )
+    assert find_data(folder.root, tmp_path / 'again', 0.34).val.ann_file.read_bytes() == found.val.ann_file.read_bytes()
     with pytest.raises(DataError, match='--val-fraction is 1.5'):
-        split_off_val(folder.root, 1.5, tmp_path / 'out')
+        find_data(folder.root, tmp_path / 'out', 1.5)
 
 
 # ------------------------------------------------------------------------------------------------------ while training

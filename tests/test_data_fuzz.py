@@ -14,7 +14,7 @@ from mmdet.datasets import CocoDataset
 from mmdet.evaluation import CocoMetric
 from mmengine.registry import init_default_scope
 
-from mmdet_ddetr.datasets import DataError, check_coco, check_splits, clean_coco, drop_unused_groups, split_off_val
+from mmdet_ddetr.datasets import DataError, check_coco, check_splits, clean_coco, drop_unused_groups, find_data
 from mmdet_ddetr.datasets.image_file import ImageFacts, inspect_image
 
 WIDTH, HEIGHT = 40, 30
@@ -58,7 +58,7 @@ def quick_files(monkeypatch):
             return known[key]
         raise known[key]
 
-    monkeypatch.setattr('mmdet_ddetr.datasets.check.inspect_image', inspect)
+    monkeypatch.setattr('mmdet_ddetr.datasets.image_file.inspect_image', inspect)
     monkeypatch.setattr('mmengine.dataset.base_dataset.gc.collect', lambda: None)  # a second for each data set
 
 
@@ -223,6 +223,6 @@ def test_split_off_val(folder, tmp_path):
     for seed in range(150):
         (tmp_path / 'data' / 'annotations' / 'train.json').write_bytes(mutate(random.Random(seed)))
         try:
-            split_off_val(tmp_path / 'data', 0.3, tmp_path / 'out')
+            find_data(tmp_path / 'data', tmp_path / 'out', 0.3)
         except DataError as error:
             one_sentence(error)

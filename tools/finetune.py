@@ -1,6 +1,6 @@
-"""Train a detector on a folder in COCO format, evaluate it and write annotated pictures.
+"""Train a detector on a folder of labelled images, evaluate it and write annotated pictures.
 
-python tools/finetune.py --data path/to/coco-folder
+python tools/finetune.py --data path/to/folder
 """
 
 import argparse
@@ -15,10 +15,13 @@ from _cli import CFG_OPTIONS_HELP, read_config, run
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
-        description='Train a detector on a folder in COCO format, evaluate it and write annotated pictures',
+        description='Train a detector on a folder of labelled images, evaluate it and write annotated pictures',
     )
     parser.add_argument(
-        '--data', required=True, metavar='DIR', help='folder with annotations of train, val and, best, test'
+        '--data',
+        required=True,
+        metavar='DIR',
+        help='folder of labelled images in the format of COCO, YOLO or Pascal VOC; the layout is found',
     )
     parser.add_argument(
         '--config',
@@ -60,7 +63,10 @@ def parse_args(argv=None):
     parser.add_argument('--decode', action='store_true', help='decode every image while checking, not only its ends')
     parser.add_argument('--drop-bad', action='store_true', help='train without the images and boxes that have errors')
     parser.add_argument(
-        '--val-fraction', type=float, metavar='F', help='split this share of the train images off as the val split'
+        '--val-fraction',
+        type=float,
+        metavar='F',
+        help='share of the train images that become val where the folder has no val split (default: 0.15)',
     )
     parser.add_argument(
         '--pictures',
@@ -107,7 +113,7 @@ def finetune(args, start):
     )
     from mmdet_ddetr.apis.pictures import write_comparisons
     from mmdet_ddetr.checkpoints import check_exists
-    from mmdet_ddetr.datasets import find_coco_folder, read_coco, split_off_val
+    from mmdet_ddetr.datasets import find_data, read_coco
     from mmdet_ddetr.hooks import ProgressBarHook
     from mmdet_ddetr.hooks.fit_checkpoint import hook_of
     from mmdet_ddetr.registry import HOOKS, is_a
@@ -117,10 +123,7 @@ def finetune(args, start):
     check_exists(args.load_from)
     work_dir = Path(args.work_dir)
     cfg = read_config(args.config, args.cfg_options)
-    if args.val_fraction is None:
-        folder = find_coco_folder(args.data)
-    else:
-        folder = split_off_val(args.data, args.val_fraction, work_dir / 'annotations' / 'split', args.seed)
+    folder = find_data(args.data, work_dir, args.val_fraction, args.seed, args.decode)
     folder, reports, findings = check_folder(
         folder, work_dir, cfg.model.get('num_queries'), drop_bad=args.drop_bad, decode=args.decode
     )

@@ -22,7 +22,6 @@ from ..checkpoints import CheckpointError, load
 from ..datasets import (
     CocoDataset,
     CocoFolder,
-    CocoSplit,
     DataError,
     Report,
     check_coco,
@@ -66,11 +65,14 @@ def check_folder(
     Raises:
         DataError: there are errors that are not to be dropped, or cannot be. The message has all findings.
     """
-    notes = ''
+    notes = ''.join(f'\n{note}' for note in folder.notes)
     if folder.has_test and not read_coco(folder.test.ann_file)['annotations']:
-        notes = f'\n{folder.test.ann_file} has no annotations to test against: val takes its place'
+        notes += f'\n{folder.test.ann_file} has no annotations to test against: val takes its place'
         folder = replace(folder, test=folder.val)
-    reports = {s.name: check_coco(s.ann_file, s.image_dir, num_queries, decode) for s in folder.splits}
+    reports = {
+        s.name: check_coco(s.ann_file, s.image_dir, num_queries, decode, s.facts, s.faults, s.title)
+        for s in folder.splits
+    }
     drop_unused_groups(reports)
     disagreements = check_splits(reports)
     lines = [str(report) for report in reports.values()]
@@ -83,7 +85,10 @@ def check_folder(
     fatal = [finding for finding in disagreements if finding.level == 'error']
     n_errors = sum(len(finding.places) for report in reports.values() for finding in report.errors)
     if fatal or (n_errors and not drop_bad):
-        healable = not fatal and any(report.bad_images or report.bad_annotations for report in reports.values())
+        healable = not fatal and any(
+            reports[split.name].bad_images or reports[split.name].bad_annotations or split.faults
+            for split in folder.splits
+        )
         advice = '\nMend the files, or train without the bad images and boxes: --drop-bad' if healable else ''
         raise DataError(f'{text}\n{n_errors + len(fatal)} errors in {folder.root}{advice}')
     splits = {}
@@ -96,9 +101,10 @@ def check_folder(
                 f'\n{split.name}: {len(report.bad_images)} images and {len(report.bad_annotations)} boxes left out; '
                 f'the copy {copied} is used'
             )
-            split = CocoSplit(split.name, copied, split.image_dir)
+            split = replace(split, ann_file=copied)
         splits[split.name] = split
-    return CocoFolder(folder.root, splits['train'], splits['val'], splits.get('test', splits['val'])), reports, text
+    splits.setdefault('test', splits['val'])
+    return replace(folder, **splits), reports, text
 
 
 def configure(

@@ -8,15 +8,13 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import torch
-from mmdet.apis.det_inferencer import IMG_EXTENSIONS
 from PIL import Image
 
 from ..datasets import DataError, read_image
-from ..datasets.image_file import check_aspect
+from ..datasets.image_file import SUFFIXES, check_aspect
 from ..datasets.pixels import bgr_of_array, bgr_of_pil, of_fair_shape
 from . import video
 
-SUFFIXES = (*IMG_EXTENSIONS, '.avif', '.gif', '.jfif', '.jp2', '.tga')  # of pictures that a folder is searched for
 WANTED = (*SUFFIXES, *video.SUFFIXES)
 EXPECTED = (
     'a path, a pattern, a URL, a folder, the number of a camera, an array [H, W], [H, W, 1], [H, W, 3] (BGR) or '

@@ -1,19 +1,16 @@
 """Check annotations in COCO format before anything is trained on them."""
 
 from collections import Counter, defaultdict
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from .coco_folder import is_plain_utf8, read_coco
-from .errors import DataError
-from .image_file import MAX_ASPECT, ImageFacts, inspect_image
+from .coco_folder import Fault, is_plain_utf8, read_coco
+from .image_file import MAX_ASPECT, ImageFacts, inspect_images
 from .parse import read_annotations, read_categories, read_images, read_rest
-from .records import Annotation
 from .report import Finding, Report, printable, shown
 
 EDGE_TOLERANCE = 1.0  # px that a box may stick out unmentioned: rounding
 COCO_DETECTIONS = 100  # the COCO metric looks at no more in an image
-MAX_THREADS = 8  # that read images; each holds one
 
 
 def check_coco(
@@ -21,7 +18,9 @@ def check_coco(
     image_dir: str | Path,
     num_queries: int | None = None,
     decode: bool = False,
-    facts: dict[str, ImageFacts] | None = None,
+    facts: Mapping[str, ImageFacts] | None = None,
+    faults: Iterable[Fault] = (),
+    title: str = '',
 ) -> Report:
     """Check one annotation file and its images.
 
@@ -31,6 +30,8 @@ def check_coco(
         num_queries: boxes that the model can find in an image; None: not compared.
         decode: decode every image instead of reading its header and end only.
         facts: what is known of images by their file name, which are not read again.
+        faults: what was found before, while another format was read.
+        title: what the report calls the file; '': its path.
 
     Returns:
         The findings. Whether a fault is an error, a warning or a note is decided by what it does to training and
@@ -40,7 +41,9 @@ def check_coco(
         DataError: the file is missing, is no JSON or has not the structure of COCO.
     """
     ann_file, image_dir = Path(ann_file), Path(image_dir)
-    report = Report(ann_file, image_dir, read_coco(ann_file))
+    report = Report(ann_file, image_dir, read_coco(ann_file), title=title)
+    for fault in faults:
+        report.add(*fault)
     if not is_plain_utf8(ann_file):
         report.repair('note', 'not in plain UTF-8', remedy='so written in a copy')
     read_categories(report)
@@ -149,18 +152,13 @@ def _check_categories(report: Report) -> None:
 def _check_image_files(report: Report, decode: bool, known: dict[str, ImageFacts]) -> None:
     """What the files themselves say."""
     entries = [image for image in report.images if image.index not in report.bad_images]
-
-    def inspect(image) -> ImageFacts | str:
-        try:
-            return known.get(image.file_name) or inspect_image(report.image_dir / image.file_name, decode)
-        except DataError as error:
-            return str(error)
-
-    with ThreadPoolExecutor(MAX_THREADS) as pool:
-        outcomes = list(pool.map(inspect, entries))
+    unknown = [image.file_name for image in entries if image.file_name not in known]
+    found = inspect_images([report.image_dir / name for name in unknown], decode)
+    known = {**known, **dict(zip(unknown, found))}
     files = defaultdict(list)
-    for image, facts in zip(entries, outcomes):
-        place = f'image {image.id} ({report.image_dir / image.file_name})'
+    for image in entries:
+        facts = known[image.file_name]
+        place = f'{image.place} ({report.image_dir / image.file_name})'
         if isinstance(facts, str):
             report.bad_images.add(image.index)
             report.add('error', 'image that does not load', f'{place}: {facts}')
@@ -187,8 +185,8 @@ def _check_image_files(report: Report, decode: bool, known: dict[str, ImageFacts
             report.repair('note', 'width or height is not written as an integer', place, 'so written in a copy')
     for same in files.values():
         if len(same) > 1:
-            names = ', '.join(f'{image.id} ({image.file_name})' for image in same)
-            report.add('warning', 'the same picture more than once', f'images {names}')
+            names = ', '.join(f'{image.place} ({image.file_name})' for image in same)
+            report.add('warning', 'the same picture more than once', names)
 
 
 def _check_annotations(report: Report) -> None:
@@ -201,7 +199,7 @@ def _check_annotations(report: Report) -> None:
         facts = report.facts[image.index]
         fault, level, remedy = _fault_of_box(annotation.bbox, facts)
         if fault:
-            place = f'{_place(annotation)} ({image.file_name}): bbox {_numbers(annotation.bbox)}'
+            place = f'{annotation.place} ({image.file_name}): bbox {_numbers(annotation.bbox)}'
             report.add(level, fault, f'{place}, image {facts.width}x{facts.height}', remedy)
         if level == 'error':
             report.bad_annotations.add(annotation.index)
@@ -210,7 +208,7 @@ def _check_annotations(report: Report) -> None:
         # the COCO metric marks a matched box by its id, so that one with id 0 always counts as missed
         if not annotation.id or annotation.id in seen:
             rule = 'annotation id missing, no integer, 0 or given twice'
-            report.repair('warning', rule, _place(annotation), 'numbered anew in a copy')
+            report.repair('warning', rule, annotation.place, 'numbered anew in a copy')
         seen.add(annotation.id)
     report.annotations = sound
 
@@ -227,11 +225,6 @@ def _fault_of_box(bbox: tuple[float, ...], facts: ImageFacts) -> tuple[str, str,
     return '', '', ''
 
 
-def _place(annotation: Annotation) -> str:
-    id = f'number {annotation.index}' if annotation.id is None else annotation.id
-    return f'annotation {id} in image {annotation.image_id}'
-
-
 def _numbers(bbox: tuple[float, ...]) -> str:
     return f'[{", ".join(f"{value:.10g}" for value in bbox)}]'
 
@@ -246,12 +239,13 @@ def _check_amounts(report: Report, num_queries: int | None) -> None:
     with_boxes = {annotation.image_id for annotation in report.annotations}
     for image in report.images:
         if image.index not in report.bad_images and image.id not in with_boxes:
-            report.add('note', 'image without boxes')
+            report.add('note', 'image without boxes', image.labelled_in)
     used = {annotation.category_id for annotation in report.annotations}
     gone = {*report.merged, *report.dropped, *report.unused_groups}
     for category in report.categories:
         if report.annotations and category.id not in used and category.id not in gone:
             report.add('warning', 'category without a box', f'id {category.id}, {category.name!r}')
+    places = {image.id: image.place for image in report.images}
     remedies = defaultdict(list)
     if num_queries:
         remedies[num_queries].append('the model finds no more: raise model.num_queries and model.test_cfg.max_per_img')
@@ -260,4 +254,4 @@ def _check_amounts(report: Report, num_queries: int | None) -> None:
         for image_id, count in per_image.most_common():
             if count > limit:
                 rule = f'image with more boxes than {limit}'
-                report.add('warning', rule, f'image {image_id}: {count}', '; '.join(remedy))
+                report.add('warning', rule, f'{places[image_id]}: {count}', '; '.join(remedy))

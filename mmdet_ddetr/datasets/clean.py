@@ -66,7 +66,7 @@ def clean_coco(report: Report, out_file: str | Path) -> Report:
     out_file = Path(out_file)
     write_coco(out_file, {**rest, 'images': images, 'annotations': annotations, 'categories': categories})
     facts = {image.file_name: report.facts[image.index] for image in report.images if image.index in report.facts}
-    cleaned = check_coco(out_file, report.image_dir, facts=facts)
+    cleaned = check_coco(out_file, report.image_dir, facts=facts, title=report.title)
     if cleaned.errors:
         raise DataError(f'{report.ann_file} has errors that leaving out images or boxes does not heal\n{cleaned}')
     return cleaned

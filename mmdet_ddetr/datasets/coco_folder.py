@@ -2,15 +2,14 @@
 
 import json
 import os
-import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
 from .errors import DataError
 from .files import read_annotations
-from .records import identifier
+from .image_file import ImageFacts
 
 SPLIT_NAMES = {'train': ('train',), 'val': ('val', 'valid', 'validation'), 'test': ('test',)}
 ANNOTATION_FILES = (
@@ -24,21 +23,43 @@ LISTS = ('images', 'annotations', 'categories')  # of a COCO file
 IMAGE_DIRS = ('images/{split}', '{split}2017', '{split}', 'images/{split}2017', '{split}/images', 'images', '.')
 
 
+Fault = tuple[str, str, str, str]  # level, rule, place, remedy: see Report.add
+
+
 @dataclass(frozen=True)
 class CocoSplit:
-    """One annotation file and the folder that its file names are relative to."""
+    """One annotation file and the folder that its file names are relative to.
+
+    Attributes:
+        title: what a report calls it; '': the file's path.
+        faults: what was found while the file was made from another format.
+        facts: of images, by their file name, that were read for it.
+    """
 
     name: str  # train, val or test
     ann_file: Path
     image_dir: Path
+    title: str = field(default='', compare=False)
+    faults: tuple[Fault, ...] = field(default=(), compare=False, repr=False)
+    facts: dict[str, ImageFacts] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
 class CocoFolder:
+    """A data set in COCO format, as it is on the disk or as it was converted.
+
+    Attributes:
+        test: val's files where there is no test split.
+        format: of the user's own files.
+        notes: sentences about how it was read.
+    """
+
     root: Path
     train: CocoSplit
     val: CocoSplit
-    test: CocoSplit  # val's files where the folder has no test split
+    test: CocoSplit
+    format: str = 'COCO'
+    notes: tuple[str, ...] = ()
 
     @property
     def has_test(self) -> bool:
@@ -63,58 +84,36 @@ def find_coco_folder(root: str | Path) -> CocoFolder:
         DataError: there is no such folder, or it has no train or no val split; lists what was looked for and found.
     """
     root = Path(root)
-    if not root.is_dir():
-        raise DataError(f'{root} is {"a file" if root.exists() else "missing"}, expected a folder in COCO format')
-    splits = {name: _find_split(root, name) for name in SPLIT_NAMES}
-    if splits['train'] is None:
-        looked_for = ', '.join(file.format(split='train') for file in ANNOTATION_FILES)
-        found = sorted(str(path.relative_to(root)) for path in [*root.glob('*.json'), *root.glob('*/*.json')])
-        raise DataError(
-            f'{root} has no annotations of a train split.\n'
-            f'  looked for: {looked_for}\n'
-            f'  JSON files found: {", ".join(found[:20]) or "none"}'
-        )
-    if splits['val'] is None:
+    check_is_folder(root)
+    splits = find_coco_splits(root)
+    if 'train' not in splits:
+        raise DataError(f'{root} has no annotations of a train split.\n{what_is_there(root)}')
+    if 'val' not in splits:
         raise DataError(
             f'{root} has annotations of a train split ({splits["train"].ann_file.relative_to(root)}) but none of a val '
             'split; name it the same way, or let a part of train be split off (--val-fraction 0.1)'
         )
-    return CocoFolder(root, splits['train'], splits['val'], splits['test'] or splits['val'])
+    return CocoFolder(root, splits['train'], splits['val'], splits.get('test', splits['val']))
 
 
-def split_off_val(root: str | Path, fraction: float, out_dir: str | Path, seed: int = 0) -> CocoFolder:
-    """Take a part of a folder's train images as its val split.
+def find_coco_splits(root: Path) -> dict[str, CocoSplit]:
+    """The splits of a COCO-format folder, by their names; one annotation file alone is the train split."""
+    splits = {name: split for name in SPLIT_NAMES if (split := _find_split(root, name))}
+    if not splits and (lone := _find_lone_file(root)):
+        splits = dict(train=CocoSplit('train', lone, _find_images(root, 'train', lone)))
+    return splits
 
-    Args:
-        root: a COCO-format folder with a train split.
-        fraction: share of the train images to put into val, in (0, 1); at least one image goes to each side.
-        out_dir: folder that ``train.json`` and ``val.json`` are written to; the images stay where they are.
-        seed: which images are drawn.
 
-    Raises:
-        DataError: there is no train split, or its file cannot be split.
-    """
-    if not 0 < fraction < 1:
-        raise DataError(f'--val-fraction is {fraction}, expected a number between 0 and 1')
-    root, out_dir = Path(root), Path(out_dir)
-    train, test = _find_split(root, 'train'), _find_split(root, 'test')
-    if train is None:
-        return find_coco_folder(root)  # raises, with all that was looked for
-    coco = read_coco(train.ann_file)
-    images = coco['images']
-    if len(images) < 2:
-        raise DataError(f'{train.ann_file} has {len(images)} image(s), too few to split off a val split')
-    order = random.Random(seed).sample(range(len(images)), len(images))
-    n_val = min(max(round(fraction * len(images)), 1), len(images) - 1)
-    splits = {}
-    for name, chosen in (('val', set(order[:n_val])), ('train', set(order[n_val:]))):
-        part = [image for index, image in enumerate(images) if index in chosen]
-        ids = {identifier(image.get('id')) for image in part}  # None, too: the check will complain
-        annotations = [entry for entry in coco['annotations'] if identifier(entry.get('image_id')) in ids]
-        ann_file = out_dir / f'{name}.json'
-        write_coco(ann_file, {**coco, 'images': part, 'annotations': annotations})
-        splits[name] = CocoSplit(name, ann_file, train.image_dir)
-    return CocoFolder(root, splits['train'], splits['val'], test or splits['val'])
+def check_is_folder(root: Path) -> None:
+    if not root.is_dir():
+        raise DataError(f'{root} is {"a file" if root.exists() else "missing"}, expected a folder of labelled images')
+
+
+def what_is_there(root: Path) -> str:
+    """For an error: what was looked for, and what was found instead."""
+    looked_for = ', '.join(file.format(split='train') for file in ANNOTATION_FILES)
+    found = sorted(str(path.relative_to(root)) for path in [*root.glob('*.json'), *root.glob('*/*.json')])
+    return f'  looked for: {looked_for}\n  JSON files found: {", ".join(found[:20]) or "none"}'
 
 
 def read_coco(ann_file: Path, lists: Sequence[str] = LISTS) -> dict:
@@ -175,6 +174,18 @@ def _find_split(root: Path, name: str) -> CocoSplit | None:
         if ann_file.is_file():
             return CocoSplit(name, ann_file, _find_images(root, alias, ann_file))
     return None
+
+
+def _find_lone_file(root: Path) -> Path | None:
+    """The only JSON file with COCO's lists, as of Label Studio (result.json) and CVAT (instances_default.json)."""
+    found = []
+    for path in [*root.glob('*.json'), *root.glob('annotations/*.json')]:
+        try:
+            read_coco(path)
+        except DataError:
+            continue
+        found.append(path)
+    return found[0] if len(found) == 1 else None
 
 
 def _find_images(root: Path, alias: str, ann_file: Path) -> Path:

@@ -5,6 +5,8 @@ The check of the data, the loaders, the pictures and the inferencer all read thr
 
 import hashlib
 import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +23,12 @@ MAX_ASPECT = 100  # of a picture's sides: of a longer one, resizing leaves a sid
 EXIF_ORIENTATION = 0x0112
 QUARTER_TURNS = (5, 6, 7, 8)  # orientations that swap width and height
 TIFF_WIDTH, TIFF_HEIGHT = 256, 257  # tags
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp')  # MMDetection's
+SUFFIXES += ('.avif', '.gif', '.jfif', '.jp2', '.tga')  # of pictures that a folder is searched for
 COMMON = ('JPEG', 'PNG', 'BMP', 'GIF', 'WEBP', 'TIFF')  # tried first: Pillow imports the others in 0.1 s
 # Pillow runs a program for the first, calls Windows for the second and has no decoder for the others
 REFUSED = {'EPS', 'WMF', 'BUFR', 'GRIB', 'HDF5', 'MPEG'}
+MAX_THREADS = 8  # that read images; each holds one
 UPRIGHT = ('color', 'grayscale')  # mmcv's flags that turn a picture as its orientation says
 
 
@@ -124,6 +129,19 @@ def inspect_image(path: str | Path, decode: bool = False) -> ImageFacts:
         _load_by_pillow(data)  # stricter than OpenCV
     digest = hashlib.blake2b(data, digest_size=16).digest()
     return ImageFacts(header.width, header.height, header.rotated, digest)
+
+
+def inspect_images(paths: Sequence[str | Path], decode: bool = False) -> list[ImageFacts | str]:
+    """Of each image what :func:`inspect_image` finds, or why there is none."""
+
+    def inspect(path) -> ImageFacts | str:
+        try:
+            return inspect_image(path, decode)
+        except DataError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(MAX_THREADS) as pool:
+        return list(pool.map(inspect, paths))
 
 
 def read_header(data: bytes) -> ImageHeader:

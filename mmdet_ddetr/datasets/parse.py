@@ -19,6 +19,7 @@ from .records import (
     crowd,
     identifier,
     is_segmentation,
+    labelled_in,
     number,
     side,
     too_deep,
@@ -76,10 +77,10 @@ def read_images(report: Report) -> None:
         _note_decimals(report, entry, ('id',))
         width, height = entry.get('width'), entry.get('height')
         whole = type(width) is int and type(height) is int
-        report.images.append(ImageEntry(index, id, file_name, side(width), side(height), whole))
+        report.images.append(ImageEntry(index, id, file_name, side(width), side(height), whole, labelled_in(entry)))
         if os.path.isabs(file_name) or '..' in file_name.replace('\\', '/').split('/'):
             rule = 'file_name that leads out of the image folder'
-            report.add('warning', rule, f'image {id} ({file_name})', 'read all the same')
+            report.add('warning', rule, f'{report.images[-1].place} ({file_name})', 'read all the same')
     for id, indices in positions.items():
         if len(indices) > 1:
             names = [report.coco['images'][index].get('file_name') for index in indices]
@@ -124,7 +125,7 @@ def read_annotations(report: Report) -> None:
             report.bad_annotations.add(index)
         else:
             id, area = identifier(entry.get('id')), number(entry.get('area'))
-            annotation = Annotation(index, id, image_id, category_id, bbox, area, iscrowd)
+            annotation = Annotation(index, id, image_id, category_id, bbox, area, iscrowd, labelled_in(entry))
             report.annotations.append(annotation)
             _note_gaps(report, entry, annotation)
 
@@ -184,5 +185,7 @@ def _text(file_name) -> str:
 
 def _place(index: int, entry: dict) -> str:
     """An annotation, in words."""
+    if source := labelled_in(entry):
+        return source
     name = f' in image {shown(entry["image_id"])}' if 'image_id' in entry else ''
     return f'annotation {shown(entry["id"]) if "id" in entry else f"number {index}"}{name}'

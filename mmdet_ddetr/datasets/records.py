@@ -9,6 +9,7 @@ MAX_COORDINATE = 1e6  # px: no image is as large
 MAX_AREA = 1e10  # px: the COCO metric ignores what is larger
 MAX_DEPTH = 20  # of lists and dicts within each other
 NUMBERS = {int, float}
+LABELLED_IN = 'labelled_in'  # of an entry that was converted from another format: the user's own file, and its line
 NOT_IN_A_LINE = re.compile('[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+')
 
 
@@ -28,6 +29,12 @@ class ImageEntry:
     width: float | None  # as the file says; None: it does not
     height: float | None
     whole: bool  # both are integers
+    labelled_in: str = ''
+
+    @property
+    def place(self) -> str:
+        """What a message calls it."""
+        return self.labelled_in or f'image {self.id}'
 
 
 @dataclass(slots=True)
@@ -39,6 +46,13 @@ class Annotation:
     bbox: tuple[float, float, float, float]  # x, y, width, height
     area: float | None
     iscrowd: int | None
+    labelled_in: str = ''
+
+    @property
+    def place(self) -> str:
+        """What a message calls it."""
+        id = f'number {self.index}' if self.id is None else self.id
+        return self.labelled_in or f'annotation {id} in image {self.image_id}'
 
 
 def identifier(value) -> int | None:
@@ -77,6 +91,12 @@ def class_name(value) -> str:
     if not isinstance(value, str):
         return ''
     return NOT_IN_A_LINE.sub(' ', value).strip() if NOT_IN_A_LINE.search(value) else value
+
+
+def labelled_in(entry: dict) -> str:
+    """The file and line that an entry comes from, or ''."""
+    value = entry.get(LABELLED_IN)
+    return value if isinstance(value, str) else ''
 
 
 def is_segmentation(value) -> bool:

@@ -50,6 +50,7 @@ class Report:
     repairs: bool = False
     facts: dict[int, ImageFacts] = field(default_factory=dict)  # of the images that are sound, by position
     max_boxes: int = 0  # in one image, crowds not counted
+    title: str = ''  # what it is called; '': the annotation file's path
 
     def __post_init__(self):
         self._by_rule = defaultdict(lambda: None)
@@ -88,7 +89,7 @@ class Report:
             f'{len(self.coco["images"])} images, {len(self.coco["annotations"])} boxes, '
             f'{len(self.coco["categories"])} categories, at most {self.max_boxes} boxes in an image'
         )
-        lines = [f'{printable(self.ann_file)}: {counts}']
+        lines = [f'{printable(self.title or self.ann_file)}: {counts}']
         for finding in sorted(self.findings, key=lambda finding: LEVELS.index(finding.level)):
             remedy = f' ({finding.remedy})' if finding.remedy else ''
             lines.append(f'  {finding.level:7}  {len(finding.places):6} x {finding.rule}{remedy}')

@@ -1,0 +1,80 @@
+"""A folder as it comes from a labelling tool -> a data set in COCO format, which is all that everything else reads."""
+
+from collections import Counter
+from pathlib import Path
+
+from ..coco_folder import CocoFolder, check_is_folder, find_coco_splits, what_is_there
+from ..errors import DataError
+from ..splits import split_off_val
+from .labels import write_splits
+from .tree import Tree
+from .voc import find_voc
+from .yolo import find_yolo
+
+VAL_FRACTION = 0.15
+FINDERS = (find_yolo, find_voc)  # the first that finds its format
+
+__all__ = ['find_data']
+
+
+def find_data(
+    root: str | Path,
+    work_dir: str | Path,
+    val_fraction: float | None = None,
+    seed: int = 0,
+    decode: bool = False,
+) -> CocoFolder:
+    """Recognise the format of a folder and its layout, and make a val split where it has none.
+
+    COCO's files are used as they are. Of other formats files in COCO's are made, in ``<work_dir>/annotations``; their
+    entries name the user's own files and lines, which the check of the data repeats. Nothing is written to ``root``.
+
+    Args:
+        root: the folder, or one that has nothing but it inside.
+        work_dir: what is made goes there.
+        val_fraction: share of the train images that become val where there is no val split; None: 0.15.
+        seed: of the split.
+        decode: decode every image, see ``check_coco``.
+
+    Raises:
+        DataError: there is no such folder, none of the formats is found in it, or a file that all depends on is broken.
+    """
+    root, made = Path(root), Path(work_dir, 'annotations')
+    check_is_folder(root)
+    root = _inner(root)
+    splits, format, notes = find_coco_splits(root), 'COCO', []
+    if 'train' not in splits:
+        tree = Tree(root, skip=Path(work_dir))
+        labels = next(filter(None, (find(tree) for find in FINDERS)), None)
+        if labels is None:
+            raise DataError(f'{root} has no labels that are known, of COCO, YOLO or Pascal VOC.\n{_contents(tree)}')
+        labels.settle()
+        if not labels.splits['train']:
+            raise DataError(f'{root}, {labels.format}: no images to train on.\n{_contents(tree)}')
+        splits, format, notes = write_splits(labels, made / 'converted', decode), labels.format, labels.notes
+    if 'val' in splits and val_fraction is not None:
+        notes.append(f'--val-fraction {val_fraction:g} is not needed: there is a val split')
+    elif 'val' not in splits:
+        fraction = VAL_FRACTION if val_fraction is None else val_fraction
+        splits['train'], splits['val'] = split_off_val(splits['train'], fraction, made / 'split', seed)
+        notes.append(f'no val split is there: {fraction:.0%} of the train images were taken (--val-fraction, --seed)')
+    return CocoFolder(root, splits['train'], splits['val'], splits.get('test', splits['val']), format, tuple(notes))
+
+
+def _inner(root: Path) -> Path:
+    """Unpacked archives often hold one folder with all the rest in it."""
+    while True:
+        inside = [path for path in root.iterdir() if not path.name.startswith(('.', '__MACOSX'))]
+        if len(inside) != 1 or not inside[0].is_dir() or inside[0].name.lower() in ('train', 'images', 'data'):
+            return root
+        root = inside[0]
+
+
+def _contents(tree: Tree) -> str:
+    suffixes = Counter(path.suffix.lower() or path.name for path in tree.files)
+    files = ', '.join(f'{count} {suffix}' for suffix, count in suffixes.most_common(8))
+    return (
+        f'{what_is_there(tree.root)}\n'
+        '  looked for as well: data.yaml and labels/*.txt (YOLO), *.xml (Pascal VOC)\n'
+        f'  all files found: {files or "none"}'
+    )

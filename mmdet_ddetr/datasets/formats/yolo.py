@@ -1,0 +1,275 @@
+"""YOLO: a text file of boxes beside each picture or in labels/ beside images/, and data.yaml with splits and names.
+
+The layouts of Ultralytics, Roboflow, Label Studio, labelImg, CVAT and darknet.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+from ..coco_folder import SPLIT_NAMES
+from ..errors import DataError
+from ..files import read_annotations
+from ..image_file import SUFFIXES
+from .labels import Box, Labels, Picture, finite
+from .tree import ALIASES, Tree, natural
+
+ROUNDING = 0.01  # a share that leaves [0, 1] by so much is one that was rounded, as Ultralytics takes it
+NAME_FILES = ('classes.txt', 'obj.names', 'labels.txt', 'names.txt', '_darknet.labels')
+MAX_CLASSES = 10_000
+LINE = re.compile(rb'\s*\d+(\.0*)?([\s,]+[-+.\deE]+){4,}\s*')
+
+
+def find_yolo(tree: Tree) -> Labels | None:
+    """The data set below a folder, if it is one of YOLO's."""
+    labels = Labels(tree, 'YOLO')
+    config = _find_config(tree)
+    pictures, has_keypoints = {}, False
+    if config:
+        path, content = config
+        source, labels.classes = tree.relative(path), _names_of(tree, path, content)
+        pictures, has_keypoints = dict(_pictures_of_config(labels, path, content)), 'kpt_shape' in content
+    if not any(pictures.values()):
+        if not any(LINE.match(_first_line(path)) for path in tree.of('.txt') if path.name not in NAME_FILES):
+            return None
+        if not config:
+            source, labels.classes = _names_beside(tree)
+        pictures = _pictures_of_lists(tree) or {}
+    if not pictures:
+        for path in tree.pictures:
+            pictures.setdefault(tree.split_of(path), []).append(path)
+    _Reader(labels, source, has_keypoints).read(pictures)
+    return labels
+
+
+# ------------------------------------------------------------------------------------------------- names and splits
+def _find_config(tree: Tree) -> tuple[Path, dict] | None:
+    """The first YAML file with ``names`` and a split; data.yaml before others."""
+    files = [path for path in tree.of('.yaml', '.yml') if path.parent == tree.root]
+    for path in sorted(files, key=lambda path: path.stem != 'data'):
+        text = _text(path)
+        try:
+            content = yaml.safe_load(text)
+        except yaml.MarkedYAMLError as error:
+            line = f', line {error.problem_mark.line + 1}' if error.problem_mark else ''
+            raise DataError(f'{path}{line}: not YAML: {error.problem}') from None
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise DataError(f'{path}: not YAML: {error}') from None
+        if isinstance(content, dict) and ('names' in content or 'nc' in content):
+            return path, content
+    return None
+
+
+def _names_of(tree: Tree, path: Path, content: dict) -> dict[int, str]:
+    names = content.get('names')
+    if isinstance(names, list):
+        names = dict(enumerate(names))
+    if names is None and type(content.get('nc')) is int and 0 < content['nc'] <= MAX_CLASSES:
+        names = {number: f'class {number}' for number in range(content['nc'])}
+    numbers = isinstance(names, dict) and all(type(number) is int and number >= 0 for number in names)
+    if not names or not numbers or not all(isinstance(name, str | int | float) for name in names.values()):
+        raise DataError(
+            f'{path}{_line_of(path, "names")}: names is {str(names)[:80]}, expected a list of names, or a dict with a '
+            'name for each number'
+        )
+    return {number: str(name) for number, name in names.items()}
+
+
+def _names_beside(tree: Tree) -> tuple[str, dict[int, str]]:
+    """Of a data set without data.yaml: one name a line."""
+    files = [path for path in tree.files if path.name.lower() in NAME_FILES or path.suffix == '.names']
+    for path in sorted(files, key=lambda path: len(path.parts)):
+        lines = [line.strip() for line in _text(path).splitlines()]
+        if names := dict(enumerate(line for line in lines if line)):
+            return tree.relative(path), names
+    return '', {}
+
+
+def _pictures_of_config(labels: Labels, config: Path, content: dict) -> Iterator[tuple[str, list[Path]]]:
+    for split, aliases in SPLIT_NAMES.items():
+        key = next((alias for alias in aliases if content.get(alias)), None)
+        if key is None:
+            continue
+        values = content[key] if isinstance(content[key], list) else [content[key]]
+        found = []
+        for value in values:
+            at = f'{labels.tree.relative(config)}{_line_of(config, key)}'
+            place = _locate(config, content.get('path'), value) if isinstance(value, str) else None
+            if place is None:
+                if split == 'train':
+                    raise DataError(f'{config}{_line_of(config, key)}: {key} is {value!r}, which is not there')
+                labels.fault('train', 'warning', 'split that is not there', f'{at}: {key} is {value!r}', 'left out')
+            elif place.is_dir():
+                inside = labels.tree if place == labels.tree.root else Tree(place)
+                found += inside.pictures
+            elif place.suffix.lower() in SUFFIXES:
+                found.append(place)
+            else:
+                found += _listed(place, [config.parent])
+        yield split, found
+
+
+def _locate(config: Path, base, value: str) -> Path | None:
+    """A path of data.yaml: as it is meant, else as far as it leads below the folder of data.yaml.
+
+    Roboflow's begin with a .. too many, and absolute ones are of the machine that wrote them.
+    """
+    bases = [config.parent / base, config.parent] if isinstance(base, str) else [config.parent]
+    parts = [part for part in Path(value).parts if part not in ('/', '..', '.')]
+    tails = [parts[start:] for start in range(len(parts))]
+    split = [part for part in parts if part.lower() in ALIASES]  # a tail without it is the folder of all splits
+    tails = [tail for tail in tails if not split or split[-1] in tail]
+    try:
+        for path in (*(base / value for base in bases), *(config.parent.joinpath(*tail) for tail in tails)):
+            if path.exists():
+                return path.resolve() if '..' in path.parts else path
+    except (OSError, ValueError):  # a name that no file can have
+        pass
+    return None
+
+
+def _pictures_of_lists(tree: Tree) -> dict[str, list[Path]]:
+    """darknet's and CVAT's train.txt: a picture a line."""
+    pictures = {}
+    for path in tree.of('.txt'):
+        split = ALIASES.get(path.stem.lower())
+        if split and split not in pictures and path.parent in (tree.root, tree.root / 'data'):
+            found = _listed(path, [tree.root])
+            if any(path.suffix.lower() in SUFFIXES for path in found):
+                pictures[split] = found
+    return pictures
+
+
+def _listed(path: Path, bases: list[Path]) -> list[Path]:
+    """Pictures that a text file names: relative to it or to a base, or their end is."""
+    found = []
+    for line in _text(path).splitlines():
+        if line := line.strip():
+            parts = [part for part in Path(line).parts if part not in ('/', '..')]
+            tails = [Path(*parts[start:]) for start in range(len(parts))]
+            options = [folder / tail for tail in (Path(line), *tails) for folder in (path.parent, *bases)]
+            found.append(next((option for option in options if option.is_file()), path.parent / line))
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------ labels
+class _Reader:
+    """Reads the label file of each picture."""
+
+    def __init__(self, labels: Labels, source: str, has_keypoints: bool):
+        self.labels, self.tree, self.source = labels, labels.tree, source
+        self.has_keypoints = has_keypoints
+        self.named = bool(labels.classes)
+        self.by_key = self.tree.by_key(path for path in self.tree.of('.txt') if path.name not in NAME_FILES)
+        self.used: set[Path] = set()
+
+    def read(self, pictures: dict[str, list[Path]]) -> None:
+        for split, paths in pictures.items():
+            for path in sorted(dict.fromkeys(paths), key=natural):
+                self.labels.splits[split].append(self._picture(split, path))
+        self._look_for_others()
+        if not self.named:
+            numbers = {box.label for found in self.labels.splits.values() for p in found for box in p.boxes}
+            self.labels.classes = {number: f'class {number}' for number in sorted(numbers)}
+            self.labels.fault(
+                '', 'warning', 'classes without names: no data.yaml, no classes.txt', str(sorted(numbers))
+            )
+
+    def _picture(self, split: str, path: Path) -> Picture:
+        file = self._file_of(path)
+        if file is None:
+            place = self.tree.relative(path)
+            remedy = 'taken as an image without objects'
+            self.labels.fault(split, 'warning', 'image without a label file', place, remedy)
+            return Picture(path, place, scaled=True)
+        self.used.add(file)
+        name = self.tree.relative(file)
+        if file.stem != path.stem:
+            place = f'{name}, for {self.tree.relative(path)}'
+            self.labels.fault(split, 'warning', 'label file and image that differ in capitals', place, 'used')
+        picture = Picture(path, name, scaled=True)
+        for number, line in enumerate(_text(file).splitlines(), start=1):
+            if line.strip():
+                place = f'{name}, line {number}'
+                box = self._box(split, line, place)
+                if box:
+                    picture.boxes.append(box)
+        return picture
+
+    def _file_of(self, picture: Path) -> Path | None:
+        """In labels/ for images/, the last of its path, or beside the picture; else whatever has its name."""
+        parts = list(picture.parts)
+        options = [picture.with_suffix('.txt')]
+        if 'images' in parts[:-1]:
+            last = len(parts) - 2 - parts[-2::-1].index('images')
+            options.insert(0, Path(*parts[:last], 'labels', *parts[last + 1 :]).with_suffix('.txt'))
+        for path in (*options, *self.by_key.get(self.tree.key(picture), ())):
+            if path.is_file():
+                return path
+        return None
+
+    def _box(self, split: str, line: str, place: str) -> Box | None:
+        words = line.replace(',', ' ').split()
+        values = [finite(word) for word in words]
+        count = len(values) - 1
+        if None in values or count < 4:
+            rule = 'line that is not a class and four numbers, or a class and a polygon'
+            return self.labels.fault(split, 'error', rule, f'{place}: {line.strip()[:80]!r}')
+        label, *numbers = values
+        if label != int(label) or label < 0:
+            return self.labels.fault(split, 'error', 'class that is no whole number', f'{place}: class {words[0]}')
+        if self.named and int(label) not in self.labels.classes:
+            known = self.labels.classes
+            names = f'{self.source} names {min(known)} to {max(known)}'
+            rule = 'class that has no name'
+            return self.labels.fault(split, 'error', rule, f'{place}: class {int(label)}, but {names}')
+        if self.has_keypoints or count in (4, 5):  # 5: a confidence follows
+            if count == 5:
+                self.labels.fault(split, 'note', 'number behind the box', place, 'not used')
+            x, y, w, h = numbers = numbers[:4]
+            corners = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
+        elif count % 2:
+            rule = 'polygon of an odd number of coordinates'
+            return self.labels.fault(split, 'error', rule, f'{place}: {count} numbers behind the class')
+        else:
+            corners = (min(numbers[::2]), min(numbers[1::2]), max(numbers[::2]), max(numbers[1::2]))
+            self.labels.fault(split, 'note', 'polygon', place, 'the box around it is used')
+        outside = next((value for value in numbers if not -ROUNDING <= value <= 1 + ROUNDING), None)
+        if outside is not None:
+            rule = "coordinate outside of [0, 1]: YOLO's are shares of the image's width and height"
+            return self.labels.fault(split, 'error', rule, f'{place}: {outside:g}')
+        return Box(int(label), corners, place)
+
+    def _look_for_others(self) -> None:
+        """Label files that no picture belongs to, in the folders of those that one does."""
+        folders = {path.parent for path in self.used}
+        for path in self.tree.of('.txt'):
+            if path.parent in folders and path not in self.used and LINE.match(_first_line(path)):
+                split = self.tree.split_of(path)
+                place = f'{self.tree.relative(path)}, line 1'
+                self.labels.fault(split, 'error', 'label file without an image', place, 'left out by --drop-bad')
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_annotations(path).decode('utf-8-sig')
+    except UnicodeDecodeError as error:
+        raise DataError(f'{path} is not text in UTF-8 ({error}): save it as UTF-8') from None
+
+
+def _first_line(path: Path) -> bytes:
+    try:
+        with open(path, 'rb') as file:
+            return file.readline(1000)
+    except OSError:
+        return b''
+
+
+def _line_of(path: Path, key: str) -> str:
+    """', line 3': where a file of YAML has a key."""
+    for number, line in enumerate(_text(path).splitlines(), start=1):
+        if re.match(rf'\s*["\']?{key}["\']?\s*:', line):
+            return f', line {number}'
+    return ''

@@ -1,0 +1,390 @@
+"""A folder as labelling tools write it is found to be what it is, and each fault names the user's own file and line."""
+
+import json
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+import cv2
+import numpy as np
+import pytest
+
+from mmdet_ddetr.apis.finetune import check_folder
+from mmdet_ddetr.datasets import DataError, find_data
+
+WIDTH, HEIGHT = 40, 20
+BOX = (4, 5, 20, 15)  # x1, y1, x2, y2 of the one box in each image, in px
+
+
+def picture(path, seed=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    seed = abs(hash(str(path))) if seed is None else seed
+    cv2.imwrite(str(path), np.random.default_rng(seed).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8))
+
+
+def text(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+
+
+def yolo_line(label=0, box=BOX):
+    x1, y1, x2, y2 = box
+    return f'{label} {(x1 + x2) / 2 / WIDTH} {(y1 + y2) / 2 / HEIGHT} {(x2 - x1) / WIDTH} {(y2 - y1) / HEIGHT}\n'
+
+
+def xml(path, name='cat', box=BOX, size=True, filename=None, extra=''):
+    x1, y1, x2, y2 = box
+    size = f'<size><width>{WIDTH}</width><height>{HEIGHT}</height><depth>3</depth></size>' if size else ''
+    corners = f'<xmin>{x1 + 1}</xmin><ymin>{y1 + 1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax>'
+    item = f'<object>\n<name>{escape(name)}</name>{extra}\n<bndbox>{corners}</bndbox>\n</object>'
+    filename = filename or path.with_suffix('.png').name
+    text(path, f'<annotation>\n<filename>{filename}</filename>\n{size}\n{item}\n</annotation>\n')
+
+
+def read(split):
+    return json.loads(split.ann_file.read_text())
+
+
+def found_in(root, tmp_path, **options):
+    """What is found and passes the check: the folder, and of each split files and (class, x, y, w, h)."""
+    folder, _, said = check_folder(find_data(root, tmp_path / 'work', **options), tmp_path / 'work')
+    contents = {}
+    for split in folder.splits:
+        coco = read(split)
+        names = {category['id']: category['name'] for category in coco['categories']}
+        boxes = [(names[a['category_id']], *np.round(a['bbox'], 6).tolist()) for a in coco['annotations']]
+        contents[split.name] = sorted(image['file_name'] for image in coco['images']), boxes
+    return folder, contents, said
+
+
+def refusal(root, tmp_path, **options):
+    with pytest.raises(DataError) as error:
+        check_folder(find_data(root, tmp_path / 'work', **options), tmp_path / 'work')
+    return str(error.value)
+
+
+CAT = ('cat', 4, 5, 16, 10)
+DATA_YAML = 'train: {train}\nval: {val}\nnc: 2\nnames: [cat, dog]\n'
+
+
+# --------------------------------------------------------------------------------------------------------------- YOLO
+def ultralytics(root):
+    for split in ('train', 'val'):
+        picture(root / f'images/{split}/{split}_1.png')
+        text(root / f'labels/{split}/{split}_1.txt', yolo_line())
+    text(
+        root / 'data.yaml', 'path: ../datasets/pets\ntrain: images/train\nval: images/val\nnames:\n  0: cat\n  1: dog\n'
+    )
+    return ['images/train/train_1.png'], ['images/val/val_1.png']
+
+
+def roboflow(root):
+    """Its paths have a .. too many."""
+    for split in ('train', 'valid'):
+        picture(root / f'{split}/images/{split}_1.png')
+        text(root / f'{split}/labels/{split}_1.txt', yolo_line())
+    text(root / 'data.yaml', DATA_YAML.format(train='../train/images', val='../valid/images'))
+    return ['train/images/train_1.png'], ['valid/images/valid_1.png']
+
+
+def lists(root):
+    """Of files; the paths are of the machine that wrote them."""
+    for split in ('train', 'val'):
+        picture(root / f'images/{split}_1.png')
+        text(root / f'labels/{split}_1.txt', yolo_line())
+        text(root / f'{split}.txt', f'/home/me/pets/images/{split}_1.png\n')
+    text(root / 'data.yaml', DATA_YAML.format(train='train.txt', val='/home/me/pets/val.txt'))
+    return ['images/train_1.png'], ['images/val_1.png']
+
+
+def darknet(root):
+    """CVAT's: names beside, lists, labels beside the pictures."""
+    for split, folder in (('train', 'obj_train_data'), ('valid', 'obj_valid_data')):
+        picture(root / f'{folder}/{split}_1.png')
+        text(root / f'{folder}/{split}_1.txt', yolo_line())
+        text(root / f'{split}.txt', f'data/{folder}/{split}_1.png\n')
+    text(root / 'obj.names', 'cat\ndog\n')
+    return ['obj_train_data/train_1.png'], ['obj_valid_data/valid_1.png']
+
+
+def names_beside(root):
+    """No data.yaml: splits are folders."""
+    for split in ('train', 'val'):
+        picture(root / f'images/{split}/{split}_1.png')
+        text(root / f'labels/{split}/{split}_1.txt', yolo_line())
+    text(root / 'classes.txt', 'cat\ndog\n')
+    return ['images/train/train_1.png'], ['images/val/val_1.png']
+
+
+@pytest.mark.parametrize('layout', [ultralytics, roboflow, lists, darknet, names_beside], ids=lambda f: f.__name__)
+def test_yolo_layouts(tmp_path, layout):
+    root = tmp_path / 'pets'
+    train, val = layout(root)
+    before = sorted(root.rglob('*'))
+    folder, contents, said = found_in(root, tmp_path)
+    assert folder.format == 'YOLO' and contents == {'train': (train, [CAT]), 'val': (val, [CAT])}
+    assert said.count('warning') == said.count("1 x category without a box\n                    id 1, 'dog'") == 2
+    assert sorted(root.rglob('*')) == before, 'something was written beside the data'
+
+
+@pytest.fixture
+def pets(tmp_path):
+    """A YOLO data set of three images in train and one in val."""
+    root = tmp_path / 'pets'
+    for split, number in (('train', 1), ('train', 2), ('train', 3), ('val', 1)):
+        picture(root / f'images/{split}/{split}_{number}.png')
+        text(root / f'labels/{split}/{split}_{number}.txt', yolo_line(0) + yolo_line(1, (0, 0, 10, 10)))
+    text(root / 'data.yaml', DATA_YAML.format(train='images/train', val='images/val'))
+    return root
+
+
+@pytest.mark.parametrize(
+    ('line', 'rule', 'place'),
+    [
+        ('7 0.5 0.5 0.2 0.2', 'class that has no name', ': class 7, but data.yaml names 0 to 1'),
+        ('0 312 0.5 0.2 0.2', 'coordinate outside of [0, 1]', ': 312'),
+        ('0 0.5 0.5 0.2', 'line that is not a class and four numbers', ": '0 0.5 0.5 0.2'"),
+        ('0 0.5 0.5 0.2 nan', 'line that is not a class and four numbers', ": '0 0.5 0.5 0.2 nan'"),
+        ('cat 0.5 0.5 0.2 0.2', 'line that is not a class and four numbers', ": 'cat 0.5"),
+        ('0.5 0.5 0.5 0.2 0.2', 'class that is no whole number', ': class 0.5'),
+        ('0 0.1 0.1 0.5 0.5 0.3 0.9 0.2', 'polygon of an odd number of coordinates', ': 7 numbers'),
+        ('0 0.5 0.5 0 0.2', 'bbox without an area', ' (images/train/train_2.png): bbox'),
+        ('0 0.5 0.5 0.001 0.2', 'bbox thinner than 1 px', ' (images/train/train_2.png): bbox'),
+    ],
+)
+def test_faults_of_yolo_lines(pets, tmp_path, line, rule, place):
+    path = pets / 'labels/train/train_2.txt'
+    path.write_text(f'{yolo_line()}\n{line}\n')
+    said = refusal(pets, tmp_path)
+    assert rule in said and f'labels/train/train_2.txt, line 3{place}' in said and '--drop-bad' in said
+    assert ' 1 x ' in said and '\n1 errors in' in said
+    folder, reports, _ = check_folder(find_data(pets, tmp_path / 'work'), tmp_path / 'work', drop_bad=True)
+    assert len(read(folder.train)['annotations']) == 5 and not reports['train'].errors
+
+
+def test_yolo_images_without_objects(pets, tmp_path):
+    (pets / 'labels/train/train_1.txt').write_text('')
+    (pets / 'labels/train/train_2.txt').unlink()
+    _, contents, said = found_in(pets, tmp_path)
+    assert len(contents['train'][0]) == 3 and len(contents['train'][1]) == 2
+    assert '2 x image without boxes\n                    labels/train/train_1.txt' in said
+    assert '1 x image without a label file (taken as an image without objects)' in said
+
+
+def test_yolo_label_without_image(pets, tmp_path):
+    (pets / 'images/train/train_2.png').unlink()
+    said = refusal(pets, tmp_path)
+    assert '1 x label file without an image' in said and 'labels/train/train_2.txt, line 1' in said
+
+
+def test_yolo_names_that_differ_in_capitals(pets, tmp_path):
+    (pets / 'images/train/train_2.png').rename(pets / 'images/train/Train_2.PNG')
+    _, contents, said = found_in(pets, tmp_path)
+    assert len(contents['train'][1]) == 6
+    assert 'labels/train/train_2.txt, for images/train/Train_2.PNG' in said
+
+
+def test_yolo_polygons_and_confidences(pets, tmp_path):
+    (pets / 'labels/train/train_1.txt').write_text('1 0.1 0.25 0.5 0.25 0.3 0.75\n0 0.5 0.5 0.5 0.5 0.93\n')
+    _, contents, said = found_in(pets, tmp_path)
+    assert contents['train'][1][:2] == [('dog', 4, 5, 16, 10), ('cat', 10, 5, 20, 10)]
+    assert 'polygon (the box around it is used)\n                    labels/train/train_1.txt, line 1' in said
+
+
+def test_yolo_keypoints(pets, tmp_path):
+    with open(pets / 'data.yaml', 'a') as file:
+        file.write('kpt_shape: [2, 2]\n')
+    (pets / 'labels/train/train_1.txt').write_text('1 0.3 0.5 0.4 0.5 0.1 0.1 0.2 0.2\n')
+    assert found_in(pets, tmp_path)[1]['train'][1][0] == ('dog', 4, 5, 16, 10)
+
+
+def test_yolo_boxes_of_a_turned_picture(pets, tmp_path):
+    """Shares are of the upright picture, which is 20 x 40 here."""
+    from PIL import Image
+
+    path = pets / 'images/train/train_1.png'
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(path).save(path, exif=exif)
+    (pets / 'labels/train/train_1.txt').write_text('0 0.5 0.5 0.5 0.5\n')
+    assert found_in(pets, tmp_path)[1]['train'][1][0] == ('cat', 5, 10, 10, 20)
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        ('train: images/train\nnames: [cat\n', 'data.yaml, line 3: not YAML'),
+        ('train: images/train\nval: images/val\nnames: cat\n', 'data.yaml, line 3: names is cat, expected a list'),
+        ('names: [cat, dog]\ntrain: pictures/all\n', "data.yaml, line 2: train is 'pictures/all', which is not there"),
+        ('names: !!python/object/apply:os.system [ls]\n', 'data.yaml, line 1: not YAML: could not determine a cons'),
+    ],
+)
+def test_faults_of_data_yaml(pets, tmp_path, content, message):
+    (pets / 'data.yaml').write_text(content)
+    with pytest.raises(DataError, match='data.yaml') as error:
+        find_data(pets, tmp_path / 'work')
+    assert message in str(error.value)
+
+
+def test_val_split_of_data_yaml_that_is_not_there(pets, tmp_path):
+    """Roboflow names it even where all images are in train."""
+    (pets / 'data.yaml').write_text(DATA_YAML.format(train='images/train', val='../valid/images'))
+    folder, contents, said = found_in(pets, tmp_path, val_fraction=0.34)
+    assert len(contents['train'][0]) == 2 and len(contents['val'][0]) == 1
+    assert "data.yaml, line 2: val is '../valid/images'" in said and 'no val split is there' in said
+
+
+# ---------------------------------------------------------------------------------------------------------- Pascal VOC
+def devkit(root):
+    for split in ('train', 'val'):
+        picture(root / f'VOC2007/JPEGImages/{split}_1.png')
+        xml(root / f'VOC2007/Annotations/{split}_1.xml')
+        text(root / f'VOC2007/ImageSets/Main/{split}.txt', f'{split}_1\n')
+    text(root / 'VOC2007/ImageSets/Main/trainval.txt', 'train_1\nval_1\n')
+    picture(root / 'VOC2007/JPEGImages/unlisted.png')
+    xml(root / 'VOC2007/Annotations/unlisted.xml')
+    text(root / 'VOC2007/ImageSets/Main/cat_train.txt', 'train_1  1\n')
+    return ['JPEGImages/train_1.png'], ['JPEGImages/val_1.png']
+
+
+def roboflow_voc(root):
+    for split in ('train', 'valid'):
+        picture(root / f'{split}/{split}_1.png')
+        xml(root / f'{split}/{split}_1.xml')
+    return ['train/train_1.png'], ['valid/valid_1.png']
+
+
+def apart(root):
+    for split in ('train', 'val'):
+        picture(root / f'images/{split}/1.png')
+        xml(root / f'annotations/{split}/1.xml', filename='C:\\photos\\other.jpg')
+    return ['images/train/1.png'], ['images/val/1.png']
+
+
+def named_by_filename(root):
+    for split in ('train', 'val'):
+        picture(root / f'{split}/photo_{split}.png')
+        xml(root / f'{split}/1.xml', filename=f'photo_{split}.png')
+    return ['train/photo_train.png'], ['val/photo_val.png']
+
+
+@pytest.mark.parametrize('layout', [devkit, roboflow_voc, apart, named_by_filename], ids=lambda f: f.__name__)
+def test_voc_layouts(tmp_path, layout):
+    root = tmp_path / 'pets'
+    train, val = layout(root)
+    folder, contents, said = found_in(root, tmp_path)
+    assert folder.format == 'Pascal VOC' and contents == {'train': (train, [CAT]), 'val': (val, [CAT])}
+    assert 'warning' not in said and ('1 XML files are in no list' in said) == (layout is devkit)
+
+
+@pytest.fixture
+def voc(tmp_path):
+    root = tmp_path / 'pets'
+    for split, number in (('train', 1), ('train', 2), ('train', 3), ('val', 1)):
+        picture(root / f'{split}/{split}_{number}.png')
+        xml(root / f'{split}/{split}_{number}.xml')
+    return root
+
+
+def test_faults_of_voc_files(voc, tmp_path):
+    xml(voc / 'train/train_2.xml', size=False)
+    _, contents, said = found_in(voc, tmp_path)
+    assert 'XML without the size of its image (taken from the image)\n' in said
+    assert 'train/train_2.xml: no <size>' in said and len(contents['train'][1]) == 3
+    for content, rule, place in [
+        ('<annotation>\n<object>\n</annotation>', 'file that is not XML', 'train/train_2.xml, line 3: mismatched tag'),
+        (
+            '<!DOCTYPE a [\n<!ENTITY b "c">\n]>\n<annotation/>',
+            'XML file that is not read',
+            'line 2: it defines entities',
+        ),
+        ('<annotation>\n<object/></annotation>', 'object without a name', 'train/train_2.xml, line 2'),
+        (
+            '<annotation>\n<object><name>cat</name></object></annotation>',
+            'object without a <bndbox>',
+            "train/train_2.xml, line 2: 'cat'",
+        ),
+        (
+            '<annotation>\n<object><name>cat</name><bndbox><xmin>1</xmin><ymin>x</ymin></bndbox></object></annotation>',
+            '<bndbox> without four numbers',
+            "train/train_2.xml, line 2: ymin is 'x'",
+        ),
+    ]:
+        (voc / 'train/train_2.xml').write_text(content)
+        said = refusal(voc, tmp_path)
+        assert rule in said and place in said and '\n1 errors in' in said
+
+
+def test_voc_image_that_is_missing_or_of_another_size(voc, tmp_path):
+    (voc / 'train/train_2.png').unlink()
+    cv2.imwrite(str(voc / 'train/train_3.png'), np.zeros((HEIGHT, WIDTH + 1, 3), np.uint8))
+    said = refusal(voc, tmp_path)
+    assert f'train/train_2.xml ({voc}/train/train_2.png): no such file' in said
+    assert f'train/train_3.xml ({voc}/train/train_3.png): recorded as 40x20, the file is 41x20' in said
+
+
+def test_voc_image_without_xml_is_left_out(voc, tmp_path):
+    picture(voc / 'train/train_4.png')
+    _, contents, said = found_in(voc, tmp_path)
+    assert len(contents['train'][0]) == 3 and 'image without an XML file (left out)' in said
+
+
+def test_voc_counts_from_one_unless_a_zero_tells_otherwise(voc, tmp_path):
+    xml(voc / 'train/train_2.xml', box=(-1, 5, 20, 15))  # written as xmin 0
+    boxes = found_in(voc, tmp_path)[1]['train'][1]
+    assert boxes[:2] == [('cat', 5, 6, 15, 9), ('cat', 0, 6, 20, 9)]
+
+
+def test_voc_difficult_objects_are_neither_trained_nor_counted(voc, tmp_path):
+    xml(voc / 'train/train_2.xml', extra='<difficult>1</difficult>')
+    folder, _, said = found_in(voc, tmp_path)
+    assert [a['iscrowd'] for a in read(folder.train)['annotations']] == [0, 1, 0]
+    assert 'object marked difficult (neither trained nor counted, as VOC itself does)\n' in said
+    assert "train/train_2.xml, line 4: 'cat'" in said
+
+
+def test_class_names_that_differ_in_capitals_are_one(voc, tmp_path):
+    xml(voc / 'train/train_2.xml', name=' Cat')
+    folder, contents, said = found_in(voc, tmp_path)
+    assert [name for name, *_ in contents['train'][1]] == ['cat'] * 3
+    assert "'Cat', 1 x, first in train/train_2.xml, line 4; 'cat', 3 x" in said
+    for number, name in enumerate('aAb', start=1):
+        xml(voc / f'train/train_{number}.xml', name=name)
+    assert {name for name, *_ in found_in(voc, tmp_path)[1]['train'][1]} == {'a', 'A', 'b'}, 'characters to be read'
+
+
+def test_voc_names_in_lists(tmp_path):
+    root = tmp_path / 'pets'
+    devkit(root)
+    text(root / 'VOC2007/ImageSets/Main/train.txt', 'train_1\n\ntrain_9\n')
+    said = refusal(root, tmp_path)
+    assert 'name in a list without an XML file' in said and 'ImageSets/Main/train.txt, line 3: train_9' in said
+
+
+# ------------------------------------------------------------------------------------------------------------- others
+@pytest.mark.parametrize('name', ['result.json', 'annotations/instances_default.json'])
+def test_one_coco_file_alone(tmp_path, name):
+    """Label Studio's and CVAT's export."""
+    root = tmp_path / 'pets'
+    coco = dict(images=[], annotations=[], categories=[dict(id=0, name='cat')])
+    for id in (1, 2, 3):
+        picture(root / f'images/{id}.png')
+        coco['images'].append(dict(id=id, file_name=f'{id}.png', width=WIDTH, height=HEIGHT))
+        box = dict(bbox=[4, 5, 16, 10], area=160, iscrowd=0)
+        coco['annotations'].append(dict(id=id, image_id=id, category_id=0, **box))
+    text(root / name, json.dumps(coco))
+    folder, contents, _ = found_in(root, tmp_path)
+    assert folder.format == 'COCO' and [len(names) for names, _ in contents.values()] == [2, 1]
+
+
+def test_nothing_is_known(tmp_path):
+    picture(tmp_path / 'pets/1.png')
+    with pytest.raises(DataError, match=r'(?s)no labels that are known.*all files found: 1 \.png'):
+        find_data(tmp_path / 'pets', tmp_path / 'work')
+
+
+def test_an_unpacked_archive_with_a_folder_inside(pets, tmp_path):
+    outer = tmp_path / 'download'
+    outer.mkdir()
+    pets.rename(outer / 'pets')
+    (outer / '__MACOSX').mkdir()
+    assert found_in(outer, tmp_path)[0].root == Path(outer, 'pets')
