@@ -17,7 +17,7 @@ QUIET = $(if $(V),,-qq)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-torch lint format docs wheel lock cuda-check gpu-check clean
+.PHONY: help install demo test test-torch lint format docs wheel dist lock cuda-check gpu-check clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -70,6 +70,16 @@ wheel: install ## Build the wheel into dist/ [FORCE_CUDA=1 brings the CUDA kerne
 docs: install $(VENV)/.docs ## Build the documentation into site/; a warning, a missing link or anchor is an error
 	@PYTHONPATH= $(BIN)/python -m sphinx -c docs -b html -W --keep-going -q -d build/doctrees . site
 	@echo 'site/index.html'
+
+# The wheel comes from the sdist, so that the sdist is complete. PyTorch's libraries are the user's, not packed; the name
+# of the repaired wheel tells the oldest Linux whose symbols it needs, read from the extension itself.
+dist: install $(VENV)/.release ## Build the sdist and, from it, the wheel into dist/; check both
+	@rm -rf dist build/wheel
+	@$(BIN)/python -m build --sdist --no-isolation --outdir dist . >/dev/null
+	@MMDET_DDETR_EXT=1 $(PIP) wheel $(QUIET) --no-deps --no-build-isolation --wheel-dir build/wheel dist/*.tar.gz
+	@PATH='$(abspath $(BIN))':"$$PATH" $(BIN)/python -m auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' \
+	    --wheel-dir dist build/wheel/*.whl 2>build/wheel/repair.log || { cat build/wheel/repair.log; exit 1; }
+	@$(BIN)/python -m twine check --strict dist/*
 
 clean: ## Remove build products; data, work_dirs and .venv stay
 	@rm -rf build dist site *.egg-info .pytest_cache .ruff_cache

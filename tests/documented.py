@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md']
 PAGES += sorted(path for name in ('docs', 'csrc', 'benchmarks', 'configs') for path in (ROOT / name).rglob('*.md'))
-BLOCK = re.compile(r'^( *)```(\w*)\n(.*?)^ *```$', re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r'^( *)```(\w*|\{\w+\})\n(.*?)^ *```$', re.DOTALL | re.MULTILINE)
 ASSIGNMENT = re.compile(r'([A-Za-z_]\w*)=(.*)', re.DOTALL)
 PROGRAMS = ('python', 'pip', 'make', 'mim', 'torchrun', 'sbatch', 'compute-sanitizer')
 

@@ -257,6 +257,18 @@ def test_readme_links_every_page():
     assert [page.name for page in sorted((ROOT / 'docs').glob('*.md')) if f'docs/{page.name}' not in text] == []
 
 
+def test_site_has_every_page():
+    """A page in no table of contents is an error of `make docs`."""
+    pages = [*(ROOT / 'docs').glob('*.md'), *ROOT.glob('*.md'), *(ROOT / 'csrc').rglob('*.md')]
+    pages += [*(ROOT / 'benchmarks').rglob('*.md'), *(ROOT / 'docs/reference').glob('*.md')]
+    listed = []
+    for index in (ROOT / 'docs/index.md', ROOT / 'docs/reference/index.md'):
+        for block in blocks(index, '{toctree}'):
+            names = [re.sub(r'.*<(.*)>', r'\1', line) for line in block.splitlines() if line and line[0] != ':']
+            listed += [(index.parent / f'{name}.md').resolve() for name in names]
+    assert [str(page.relative_to(ROOT)) for page in pages if page not in [*listed, ROOT / 'docs/index.md']] == []
+
+
 # --- commands that run here as they stand (slow) ---------------------------------------------------------------------
 
 ELSEWHERE = {  # what a command matches -> why the test above only reads it

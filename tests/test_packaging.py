@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -10,11 +11,13 @@ import sysconfig
 import zipfile
 from collections import Counter
 from email import message_from_string
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 from documented import blocks
+from ops.cuda_stand_ins import make_stand_ins
 
 ROOT = Path(__file__).parents[1]
 NAME = 'deformable-detr-refine-twostage_lite0_shapes'
@@ -47,7 +50,12 @@ def source(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def wheel(source, tmp_path_factory):
+def wheel(request, tmp_path_factory):
+    """Built here, or that of a folder: MMDET_DDETR_WHEEL=dist, as `make dist` leaves it."""
+    if folder := os.environ.get('MMDET_DDETR_WHEEL'):
+        (path,) = Path(folder).glob('*.whl')
+        return path.resolve()
+    source = request.getfixturevalue('source')
     return call_backend('build_wheel', tmp_path_factory.mktemp('wheel'), cwd=source)
 
 
@@ -196,6 +204,62 @@ def test_mim_runs_mmdet_after_the_hook(environment, mim):
         assert list(mim.folder.glob('browsed/*'))
     finally:
         run(environment, '-m', 'mmdet_ddetr', '--remove-hook', cwd=mim.folder)
+
+
+# --- in an empty environment of another Python, with another PyTorch --------------------------------------------------
+
+OLDEST = re.search(r'"torch>=([\d.]+)"', (ROOT / 'pyproject.toml').read_text())[1] + '.0'
+UNNEEDED = {'torch', 'transformers', 'tokenizers', 'onnx', 'onnxscript', 'onnxruntime', 'ruff', 'clang-format'}
+
+
+def find_python(version):
+    """The interpreter of a version, on the PATH or among pyenv's."""
+    pyenv = sorted(Path.home().glob(f'.pyenv/versions/{version}.*/bin/python'))
+    found = shutil.which(f'python{version}')
+    return pyenv[-1] if pyenv else found or pytest.skip(f'there is no Python {version}')
+
+
+def packages_for(python, cwd):
+    """Lines of the lock file that this Python wants, without PyTorch and what only tests and other formats need."""
+    code = (
+        'import sys; from pip._vendor.packaging.requirements import Requirement as R\n'
+        'for line in sys.argv[1:]:\n r = R(line)\n if not r.marker or r.marker.evaluate(): print(r.name, r.specifier)'
+    )
+    lines = (ROOT / 'requirements/lock.txt').read_text().splitlines()
+    wanted = [line.split() for line in run(python, '-c', code, *lines, cwd=cwd).splitlines()]
+    return [f'{name}{version}' for name, version in wanted if name not in UNNEEDED]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('version, torch', [('3.10', f'=={OLDEST}'), ('3.13', '')], ids=['oldest', 'newest'])
+def test_another_python_and_torch(version, torch, wheel, tmp_path, monkeypatch):
+    """`mim train` and `mim test` from the one wheel, which was built with this Python and this PyTorch. Gigabytes."""
+    run(find_python(version), '-m', 'venv', tmp_path / 'env', cwd=tmp_path)
+    python = tmp_path / 'env/bin/python'
+
+    def pip(*arguments):
+        return run(python, '-m', 'pip', 'install', '-q', '--no-deps', '--no-cache-dir', *arguments, cwd=tmp_path)
+
+    pip(*packages_for(python, tmp_path), wheel)
+    try:
+        pip(f'torch{torch}')
+    except AssertionError as error:
+        pytest.skip(f'pip has no such PyTorch: {str(error).strip().splitlines()[-1]}')
+    folder = Path(run(python, '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))', cwd=tmp_path).strip())
+    if runpy.run_path(str(folder / 'torch/version.py'))['cuda']:  # NVIDIA's libraries, which a CPU needs by name alone
+        make_stand_ins(folder / 'torch/lib', tmp_path / 'stand_ins')
+        monkeypatch.setenv('LD_LIBRARY_PATH', str(tmp_path / 'stand_ins'))
+
+    found = run(python, '-c', 'import torch, mmdet_ddetr.ops._load as l; print(l.EXTENSION_LOADED)', cwd=tmp_path)
+    assert found.split()[-1] == 'True'
+    mim = partial(run, python, '-m', 'mim', cwd=tmp_path)
+    mim('run', 'mmdet_ddetr', 'make_shapes', 'data/shapes', '--size=96', '--train=4', '--val=2', '--test=2')
+    options = ['--gpus=0', '--work-dir=wd', '--cfg-options', *IN_PROCESS]
+    short = ['train_cfg.max_epochs=1', 'train_dataloader.batch_size=2', 'model.backbone.init_cfg=None']
+    assert 'Training finished successfully' in mim('train', 'mmdet_ddetr', f'{NAME}.py', *options, *short)
+    text = mim('test', 'mmdet_ddetr', f'{NAME}.py', '-C', tmp_path / 'wd/epoch_1.pth', *options)
+    assert 'coco/bbox_mAP: ' in text and 'Testing finished successfully' in text
+    shutil.rmtree(tmp_path)
 
 
 # --- docs/your_own_config.md -----------------------------------------------------------------------------------------
