@@ -126,6 +126,18 @@ def test_backbones(name):
     assert any(isinstance(module, Conv2d) for module in optimised.modules())
 
 
+def test_packed_weights_fit_the_size():
+    """oneDNN packs weights as the maps' size asks for: kept from the second time on, and given up at another size."""
+    conv = nn.Conv2d(96, 64, 1)
+    fused = fuse_convolutions(conv, torch.float32)
+    for size in (7, 7, 7, 60, 7, 60, 60, 60):
+        x = torch.randn(1, 96, size, size)
+        torch.testing.assert_close(fused(x), conv(x), rtol=1e-4, atol=1e-4)
+    assert fused.last[0][2:] == (60, 60) and fused.last[1].is_mkldnn
+    fused(x[..., :9, :9])
+    assert fused.last[1] is None
+
+
 def test_neck_of_separable_convolutions():
     torch.manual_seed(0)
     neck = with_statistics(randomise(BiFPN([8, 16], 16, num_outs=4, num_layers=2)))

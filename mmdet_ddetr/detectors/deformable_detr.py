@@ -32,6 +32,7 @@ class DeformableDETR(MixedSelection, BaseDETR):
     decoder_type = DeformableDecoder
     how_to_refine_boxes = ' without with_box_refine=True'
     how_to_start_from_boxes = ' without as_two_stage=True'
+    gives_all_proposals = True  # to the head, whose losses read them; else those alone that the decoder starts from
 
     def __init__(
         self,
@@ -137,7 +138,7 @@ class DeformableDETR(MixedSelection, BaseDETR):
         """Queries and their first references: learned, or the encoder's best proposals (two-stage)."""
         if not self.as_two_stage:
             return dict(self.learned_queries(memory.shape[0]), memory=memory), {}
-        features, logits, boxes_unact = self.propose(memory, memory_mask, spatial_shapes, valid_ratios)
+        features, logits, places = self.propose(memory, memory_mask, spatial_shapes, valid_ratios)
         # Class 0 stands for "object" where the encoder's targets are all of class 0.
         scores = (logits.amax(-1) if self.bbox_head.classifies_proposals else logits[..., 0]).detach()  # [B, S]
         if memory_mask is not None and not self.proposals_on_padding:
@@ -147,12 +148,21 @@ class DeformableDETR(MixedSelection, BaseDETR):
         def of_best(x: Tensor) -> Tensor:  # [B, S, n] -> [B, Q, n]
             return x.gather(1, best.expand(-1, -1, x.shape[-1]))
 
-        chosen = of_best(boxes_unact)
-        queries = self.queries_of_proposals(of_best(features.detach()), chosen.detach().sigmoid())
+        content = of_best(features)
+        if self.gives_all_proposals:
+            boxes_unact = self._boxes_of_proposals(features, places)
+            chosen = of_best(boxes_unact)
+        else:
+            boxes_unact = chosen = self._boxes_of_proposals(content, of_best(places))
+        queries = self.queries_of_proposals(content.detach(), chosen.detach().sigmoid())
         queries = self.select_contents(queries)
-        if self.bbox_head.classifies_proposals:  # the losses are of those chosen
+        if not self.gives_all_proposals or self.bbox_head.classifies_proposals:  # the losses are of those chosen
             logits, boxes_unact = of_best(logits), chosen
         return dict(queries, memory=memory), dict(enc_outputs_class=logits, enc_outputs_coord=boxes_unact.sigmoid())
+
+    def _boxes_of_proposals(self, features: Tensor, places: Tensor) -> Tensor:  # [B, *, C], [B, *, 4] -> [B, *, 4]
+        """Before the sigmoid."""
+        return self.bbox_head.reg_branches[self.decoder.num_layers](features).float() + places
 
     def queries_of_proposals(self, features: Tensor, boxes: Tensor) -> dict[str, Tensor]:
         """The decoder's inputs of queries that start from proposals: their memory [B, Q, C] and boxes [B, Q, 4]."""
@@ -176,16 +186,14 @@ class DeformableDETR(MixedSelection, BaseDETR):
         """The encoder as a detector, one proposal per pixel.
 
         Returns:
-            memory [B, S, C] as the encoder's branches see it, logits [B, S, classes], and boxes [B, S, 4] before the
-            sigmoid.
+            memory [B, S, C] as the encoder's branches see it, logits [B, S, classes], and what the boxes are relative
+            to, [B, S, 4] before the sigmoid.
         """
         proposals, is_object_place = self.encoder_proposals(spatial_shapes, valid_ratios, memory_mask)
         memory_of_proposals = memory.masked_fill(~is_object_place, 0.0)
         memory_of_proposals = self.memory_trans_norm(self.memory_trans_fc(memory_of_proposals))
-        head, last = self.bbox_head, self.decoder.num_layers
-        logits = head.cls_branches[last](memory_of_proposals)  # [B, S, classes]
-        boxes_unact = head.reg_branches[last](memory_of_proposals).float() + proposals  # [B, S, 4]
-        return memory_of_proposals, logits, boxes_unact
+        logits = self.bbox_head.cls_branches[self.decoder.num_layers](memory_of_proposals)  # [B, S, classes]
+        return memory_of_proposals, logits, proposals
 
     def queries_of_boxes(
         self,

@@ -4,7 +4,7 @@ import torch
 from mmcv.cnn import ConvModule
 from mmdet.models.backbones.resnet import BasicBlock, Bottleneck, ResNet
 from mmdet.models.backbones.resnext import Bottleneck as ResNeXtBottleneck
-from mmdet.models.layers import ResLayer
+from mmdet.models.layers import InvertedResidual
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -21,11 +21,10 @@ def fuse_convolutions(module: nn.Module, dtype: torch.dtype) -> nn.Module | None
     """What computes the same as ``module`` faster; None: nothing, or its parts, which were exchanged in it."""
     if type(module) in PLAIN:
         return _conv(module, None, None, dtype)
-    if isinstance(module, ResLayer):
+    if isinstance(module, nn.Sequential):
+        _fuse_sequence(module, dtype)
         for index, block in enumerate(module):
             module[index] = _residual_block(block, dtype) or block
-    elif isinstance(module, nn.Sequential):
-        _fuse_sequence(module, dtype)
     elif isinstance(module, ConvModule):
         _fuse_conv_module(module, dtype)
     elif isinstance(module, ResNet) and not module.deep_stem:
@@ -115,9 +114,9 @@ def _fuse_sequence(sequence: nn.Sequential, dtype: torch.dtype) -> None:
 
 
 class ResidualBlock(nn.Module):
-    """A block of ResNet, whose sum takes the memory of what is added: of its input, where that is not downsampled.
+    """A block of ResNet or MobileNet, whose sum takes the memory of what it adds: its input, where not downsampled.
 
-    Nobody else reads it then: a stage that follows another widens and downsamples what that gives.
+    Nobody else reads that input: the first block of a stage after another widens or halves what that gives.
     """
 
     def __init__(self, first: list[nn.Module], last: Conv2d, downsample: nn.Module | None):
@@ -132,11 +131,18 @@ class ResidualBlock(nn.Module):
 
 
 def _residual_block(block: nn.Module, dtype: torch.dtype) -> ResidualBlock | None:
-    if type(block) not in (BasicBlock, Bottleneck, ResNeXtBottleneck) or getattr(block, 'with_plugins', False):
+    if type(block) in (BasicBlock, Bottleneck, ResNeXtBottleneck) and not getattr(block, 'with_plugins', False):
+        names = '12' if isinstance(block, BasicBlock) else '123'
+        parts = [(getattr(block, f'conv{i}'), getattr(block, f'norm{i}'), block.relu) for i in names]
+        downsample = block.downsample
+    elif type(block) is InvertedResidual and block.with_res_shortcut and not block.with_se:
+        modules = [block.expand_conv] if block.with_expand_conv else []
+        modules += block.depthwise_conv, block.linear_conv
+        parts = [(module.conv, module.norm, getattr(module, 'activate', None)) for module in modules]
+        downsample = None
+    else:
         return None
-    names = '12' if isinstance(block, BasicBlock) else '123'
-    *first, last = ((getattr(block, f'conv{i}'), getattr(block, f'norm{i}'), block.relu, dtype) for i in names)
-    last = _conv(*last)
+    last = _conv(*parts.pop(), dtype)
     if last is None:
         return None
-    return ResidualBlock([_conv_or_parts(*parts) for parts in first], last, block.downsample)
+    return ResidualBlock([_conv_or_parts(*part, dtype) for part in parts], last, downsample)

@@ -17,6 +17,7 @@ from .memory import keep_freed_memory
 from .transformer import fuse_transformer
 
 DTYPES = torch.float32, torch.bfloat16, torch.float16
+FP32_PARTS = 'bbox_head', 'reference_points_fc'  # scores and coordinates
 GEOMETRIES = 4  # sizes of batches whose masks and positions are kept
 
 
@@ -52,10 +53,10 @@ def optimize_for_inference(model: nn.Module, dtype: torch.dtype = torch.float32)
         return model
     model = copy.deepcopy(model).eval().requires_grad_(False)
     for name, part in model.named_children():
-        dtype_of_part = torch.float32 if part is model.bbox_head else dtype
+        dtype_of_part = torch.float32 if name in FP32_PARTS else dtype
         part = replace(replace(part, fuse_convolutions, dtype_of_part), fuse_transformer, dtype_of_part)
         setattr(model, name, part.to(memory_format=torch.channels_last))
-    model.dtype, model.geometries = dtype, OrderedDict()
+    model.dtype, model.geometries, model.gives_all_proposals = dtype, OrderedDict(), False
     model.__class__ = _optimized(type(model))
     if next(model.parameters()).is_cpu:
         keep_freed_memory()

@@ -42,7 +42,10 @@ def has_onednn(weight: Tensor) -> bool:
 
 
 class Conv2d(nn.Module):
-    """``activation(conv(x) + add)`` with weights that are packed once, in channels-last memory.
+    """``activation(conv(x) + add)`` in channels-last memory.
+
+    oneDNN packs the weights in a way that depends on the size of the maps. They are kept packed for a size that comes
+    twice in a row, because to pack weights again that are packed in another way takes longer than the convolution.
 
     Args:
         conv: whose stride, padding, dilation and groups it has.
@@ -53,32 +56,42 @@ class Conv2d(nn.Module):
     def __init__(self, conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, activation: Activation = IDENTITY):
         super().__init__()
         self.dtype = weight.dtype
+        self.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last), False)
         self.bias = bias if bias is None else nn.Parameter(bias, False)
         self.activation = activation
         self.pad = getattr(conv, 'pad', None)  # of Conv2dSame: depends on the map's size
         self.groups, self.dilation, self.stride, self.padding = conv.groups, *_pairs(conv)
-        self.packed = has_onednn(weight)
-        if self.packed:
-            arguments = *([*pair] for pair in (self.padding, self.stride, self.dilation)), self.groups
-            example = [1, conv.in_channels, 64, 64]
-            self.weight = torch._C._nn.mkldnn_reorder_conv2d_weight(weight.to_mkldnn(), *arguments, example)
-        else:
-            self.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last), False)
+        self.by_onednn = has_onednn(weight)
+        self.last: tuple[torch.Size, Tensor | None] = torch.Size(), None  # size of maps, weights packed for it
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         """x [B, C, H, W]; add like the output, which may take its memory."""
         x, padding = (x, self.padding) if self.pad is None else self.pad(x)
         x = x.to(self.dtype, memory_format=torch.channels_last)
-        if not self.packed:
+        arguments = padding, self.stride, self.dilation, self.groups
+        if not self.by_onednn:
             y = F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
             return self.activation.compute(y if add is None else y.add_(add))
-        arguments = self.weight, self.bias, padding, self.stride, self.dilation, self.groups
+        weight = self._weight_for(x.shape, arguments)
         name, scalars = self.activation[:2]
         if add is None:
-            return torch.ops.mkldnn._convolution_pointwise.default(x, *arguments, name, scalars, None)
+            return torch.ops.mkldnn._convolution_pointwise.default(
+                x, weight, self.bias, *arguments, name, scalars, None
+            )
         add = add.to(self.dtype, memory_format=torch.channels_last)
         name = None if name == 'none' else name
-        return torch.ops.mkldnn._convolution_pointwise_.binary(add, x, *arguments, 'add', 1.0, name, scalars, None)
+        return torch.ops.mkldnn._convolution_pointwise_.binary(
+            add, x, weight, self.bias, *arguments, 'add', 1.0, name, scalars, None
+        )
+
+    def _weight_for(self, size: torch.Size, arguments: tuple) -> Tensor:
+        last, packed = self.last
+        if last != size:
+            self.last = size, None
+        elif packed is None:
+            packed = torch._C._nn.mkldnn_reorder_conv2d_weight(self.weight.to_mkldnn(), *arguments, size)
+            self.last = size, packed
+        return self.weight if self.last[1] is None else packed
 
 
 def _pairs(conv: nn.Conv2d) -> tuple[tuple[int, int], ...]:
