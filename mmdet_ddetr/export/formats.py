@@ -73,14 +73,14 @@ def write_onnx(
             output_names=list(outputs),
             custom_translation_table=translations(attention, has_deform_conv),
         )
-    model = exported.model
-    onnxscript.optimizer.fold_constants(model)
-    for simplify in (
-        common.CommonSubexpressionEliminationPass(),
-        common.RemoveUnusedNodesPass(),
-        common.LiftConstantsToInitializersPass(lift_all_constants=True),
-    ):
-        simplify(model)
+        model = exported.model
+        onnxscript.optimizer.fold_constants(model)
+        for simplify in (
+            common.CommonSubexpressionEliminationPass(),
+            common.RemoveUnusedNodesPass(),
+            common.LiftConstantsToInitializersPass(lift_all_constants=True),
+        ):
+            simplify(model)
     name_dimensions(model)
     for node in model.graph.all_nodes():
         node.metadata_props.clear()  # paths and source lines of this machine

@@ -7,6 +7,7 @@ Names of the dimensions: B batch, S cells of all levels together, M heads, D cha
 K points.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -239,8 +240,9 @@ def _before_view(x):
     view = x.producer()
     if view is None or view.op_type != 'Reshape':
         return x
-    (given, _) = view.inputs
-    return given if given.shape is not None and given.shape[:2] == x.shape[:2] else x
+    shape = view.inputs[0].shape
+    flat = shape is not None and len(shape) == 3 and shape[2] == math.prod(x.shape[2:])
+    return view.inputs[0] if flat else x
 
 
 def _size(x, axis: int):
