@@ -24,10 +24,12 @@ from mmdet_ddetr.export.runtime import masks_of
 from mmdet_ddetr.layers import ImageSizes
 from mmdet_ddetr.layers.own_maps import own_masks
 from mmdet_ddetr.layers.padding import padding_masks
+from mmdet_ddetr.ops import deform_conv2d
 from mmdet_ddetr.testing import make_batch, shrink
 
 with suppress(ImportError):
     import onnx
+    import onnxruntime
 
 SIZES = [(96, 130), (70, 160), (96, 64)]  # of images, h and w; none fills the batch, 96 x 160
 PIPELINE = [
@@ -187,6 +189,36 @@ def test_gather(variant, tmp_path):
     model = onnx.load(path)
     assert 'GridSample' not in {node.op_type for node in model.graph.node} and largest_rank(model) == 5
     assert_same_in_any_batch(ExportedDetector(path), program)
+
+
+@pytest.mark.parametrize('form', ['DeformConv', 'gridsample', 'gather'])
+def test_deformable_convolution(form, tmp_path):
+    """Each form of it, with groups of both kinds, unequal strides, paddings and dilations, offsets beyond the map."""
+    for package in ('onnxscript', 'onnxruntime'):
+        pytest.importorskip(package)
+    from mmdet_ddetr.export.onnx_ops import translations
+
+    class Conv(torch.nn.Module):
+        def forward(self, x, offset, weight, mask):
+            return deform_conv2d(x, offset, weight, None, (2, 1), (1, 2), (1, 3), mask)
+
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 8, 9, 12), torch.randn(6, 4, 3, 2)
+    offset, mask = 4 * torch.randn(2, 4 * 6 * 2, 5, 13), torch.rand(2, 4 * 6, 5, 13)
+    inputs = dict(x=x, offset=offset, weight=weight, mask=mask)
+    table = translations('gather' if form == 'gather' else 'gridsample', form == 'DeformConv')
+    path = tmp_path / 'conv.onnx'
+    exported = torch.export.export(Conv(), tuple(inputs.values()))
+    torch.onnx.export(
+        *(exported, (), path), opset_version=20, optimize=False, verbose=False, custom_translation_table=table
+    )
+    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    (found,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+    torch.testing.assert_close(torch.from_numpy(found), Conv()(**inputs), rtol=1e-4, atol=1e-4)
+    kinds = {node.op_type for node in onnx.load(path).graph.node}
+    assert (
+        kinds & {'DeformConv', 'GridSample'} == dict(DeformConv={form}, gridsample={'GridSample'}, gather=set())[form]
+    )
 
 
 FORMATS_OF = {
