@@ -378,7 +378,7 @@ def test_one_coco_file_alone(tmp_path, name):
 
 def test_nothing_is_known(tmp_path):
     picture(tmp_path / 'pets/1.png')
-    with pytest.raises(DataError, match=r'(?s)no labels that are known.*all files found: 1 \.png'):
+    with pytest.raises(DataError, match=r'(?s)no labels of COCO.*all files found: 1 \.png'):
         find_data(tmp_path / 'pets', tmp_path / 'work')
 
 
@@ -388,3 +388,87 @@ def test_an_unpacked_archive_with_a_folder_inside(pets, tmp_path):
     pets.rename(outer / 'pets')
     (outer / '__MACOSX').mkdir()
     assert found_in(outer, tmp_path)[0].root == Path(outer, 'pets')
+
+
+# ---------------------------------------------------------------------------------------------------------------- CSV
+@pytest.mark.parametrize(
+    ('table', 'said'),
+    [
+        ('filename,width,height,class,xmin,ymin,xmax,ymax\n1.png,40,20,cat,4,5,20,15\n', 'corners in px'),
+        ('1.png,4,5,20,15,cat\n2.png,,,,,\n', 'no header; boxes are corners in px'),
+        ('cat;1.png;4;5;16;10,0\nx;2.png;30;12;4;5\nx;2.png;9;2;4;5\n', 'no header; boxes are corner and sides in px'),
+        ('path,label,x,y,w,h\n/home/me/pets/images/1.png,cat,4,5,16,10\n', 'corner and sides in px'),
+        ('ImageID,LabelName,XMin,XMax,YMin,YMax\n1,cat,0.1,0.5,0.25,0.75\n', 'corners in shares'),
+        ('image;x_center;y_center;width;height;label\n1.png;0,3;0,5;0,4;0,5;cat\n', 'centre and sides in shares'),
+        ('image_id,width,height,bbox,source\n1,40,20,"[4.0, 5.0, 16.0, 10.0]",usask\n', 'corner and sides in px'),
+        ('TRAIN,gs://bucket/1.png,cat,0.1,0.25,,,0.5,0.75,,\n', 'no header; boxes are corners in shares'),
+        (
+            'filename,file_size,region_count,region_id,region_shape_attributes,region_attributes\n1.png,9,1,0,'
+            '"{""name"":""rect"",""x"":4,""y"":5,""width"":16,""height"":10}","{""class"":""cat""}"\n',
+            'corner and sides in px',
+        ),
+    ],
+    ids=['roboflow', 'keras', 'semicolons', 'absolute', 'open_images', 'centres', 'one_column', 'automl', 'via'],
+)
+def test_csv_columns(tmp_path, table, said):
+    root = tmp_path / 'pets'
+    for number in (1, 2, 3):
+        picture(root / f'images/{number}.png')
+    text(root / 'labels.csv', table)
+    more = '3.png,4,5,20,15,cat\n'
+    text(root / 'val.csv', more)
+    folder, contents, text_of_check = found_in(root, tmp_path)
+    name = 'object' if 'usask' in table else 'cat'
+    assert folder.format == 'CSV' and contents['train'][1][0] == (name, *CAT[1:])
+    assert contents['val'] == (['images/3.png'], [CAT]) and said in text_of_check
+
+
+def test_csv_of_each_split_and_a_column_of_splits(tmp_path):
+    root = tmp_path / 'pets'
+    table = 'filename,class,xmin,ymin,xmax,ymax\n'
+    for split in ('train', 'valid', 'test'):
+        picture(root / f'{split}/1.png')
+        text(root / f'{split}/_annotations.csv', f'{table}1.png,cat,4,5,20,15\n')
+    contents = found_in(root, tmp_path)[1]
+    assert contents == {name: ([f'{folder}/1.png'], [CAT]) for name, folder in
+                        (('train', 'train'), ('val', 'valid'), ('test', 'test'))}  # fmt: skip
+    rows = ''.join(f'{split}/1.png,{split},cat,4,5,20,15\n' for split in ('train', 'valid', 'test'))
+    for path in root.glob('*/*.csv'):
+        path.unlink()
+    text(root / 'all.csv', 'path,split,class,xmin,ymin,xmax,ymax\n' + rows)
+    assert found_in(root, tmp_path)[1] == contents
+
+
+@pytest.mark.parametrize(
+    ('row', 'rule', 'place'),
+    [
+        ('a.png,cat,1,2,x,9', 'row without the four numbers of a box', "labels.csv, line 3: '1, 2, x, 9'"),
+        ('a.png,cat,1,2', 'row without the four numbers of a box', 'labels.csv, line 3'),
+        (',cat,1,2,3,9', 'row without the name of an image', "labels.csv, line 3: ',cat,1,2,3,9'"),
+        ('a.png,,1,2,3,9', 'row without a class', 'labels.csv, line 3'),
+        ('a.png,cat,9,2,3,9', 'bbox without an area', 'labels.csv, line 3 (a.png): bbox'),
+        ('a.png,cat,50,2,60,9', 'bbox outside the image', 'labels.csv, line 3 (a.png): bbox'),
+        ('c.png,cat,1,2,3,9', 'image that does not load', 'labels.csv, line 3 ('),
+    ],
+)
+def test_faults_of_csv_rows(tmp_path, row, rule, place):
+    root = tmp_path / 'pets'
+    picture(root / 'a.png')
+    picture(root / 'b.png')
+    text(root / 'labels.csv', f'image,label,x1,y1,x2,y2\na.png,cat,4,5,20,15\n{row}\nb.png,cat,4,5,20,15\n')
+    said = refusal(root, tmp_path, val_fraction=0.5)
+    assert rule in said and place in said and '\n1 errors in' in said
+
+
+def test_csv_shares_and_one_that_is_none(tmp_path):
+    root = tmp_path / 'pets'
+    picture(root / 'a.png')
+    picture(root / 'b.png')
+    text(root / 'labels.csv', ('a.png,0.1,0.1,0.5,0.5,cat\n' * 2) + 'b.png,0.1,3,0.5,5,cat\n')
+    assert 'labels.csv, line 3: 3' in refusal(root, tmp_path)
+
+
+def test_unknown_columns_are_shown(tmp_path):
+    text(tmp_path / 'pets/a.csv', 'photo,what\n1.png,cat\n')
+    with pytest.raises(DataError, match=r'CSV files found: a\.csv \(photo, what\)'):
+        find_data(tmp_path / 'pets', tmp_path / 'work')

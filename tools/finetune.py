@@ -21,7 +21,7 @@ def parse_args(argv=None):
         '--data',
         required=True,
         metavar='DIR',
-        help='folder of labelled images in the format of COCO, YOLO or Pascal VOC; the layout is found',
+        help='folder of labelled images in the format of COCO, YOLO, Pascal VOC or CSV; it is found by itself',
     )
     parser.add_argument(
         '--config',

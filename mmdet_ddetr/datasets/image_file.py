@@ -144,6 +144,26 @@ def inspect_images(paths: Sequence[str | Path], decode: bool = False) -> list[Im
         return list(pool.map(inspect, paths))
 
 
+def read_thumbnail(path: str | Path, width: int, height: int) -> np.ndarray:
+    """The whole picture in grey, [height, width], uint8, not turned; of a JPEG only as much is decoded as that takes.
+
+    Raises:
+        DataError: it does not load.
+    """
+    data = read_file(path)
+    header = read_header(data)
+    if header.format == 'JPEG':
+        image = _open_by_pillow(data)
+        image.draft('L', (8 * width, 8 * height))
+        try:
+            pixels = np.asarray(image.convert('L'))
+        except Exception as error:  # see _load_by_pillow
+            raise DataError(f'does not decode: {error}') from None
+    else:
+        pixels = decode_image(data, 'grayscale_ignore_orientation')
+    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+
+
 def read_header(data: bytes) -> ImageHeader:
     """Size and orientation of an image, without decoding it.
 

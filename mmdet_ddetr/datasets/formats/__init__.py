@@ -6,13 +6,14 @@ from pathlib import Path
 from ..coco_folder import CocoFolder, check_is_folder, find_coco_splits, what_is_there
 from ..errors import DataError
 from ..splits import split_off_val
+from .csv_boxes import find_csv, rows_of
 from .labels import write_splits
 from .tree import Tree
 from .voc import find_voc
 from .yolo import find_yolo
 
 VAL_FRACTION = 0.15
-FINDERS = (find_yolo, find_voc)  # the first that finds its format
+FINDERS = (find_yolo, find_voc, find_csv)  # the first that finds its format
 
 __all__ = ['find_data']
 
@@ -47,7 +48,7 @@ def find_data(
         tree = Tree(root, skip=Path(work_dir))
         labels = next(filter(None, (find(tree) for find in FINDERS)), None)
         if labels is None:
-            raise DataError(f'{root} has no labels that are known, of COCO, YOLO or Pascal VOC.\n{_contents(tree)}')
+            raise DataError(f'{root} has no labels of COCO, YOLO, Pascal VOC or CSV.\n{_contents(tree)}')
         labels.settle()
         if not labels.splits['train']:
             raise DataError(f'{root}, {labels.format}: no images to train on.\n{_contents(tree)}')
@@ -56,8 +57,8 @@ def find_data(
         notes.append(f'--val-fraction {val_fraction:g} is not needed: there is a val split')
     elif 'val' not in splits:
         fraction = VAL_FRACTION if val_fraction is None else val_fraction
-        splits['train'], splits['val'] = split_off_val(splits['train'], fraction, made / 'split', seed)
-        notes.append(f'no val split is there: {fraction:.0%} of the train images were taken (--val-fraction, --seed)')
+        splits['train'], splits['val'], how = split_off_val(splits['train'], fraction, made / 'split', seed)
+        notes += how
     return CocoFolder(root, splits['train'], splits['val'], splits.get('test', splits['val']), format, tuple(notes))
 
 
@@ -72,9 +73,12 @@ def _inner(root: Path) -> Path:
 
 def _contents(tree: Tree) -> str:
     suffixes = Counter(path.suffix.lower() or path.name for path in tree.files)
+    tables = [f'{tree.relative(path)} ({", ".join(next(rows_of(path), (0, ()))[1])[:80]})' for path in tree.of('.csv')]
     files = ', '.join(f'{count} {suffix}' for suffix, count in suffixes.most_common(8))
     return (
         f'{what_is_there(tree.root)}\n'
-        '  looked for as well: data.yaml and labels/*.txt (YOLO), *.xml (Pascal VOC)\n'
+        '  looked for as well: data.yaml and labels/*.txt (YOLO), *.xml (Pascal VOC), *.csv with\n'
+        '    columns such as filename, class, xmin, ymin, xmax, ymax\n'
+        f'  CSV files found: {"; ".join(tables[:5]) or "none"}\n'
         f'  all files found: {files or "none"}'
     )

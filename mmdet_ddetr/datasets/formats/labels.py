@@ -69,6 +69,21 @@ class Labels:
         """Note a fault, as ``Report.add`` does."""
         self.faults[split].append((level, rule, place, remedy))
 
+    def leave_out_unlabelled(self, rule: str, labelled: Iterable[Path] = ()) -> None:
+        """Tell of pictures that have no labels, in the folders of those that do: nobody knows what is on them.
+
+        Args:
+            rule: of the fault.
+            labelled: other files whose pictures are left out for a reason of their own.
+        """
+        used = {picture.path for pictures in self.splits.values() for picture in pictures}
+        folders, keys = {path.parent for path in used}, {self.tree.key(path) for path in labelled}
+        for path in self.tree.pictures:
+            if path.parent in folders and path not in used and self.tree.key(path) not in keys:
+                split = self.tree.split_of(path)
+                split = split if split in self.splits else next(iter(self.splits))
+                self.fault(split, 'warning', rule, self.tree.relative(path), 'left out')
+
     def settle(self) -> None:
         """Make pictures of no split the train split, if there is no other."""
         loose, faults = self.splits.pop('', []), self.faults.pop('', [])

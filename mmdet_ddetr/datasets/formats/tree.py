@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path, PurePath
 
 from ..coco_folder import SPLIT_NAMES
+from ..files import natural
 from ..image_file import SUFFIXES
 
 ALIASES = {alias: name for name, aliases in SPLIT_NAMES.items() for alias in aliases}
@@ -60,8 +61,3 @@ class Tree:
         for path in paths:
             found[self.key(path)].append(path)
         return found
-
-
-def natural(path: PurePath) -> list:
-    """A sorting key by which frame2 comes before frame10."""
-    return [[int(part) if part.isdigit() else part for part in re.split(r'(\d{1,18})', p)] for p in path.parts]

@@ -30,7 +30,7 @@ def find_voc(tree: Tree) -> Labels | None:
             reader.read(split, path)
     if not reader.annotations:
         return None
-    reader.look_for_others()
+    labels.leave_out_unlabelled('image without an XML file', tree.of('.xml'))
     reader.count_from_one()
     number_classes(labels)
     return labels
@@ -87,7 +87,6 @@ class _Reader:
         for path in self.tree.pictures:
             self.by_name[path.name.casefold()].append(path)
         self.annotations = 0
-        self.used: set[Path] = set()
 
     def read(self, split: str, path: Path) -> None:
         place = self.tree.relative(path)
@@ -104,7 +103,6 @@ class _Reader:
             return
         self.annotations += 1
         picture = Picture(self._image_of(split, path, root), place, size=self._size(split, place, root))
-        self.used.add(picture.path)
         for item in root.iter('object'):
             if box := self._box(split, f'{place}, line {item.get(LINE)}', item):
                 picture.boxes.append(box)
@@ -156,16 +154,6 @@ class _Reader:
             remedy = 'neither trained nor counted, as VOC itself does'
             self.labels.fault(split, 'note', 'object marked difficult', f'{place}: {name!r}', remedy)
         return Box(name, corners, place, ignored=difficult)
-
-    def look_for_others(self) -> None:
-        """Pictures without an XML file, in the folders of those with one: nobody knows what is on them."""
-        folders, labelled = {path.parent for path in self.used}, {self.tree.key(path) for path in self.tree.of('.xml')}
-        for path in self.tree.pictures:
-            if path.parent in folders and path not in self.used and self.tree.key(path) not in labelled:
-                split = self.tree.split_of(path)
-                split = split if split in self.labels.splits else 'train'
-                place = self.tree.relative(path)
-                self.labels.fault(split, 'warning', 'image without an XML file', place, 'left out')
 
     def count_from_one(self) -> None:
         """VOC's first pixel is 1 and the last one belongs to the box; tools that count from 0 betray it by a 0."""

@@ -11,10 +11,10 @@ import yaml
 
 from ..coco_folder import SPLIT_NAMES
 from ..errors import DataError
-from ..files import read_annotations
+from ..files import natural, read_annotations
 from ..image_file import SUFFIXES
 from .labels import Box, Labels, Picture, finite
-from .tree import ALIASES, Tree, natural
+from .tree import ALIASES, Tree
 
 ROUNDING = 0.01  # a share that leaves [0, 1] by so much is one that was rounded, as Ultralytics takes it
 NAME_FILES = ('classes.txt', 'obj.names', 'labels.txt', 'names.txt', '_darknet.labels')

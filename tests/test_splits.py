@@ -1,0 +1,115 @@
+"""A val split that is made has its share of each class, and no picture that resembles one of train."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from mmdet_ddetr.datasets import CocoSplit, split_off_val
+from mmdet_ddetr.datasets.similar import group_alike
+from mmdet_ddetr.datasets.splits import choose_val
+
+SHARED = Path(__file__).parents[2] / 'shared' / 'data'
+
+
+def scene(seed, size=(48, 64)):
+    """Something smooth with edges, as photographs are."""
+    return cv2.resize(np.random.default_rng(seed).integers(0, 256, (5, 7, 3), np.uint8), size[::-1])
+
+
+def write(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), pixels)
+    return path
+
+
+def test_pictures_that_are_alike(tmp_path):
+    original = scene(0, (96, 128))
+    noisy = np.clip(original + np.random.default_rng(1).normal(0, 4, original.shape), 0, 255).astype(np.uint8)
+    paths = [
+        write(tmp_path / 'a.png', original),
+        write(tmp_path / 'other.png', scene(1)),
+        write(tmp_path / 'smaller.jpg', cv2.resize(original, (64, 48))),
+        write(tmp_path / 'noisy.png', noisy),
+        write(tmp_path / 'brighter.png', np.clip(original.astype(int) + 25, 0, 255).astype(np.uint8)),
+        tmp_path / 'missing.png',
+        write(tmp_path / 'mirrored.png', original[:, ::-1]),
+        write(tmp_path / 'x_jpg.rf.0a1b.jpg', scene(2)),
+        write(tmp_path / 'x_jpg.rf.9c8d.jpg', scene(2)[::-1]),
+    ]
+    assert group_alike(paths) == [[0, 2, 3, 4], [1], [5], [6], [7, 8]]
+
+
+def test_frames_of_a_video_are_alike_by_what_follows(tmp_path):
+    """A camera that pans over a wide scene: successive frames resemble each other, the first and the last do not."""
+    wide = scene(3, (96, 600))
+    frames = [write(tmp_path / f'cam{i // 8}_{i}.png', wide[:, 16 * i : 16 * i + 128]) for i in range(16)]
+    assert group_alike(frames) == [list(range(8)), list(range(8, 16))]
+    renamed = [write(tmp_path / f'{name}.png', cv2.imread(str(path))) for name, path in zip('sdlkjhgf', frames)]
+    assert len(group_alike(renamed)) > 1, 'without names that follow each other it takes more likeness'
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason='the real data are not here')
+def test_real_pictures_are_not_alike():
+    assert all(len(group) == 1 for group in group_alike(sorted((SHARED / 'coco-mini/val2017').iterdir())))
+    cells = sorted((SHARED / 'bccd/images').iterdir())[:60]
+    assert [[cells[i].stem[-2:] for i in group] for group in group_alike(cells) if len(group) > 1] == [['37', '38']]
+
+
+def test_each_class_is_dealt_out():
+    """100 images: a common class, two rarer ones, a tenth without any; 20 of them are one group."""
+    classes = [set() if i % 10 == 0 else {'common'} | ({'rare'} if i % 13 == 1 else set()) for i in range(100)]
+    for i in (3, 7, 51, 88):
+        classes[i].add('four')
+    classes[99].add('one')
+    groups = [list(range(40, 60)), *([i] for i in range(100) if not 40 <= i < 60)]
+    for seed in range(20):
+        val = choose_val(groups, classes, 0.2, seed)
+        count = Counter(name for i in val for name in classes[i] or {'none'})
+        assert len(val) == 20 and abs(count['none'] - 2) <= 1 and count['four'] == 1 and count['one'] == 0
+        assert count['rare'] in (1, 2) and len(val & set(range(40, 60))) in (0, 20)
+    assert (
+        choose_val(groups, classes, 0.2, 1)
+        == choose_val(groups, classes, 0.2, 1)
+        != choose_val(groups, classes, 0.2, 2)
+    )
+    for n in (2, 3, 7):
+        assert len(choose_val([[i] for i in range(n)], [{1}] * n, 0.15)) == 1
+
+
+def coco_of(tmp_path, pictures):
+    images = [dict(id=i, file_name=name, width=64, height=48) for i, name in enumerate(pictures)]
+    for name, pixels in pictures.items():
+        write(tmp_path / name, pixels)
+    boxes = [dict(id=i + 1, image_id=i, category_id=0, bbox=[1, 1, 9, 9]) for i in range(len(images))]
+    path = tmp_path / 'train.json'
+    path.write_text(json.dumps(dict(images=images, annotations=boxes, categories=[dict(id=0, name='a')])))
+    return CocoSplit('train', path, tmp_path)
+
+
+def names(split):
+    return [image['file_name'] for image in json.loads(split.ann_file.read_text())['images']]
+
+
+def test_copies_stay_on_one_side(tmp_path):
+    pictures = {f'{kind}{i}.png': cv2.resize(scene(i), size) for i in range(8)
+                for kind, size in (('a', (64, 48)), ('b', (128, 96)))}  # fmt: skip
+    split = coco_of(tmp_path, pictures)
+    for seed in range(4):
+        train, val, notes = split_off_val(split, 0.25, tmp_path / 'out', seed)
+        numbers = [{name[1] for name in names(part)} for part in (train, val)]
+        assert len(names(val)) == 4 and not numbers[0] & numbers[1] and len(numbers[0] | numbers[1]) == 8
+    assert notes[0] == 'no val split is there: 4 images (25%) were taken from train, of each class'
+    assert notes[1] == '16 images in 8 groups look nearly alike: each group is on one side'
+
+
+def test_a_camera_that_stands_still(tmp_path):
+    """All are alike: val is the end of it, and that is said."""
+    still = scene(0)
+    pictures = {f'frame{i}.png': np.clip(still.astype(int) + i, 0, 255).astype(np.uint8) for i in range(12)}
+    train, val, notes = split_off_val(coco_of(tmp_path, pictures), 0.25, tmp_path / 'out')
+    assert names(val) == ['frame9.png', 'frame10.png', 'frame11.png'] and len(names(train)) == 9
+    assert 'frame9.png to frame11.png, are val: its AP says too much' in notes[-1]
