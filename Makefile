@@ -24,15 +24,24 @@ help: ## List the targets
 
 install: $(VENV)/.package ## Make .venv with every pinned dependency and this package, editable
 
+# Options of tools/finetune.py as variables; EMA=1 and TENSORBOARD=1 switch on, ARGS takes any others.
+BACKBONE ?=
+IMAGE_SIZE ?=
+EMA ?=
+TENSORBOARD ?=
+ARGS ?=
+OPTIONS = $(if $(BACKBONE),--backbone $(BACKBONE)) $(if $(IMAGE_SIZE),--image-size $(IMAGE_SIZE)) $(if $(EMA),--ema) \
+    $(if $(TENSORBOARD),--tensorboard) $(ARGS)
+
 # MINUTES bounds training and evaluation together. Threads that spin while they wait lose to whatever else runs: passive.
 demo: export OMP_WAIT_POLICY = passive
-demo: install ## Train, evaluate and draw on generated shapes, or on your own COCO folder: make demo DATA=path [MINUTES=60]
+demo: install ## Train, evaluate and draw on generated shapes, or on your own folder: make demo DATA=path [MINUTES=60 BACKBONE=lite1 IMAGE_SIZE=512 EMA=1]
 ifeq ($(DATA),)
 	@$(BIN)/python tools/make_shapes.py data/shapes
 	@$(BIN)/python tools/finetune.py --data data/shapes --config deformable-detr-refine-twostage-dn_lite0_shapes \
-	    --minutes $(MINUTES) --work-dir $(WORK_DIR)
+	    --minutes $(MINUTES) --work-dir $(WORK_DIR) $(OPTIONS)
 else
-	@$(BIN)/python tools/finetune.py --data '$(DATA)' --minutes $(MINUTES) --work-dir $(WORK_DIR)
+	@$(BIN)/python tools/finetune.py --data '$(DATA)' --minutes $(MINUTES) --work-dir $(WORK_DIR) $(OPTIONS)
 endif
 
 # One worker and one thread per core: torch's own threads only get into each other's way on small tensors.

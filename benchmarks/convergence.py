@@ -71,7 +71,7 @@ def config_of(model: Model, data: str, epochs: int | None = None):
         raise ValueError(f'{model.config} counts iterations, expected a config that counts epochs')
     folder = find_coco_folder(data)
     classes = [category['name'] for category in read_coco(folder.train.ann_file)['categories']]
-    cfg = configure(cfg, folder, classes, length=epochs)
+    cfg = configure(cfg, folder, classes, epochs=epochs)
     cfg.default_hooks = dict(checkpoint=None, logger=dict(type='LoggerHook', interval=50))
     cfg.randomness = dict(seed=0)
     return cfg

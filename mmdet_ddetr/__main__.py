@@ -5,25 +5,42 @@ way they find the stand-ins of an uncompiled mmcv (see ``compat``). One that is 
 ``python browse_dataset.py``, finds them after ``--install-hook``.
 """
 
-import runpy
 import sys
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 from mmdet_ddetr.compat import start_hook
 
+PROGRAM = 'mmdet-ddetr'
 USAGE = """\
-usage: python -m mmdet_ddetr TOOL [argument ...]
-       python -m mmdet_ddetr --install-hook | --remove-hook
+usage: mmdet-ddetr TOOL [argument ...], or python -m mmdet_ddetr TOOL [argument ...]
+       mmdet-ddetr --install-hook | --remove-hook
 
-Run TOOL: the name of a tool of mmdet_ddetr or of MMDetection, or the path of any Python script. Where both have one,
-mmdet_ddetr's is run; mmdet::train is MMDetection's. `TOOL -h` shows its arguments. MMDetection's tools want the path of
-a config; the name of one of mmdet_ddetr is put in as its path.
+  train, test   a detector of a config
+  check         a folder of labelled images
+  finetune      a detector on a folder of labelled images
+  predict       in pictures, videos and cameras
+  explain       what a detector looks at
+  export        a detector to a file that runs without PyTorch
+  convert       checkpoints
+
+`TOOL -h` shows its arguments. TOOL is the name of any tool of mmdet_ddetr or of MMDetection, or the path of a Python
+script. Where both packages have one, mmdet_ddetr's is run; mmdet::train is MMDetection's. MMDetection's tools want the
+path of a config; the name of one of mmdet_ddetr is put in as its path.
 
   --install-hook  with mmcv-lite, let every program of this Python environment import mmdet, mim among them
   --remove-hook   undo it
 """
+
+
+SHORT = {'check': ['finetune', '--check'], 'convert': ['convert_checkpoint']}  # the tool, and its first arguments
+
+
+def console() -> None:
+    """The program ``mmdet-ddetr``."""
+    main(sys.argv[1:])
 
 
 def main(arguments: list[str]) -> None:
@@ -33,11 +50,13 @@ def main(arguments: list[str]) -> None:
         for package in ('mmdet_ddetr', 'mmdet'):
             print(f'{package}: {" ".join(sorted(list_tools(package)))}\n')
     elif arguments[0] == '--install-hook':
-        print(f'wrote {start_hook.install()}; `python -m mmdet_ddetr --remove-hook` undoes it')
+        print(f'wrote {start_hook.install()}; `{PROGRAM} --remove-hook` undoes it')
     elif arguments[0] == '--remove-hook':
         print(f'removed {start_hook.remove()}')
     else:
-        run(arguments[0], arguments[1:])
+        name, *rest = arguments
+        tool, *first = SHORT.get(name, [name])
+        run(tool, [*first, *rest], name)
 
 
 def list_tools(package: str) -> dict[str, Path]:
@@ -62,23 +81,34 @@ def find_tool(name: str) -> Path:
         near = get_close_matches(stem, tools, cutoff=0.5)
         raise FileNotFoundError(
             f'no tool {name!r}: neither a file nor a name of mmdet_ddetr or mmdet'
-            + (f', like {", ".join(near)}' if near else '; python -m mmdet_ddetr lists them')
+            + (f', like {", ".join(near)}' if near else f'; {PROGRAM} lists them')
         )
     return tools[stem]
 
 
-def run(name: str, arguments: list[str]) -> None:
-    """Run a tool as ``python <its path> <arguments>`` does."""
+def run(name: str, arguments: list[str], called: str) -> None:
+    """Run a tool as ``python <its path> <arguments>`` does.
+
+    Args:
+        called: what its usage and errors call it, behind the program.
+    """
     try:
         path = find_tool(name)
     except FileNotFoundError as error:
-        sys.exit(f'python -m mmdet_ddetr: {error}')
+        sys.exit(f'{PROGRAM}: {error}')
     if path in list_tools('mmdet').values():
         arguments = [_config_path(argument) for argument in arguments]
         sys.path.append(str(path.parents[path.parts[::-1].index('tools')]))  # some import each other from `tools`
+    own = path in list_tools('mmdet_ddetr').values()
     sys.path[0] = str(path.parent)
-    sys.argv = [str(path), *arguments]
-    runpy.run_path(str(path), run_name='__main__')
+    sys.argv = [f'{PROGRAM} {called}' if own else str(path), *arguments]
+    module = ModuleType('__main__')  # runpy would put the path in place of what the tool is called
+    module.__file__ = str(path)
+    before, sys.modules['__main__'] = sys.modules['__main__'], module
+    try:
+        exec(compile(path.read_bytes(), str(path), 'exec'), vars(module))
+    finally:
+        sys.modules['__main__'] = before
 
 
 def _config_path(argument: str) -> str:

@@ -143,8 +143,17 @@ def test_warmup_does_not_fill_a_short_training(shapes):
     """12 images, 4 at a time, 10 epochs: 30 iterations, of which a tenth may be warm-up."""
     cfg = get_config(CONFIGS[0])
     cfg.param_scheduler = [dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=500)]
-    out = finetune.configure(cfg, find_coco_folder(shapes), CLASSES, length=10, batch_size=4)
+    out = finetune.configure(cfg, find_coco_folder(shapes), CLASSES, epochs=10, batch_size=4)
     assert out.param_scheduler[0].end == 3
+
+
+@pytest.mark.parametrize(('iters', 'warmup', 'interval'), [(900, 90, 90), (9, 1, 1)])
+def test_iterations_of_a_config_that_counts_epochs(shapes, iters, warmup, interval):
+    """30 epochs of 3 iterations, of which the config's warm-up of 100 would be more than all."""
+    out = finetune.configure(get_config(CONFIGS[0]), find_coco_folder(shapes), CLASSES, iters=iters)
+    linear, cosine = out.param_scheduler
+    assert finetune.length_of(out) == (iters, 'iters') and (linear.end, cosine.end) == (warmup, iters)
+    assert out.train_cfg.val_interval == interval
 
 
 def test_counting_iterations_is_the_same_plan(shapes):
@@ -197,7 +206,7 @@ def learning_rates(cfg, n_iters, per_epoch):
 )
 def test_fit_minutes(shapes, monkeypatch, minutes, iterations):
     monkeypatch.setattr(finetune, '_time_iteration_and_image', lambda cfg: (10.0, 2.0))
-    cfg = finetune.configure(get_config(CONFIGS[0]), find_coco_folder(shapes), CLASSES, length=20, batch_size=3)
+    cfg = finetune.configure(get_config(CONFIGS[0]), find_coco_folder(shapes), CLASSES, epochs=20, batch_size=3)
     cfg.train_cfg.val_interval = 2
     out = finetune.fit_minutes(cfg, minutes)
     assert finetune.length_of(cfg) == (20, 'epochs')
@@ -249,6 +258,19 @@ def test_draw_boxes():
     assert drawn[60, 100].tolist() == drawn[89, 150].tolist() == drawn[60, 199].tolist() == [0, 255, 0]
     assert drawn[65, 150].tolist() == drawn[60, 90].tolist() == [50, 50, 50]
     assert draw_boxes(np.zeros((64, 200, 3), np.uint8), np.zeros((0, 4)), [], (), []).shape == (192, 600, 3)
+
+
+def test_text_grows_with_the_picture():
+    """So that it is as large as ever when the whole picture is on the screen."""
+
+    def inked(side):  # rows of the label above the box
+        image = np.zeros((side, side, 3), np.uint8)
+        box = np.array([[side // 2, side // 2, side - 10, side - 10]])
+        drawn = draw_boxes(image, box, [0], ('cat',), [(255, 0, 0)], [0.5])
+        return drawn[: side // 2 - max(side // 500, 2)].any((1, 2)).sum()
+
+    small, usual, large = map(inked, (500, 1000, 4000))
+    assert small == usual and 3.5 * usual < large < 4.5 * usual
 
 
 class FakeInferencer:
@@ -347,11 +369,11 @@ def test_end_to_end(shapes, tmp_path):
     ('args', 'message'),
     [
         (['--data', '/nowhere'], 'finetune.py: /nowhere is missing, expected a folder'),
-        (['--data', 'SHAPES', '--iters', '5'], ' epochs: use --epochs'),
+        (['--data', 'SHAPES', '--cfg-options', 'scale=512'], 'the size of the images is set by --image-size'),
         (['--data', 'SHAPES', '--config', 'no-such-config'], "finetune.py: no config 'no-such-config'"),
         (['--data', 'SHAPES', '--epochs', '0'], 'argument --epochs: 0 is not positive'),
     ],
-    ids=['no folder', 'wrong unit', 'no config', 'no epoch'],
+    ids=['no folder', 'override that nothing reads', 'no config', 'no epoch'],
 )
 def test_wrong_arguments(shapes, tmp_path, monkeypatch, capsys, args, message):
     tool = load_tool(monkeypatch)

@@ -21,6 +21,7 @@ from mmdet_ddetr.apis.configs import ConfigError, merge_options, parse_options
 from mmdet_ddetr.apis.console import DEBUG, _is_news
 from mmdet_ddetr.apis.runner import make_runner
 from mmdet_ddetr.apis.scale_lr import scale_lr
+from mmdet_ddetr.apis.unread import _at
 from mmdet_ddetr.checkpoints import CheckpointError
 from mmdet_ddetr.datasets import DataError
 from mmdet_ddetr.hooks.errors import StartError
@@ -227,14 +228,62 @@ def test_options_that_mean_nothing(pair):
         parse_options([pair])
 
 
-def test_options_that_have_no_effect(capsys):
-    cfg = Config(dict(train_cfg=dict(max_epochs=3), work_dir='a'))
-    merge_options(cfg, ['max_epochs=1', 'load_from=b', 'train_cfg.max_epochs=2', 'wrok_dir=b'])
-    assert cfg.train_cfg.max_epochs == 2 and cfg.load_from == 'b'
-    assert capsys.readouterr().err.splitlines() == [
-        "--cfg-options: the config has no 'max_epochs', which will have no effect; did you mean train_cfg.max_epochs?",
-        "--cfg-options: the config has no 'wrok_dir', which will have no effect; did you mean work_dir?",
-    ]
+@pytest.mark.parametrize(
+    ('option', 'message'),
+    [
+        ('wrok_dir=a', "nothing reads 'wrok_dir'; did you mean work_dir?"),
+        ('lr=1', "nothing reads 'lr'; did you mean optim_wrapper.optimizer.lr?"),
+        ('batch_size=1', "nothing reads 'batch_size'; did you mean train_dataloader.batch_size?"),
+        (
+            'max_epochs=1',
+            'the config file uses this name for itself, and its value stands at train_cfg.max_epochs: set',
+        ),
+        ('train_pipeline.0.prob=1', 'stands at train_dataloader.dataset.pipeline.0.prob: set that'),
+        ('scale=8,8', 'stands at train_dataloader.dataset.pipeline.1.scale: set that; .* is set by --image-size'),
+        ('img_size=8', "nothing reads 'img_size'; the size of the images is set by --image-size"),
+        ('auto_scale_lr.enabel=1', "nothing reads 'enabel' in auto_scale_lr; did you mean auto_scale_lr.enable?"),
+        ('optim_wrapper.clip_grad.maxnorm=1', 'did you mean optim_wrapper.clip_grad.max_norm?'),
+        ('model.test_cfg.max_per_imgs=1', 'did you mean model.test_cfg.max_per_img?'),
+        ('env_cfg.x=1', 'it has cudnn_benchmark, dist_cfg, mp_cfg, resource_limit'),
+    ],
+)
+def test_options_that_nothing_reads(option, message):
+    with pytest.raises(ConfigError, match=rf'^--cfg-options {option.split("=")[0]}: .*{message}'):
+        merge_options(Config(OPTIONS), [option])
+
+
+@pytest.mark.parametrize(
+    'option',
+    [
+        'load_from=a',  # no config has these, mmengine reads them
+        'strategy.type=A',
+        'model.test_cfg.score_thr=1',  # new, and like none that is there
+        'optim_wrapper.optimizer.fused=1',  # checked by the type
+        'train_dataloader.dataset.metainfo.class=1',  # any key
+        'optim_wrapper.paramwise_cfg.custom_keys.neck.lr_mult=1',
+        'train_cfg.max_epochs=2',
+    ],
+)
+def test_options_that_are_read(option):
+    cfg = Config(OPTIONS)
+    merge_options(cfg, [option])
+    key, value = option.split('=')
+    assert str(_at(cfg, key)) == value
+
+
+RESIZE = dict(type='Resize', scale=(4, 4))
+FLIP = dict(type='Flip', prob=0)
+OPTIONS = dict(
+    max_epochs=3,
+    scale=(4, 4),
+    train_pipeline=[FLIP, RESIZE],
+    work_dir='a',
+    auto_scale_lr=dict(enable=False),
+    model=dict(type='D', test_cfg=dict(max_per_img=3)),
+    optim_wrapper=dict(type='O', optimizer=dict(type='A', lr=0.1), clip_grad=dict(max_norm=1)),
+    train_cfg=dict(type='L', max_epochs=3),
+    train_dataloader=dict(batch_size=3, dataset=dict(type='C', metainfo=dict(classes=('a',)), pipeline=[FLIP, RESIZE])),
+)
 
 
 # --- the console ------------------------------------------------------------------------------------------------------

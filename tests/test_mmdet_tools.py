@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import matplotlib
 import pytest
+import tomllib
 import torch
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
@@ -173,13 +174,36 @@ def test_names():
     assert entry.find_tool('browse_dataset').parent.name == 'analysis_tools'  # there is one in `mot`, too
     with pytest.raises(FileNotFoundError, match=r"^no tool 'brows_dataset'.* like browse_dataset"):
         entry.find_tool('brows_dataset')
-    with pytest.raises(FileNotFoundError, match='-m mmdet_ddetr lists them'):
+    with pytest.raises(FileNotFoundError, match='; mmdet-ddetr lists them'):
         entry.find_tool('zzzz')
 
 
 def test_a_tool_that_is_not_there(run):
-    with pytest.raises(SystemExit, match=r"^python -m mmdet_ddetr: no tool 'nothing-like-it'"):
+    with pytest.raises(SystemExit, match=r"^mmdet-ddetr: no tool 'nothing-like-it'"):
         run('nothing-like-it')
+
+
+COMMANDS = ('train', 'test', 'finetune', 'predict', 'explain', 'export', 'convert', 'check')
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_commands(run, capfd, monkeypatch, command):
+    """Each is a tool, called as the user calls it; the program is the module."""
+    with pytest.raises(SystemExit) as end:
+        run(command, '-h')
+    assert end.value.code == 0 and capfd.readouterr().out.startswith(f'usage: mmdet-ddetr {command} [-h]')
+    assert re.search(rf'\b{command}\b', run())
+    script = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['scripts']['mmdet-ddetr']
+    monkeypatch.setattr(sys, 'argv', ['mmdet-ddetr'])
+    getattr(entry, script.partition(':')[2])()
+    assert 'usage: mmdet-ddetr' in capfd.readouterr().out
+
+
+def test_check_is_finetune_that_stops(folder, run):
+    text = run('check', '--data', 'data/shapes', '--work-dir', 'checked')
+    assert '8 images' in text and 'Training' not in text
+    with pytest.raises(SystemExit, match='^mmdet-ddetr check: .*nowhere'):
+        run('check', '--data', 'nowhere')
 
 
 def test_usage_lists_the_tools(run):

@@ -66,7 +66,7 @@ def test_finetuning_with_it(workspace):
     """Classes and metric of the data, the data set whose errors name the file."""
     config = get_config(NAME)
     config.train_dataloader.dataset.type = CocoDataset  # mmdet's
-    configured = configure(config, find_coco_folder(workspace / 'data/shapes'), ['a', 'b'], length=2, batch_size=2)
+    configured = configure(config, find_coco_folder(workspace / 'data/shapes'), ['a', 'b'], epochs=2, batch_size=2)
     assert configured.train_dataloader.dataset.type == 'mmdet_ddetr.CocoDataset'
     assert configured.val_evaluator.classwise and configured.model.bbox_head.num_classes == 2
 

@@ -1,5 +1,6 @@
 """What the tools share. Nothing heavy is imported before the arguments are parsed, for a fast ``-h``."""
 
+import argparse
 import os
 import sys
 from pathlib import Path
@@ -9,11 +10,27 @@ CFG_OPTIONS_HELP = (
     'lists as key="[a,b]" or key=a,b'
 )
 
+IMAGE_SIZE_HELP = "longest side in px of the images that the model sees; the config's other sizes change with it"
+
+
+def positive(number_type):
+    """A type for arguments: an int or float above 0."""
+
+    def parse(text):
+        value = number_type(text)
+        if value <= 0:
+            raise argparse.ArgumentTypeError(f'{text} is not positive')
+        return value
+
+    parse.__name__ = number_type.__name__  # argparse names it in its errors
+    return parse
+
 
 def add_common_arguments(parser):
     """Add the arguments that mim and MMDetection's users expect of both tools."""
     parser.add_argument('--work-dir', metavar='DIR', help='for logs and checkpoints (default: work_dirs/<config name>)')
     parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help=CFG_OPTIONS_HELP)
+    parser.add_argument('--image-size', type=positive(int), metavar='PX', help=IMAGE_SIZE_HELP)
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     # torch.distributed.launch passes the second spelling, older launchers the first; torchrun sets LOCAL_RANK itself.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by launchers')
@@ -61,6 +78,10 @@ def load_config(args):
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
 
     cfg = read_config(args.config, args.cfg_options)
+    if args.image_size:
+        from mmdet_ddetr.apis.image_size import set_image_size
+
+        set_image_size(cfg, args.image_size)
     if args.launcher == 'pytorch' and 'WORLD_SIZE' not in os.environ:
         sys.exit(
             f'{Path(sys.argv[0]).name}: --launcher pytorch: no launcher has started this process; use '

@@ -17,7 +17,7 @@ def parse_args():
     parser = argparse.ArgumentParser(
         description='Write a detector to a file that runs without OpenMMLab',
         epilog='The file takes batches of any size and padded images, gives boxes, scores and labels without NMS, and '
-        'names its classes: see docs/export.md. tools/infer.py runs it.',
+        'names its classes: see docs/export.md. tools/predict.py runs it.',
     )
     parser.add_argument('config', help='path of a config, or the name of one of this package')
     parser.add_argument('checkpoint', help='weights, of any layout in docs/checkpoints.md')

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from _cli import CFG_OPTIONS_HELP, read_config, run
+from _cli import CFG_OPTIONS_HELP, IMAGE_SIZE_HELP, positive, read_config, run
 
 
 def parse_args(argv=None):
@@ -30,6 +30,12 @@ def parse_args(argv=None):
         'replaced',
     )
     parser.add_argument(
+        '--backbone',
+        choices=['lite0', 'lite1', 'lite2', 'r50'],
+        help="EfficientNet-Lite or ResNet-50, with ImageNet weights (default: the config's)",
+    )
+    parser.add_argument('--image-size', type=positive(int), metavar='PX', help=IMAGE_SIZE_HELP)
+    parser.add_argument(
         '--work-dir',
         default='work_dirs/finetune',
         metavar='DIR',
@@ -39,7 +45,7 @@ def parse_args(argv=None):
     length.add_argument(
         '--epochs', type=positive(int), metavar='N', help="length of the training (default: the config's)"
     )
-    length.add_argument('--iters', type=positive(int), metavar='N', help='the same, for configs that count iterations')
+    length.add_argument('--iters', type=positive(int), metavar='N', help='the same, in iterations')
     parser.add_argument(
         '--minutes',
         type=positive(float),
@@ -56,6 +62,21 @@ def parse_args(argv=None):
         '--load-from',
         metavar='CHECKPOINT',
         help='weights to start from, of any layout in docs/checkpoints.md, or hf://owner/name',
+    )
+    parser.add_argument(
+        '--freeze',
+        choices=['backbone', 'encoder'],
+        help='keep the backbone, or backbone, neck and encoder, as they were loaded: faster',
+    )
+    parser.add_argument('--ema', action='store_true', help='average the weights, and evaluate them beside the raw ones')
+    parser.add_argument(
+        '--patience',
+        type=positive(int),
+        metavar='N',
+        help='end the training after N evaluations in a row without a better AP (default: never)',
+    )
+    parser.add_argument(
+        '--tensorboard', action='store_true', help="write TensorBoard's files too: tensorboard --logdir WORK_DIR"
     )
     parser.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto')
     parser.add_argument('--seed', type=int, default=0, help='of all random generators (default: %(default)s)')
@@ -79,17 +100,6 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def positive(number_type):
-    def parse(text):
-        value = number_type(text)
-        if value <= 0:
-            raise argparse.ArgumentTypeError(f'{text} is not positive')
-        return value
-
-    parse.__name__ = number_type.__name__  # argparse names it in its errors
-    return parse
-
-
 def main(argv=None):
     args = parse_args(argv)
     start = time.monotonic()
@@ -111,6 +121,8 @@ def finetune(args, start):
         silence,
         unfit_weights,
     )
+    from mmdet_ddetr.apis.finetune_options import add_ema, add_tensorboard, set_backbone
+    from mmdet_ddetr.apis.image_size import set_image_size
     from mmdet_ddetr.apis.pictures import write_comparisons
     from mmdet_ddetr.checkpoints import check_exists
     from mmdet_ddetr.datasets import find_data, read_coco
@@ -131,17 +143,25 @@ def finetune(args, start):
     if args.check:
         return
 
-    planned, unit = length_of(cfg)
-    wanted = {'epochs': args.epochs, 'iters': args.iters}
-    if wanted.pop(unit) is None and any(wanted.values()):
-        sys.exit(f'{args.config} counts its {planned} {unit}: use --{unit}')
+    if args.backbone:
+        set_backbone(cfg, args.backbone)
+    if args.image_size:
+        set_image_size(cfg, args.image_size)
+    if args.ema:
+        add_ema(cfg)
+    if args.tensorboard:
+        add_tensorboard(cfg)
     classes = reports['train'].classes
-    cfg = configure(cfg, folder, classes, length=args.epochs or args.iters, batch_size=args.batch_size, lr=args.lr)
+    cfg = configure(cfg, folder, classes, epochs=args.epochs, iters=args.iters, batch_size=args.batch_size, lr=args.lr)
     cfg.work_dir = str(work_dir)
     cfg.load_from = args.load_from
     cfg.randomness = dict(seed=args.seed)
     hooks = [hook for hook in cfg.get('custom_hooks', []) if not is_a(hook.type, HOOKS, ProgressBarHook)]
     cfg.custom_hooks = [*hooks, dict(type='mmdet_ddetr.ProgressBarHook')]
+    if args.freeze:
+        cfg.custom_hooks.append(dict(type='mmdet_ddetr.FreezeHook', part=args.freeze))
+    if args.patience:
+        cfg.custom_hooks.append(dict(type='mmdet_ddetr.PatienceHook', patience=args.patience))
     if args.minutes:
         try:
             cfg = fit_minutes(cfg, args.minutes - (time.monotonic() - start) / 60)

@@ -5,15 +5,13 @@ does the same for ours.
 """
 
 import re
-import sys
 from difflib import get_close_matches
-from inspect import signature
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
-from mmengine.runner import Runner
 
 from ..checkpoints import CheckpointError, stored_config
+from .unread import why_unread
 
 DICT = re.compile(r'\bdict\(|{')
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -108,24 +106,20 @@ def parse_options(pairs, prog='--cfg-options'):
 def merge_options(cfg, pairs, prog='--cfg-options'):
     """Merge ``key=value`` settings into a config; see :func:`parse_options`.
 
-    A key that neither the config nor mmengine's Runner has at the top is told on stderr: nobody would look at it.
-
     Args:
         cfg (mmengine.config.Config): Changed in place.
 
     Raises:
-        ConfigError: An option that cannot be read, or leads nowhere in the config.
+        ConfigError: An option that cannot be read, leads nowhere in the config, or would be read by nobody; with the
+            nearest key.
     """
     for key, value in parse_options(pairs, prog).items():
-        top = key.partition('.')[0]
-        if top not in cfg and top not in signature(Runner.__init__).parameters:
-            near = [path for path in _paths(cfg) if path.rpartition('.')[2] == key] or get_close_matches(key, cfg)
-            hint = f'; did you mean {near[0]}?' if near else ''
-            print(f'{prog}: the config has no {top!r}, which will have no effect{hint}', file=sys.stderr)
+        if why := _dead_end(cfg, key) or why_unread(cfg, key):
+            raise ConfigError(f'{prog} {key}: {why}')
         try:
             cfg.merge_from_dict({key: value})
         except Exception as error:
-            raise ConfigError(f'{prog} {key}: {_dead_end(cfg, key) or error}') from error
+            raise ConfigError(f'{prog} {key}: {error}') from error
 
 
 def _dead_end(cfg, key):
@@ -142,10 +136,3 @@ def _dead_end(cfg, key):
         else:
             return f'{here} is {value!r}, which has no {name!r}'
     return None
-
-
-def _paths(cfg, prefix=''):
-    for name, value in cfg.items():
-        yield prefix + name
-        if isinstance(value, dict):
-            yield from _paths(value, f'{prefix}{name}.')

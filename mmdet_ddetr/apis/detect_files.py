@@ -18,6 +18,7 @@ from .inferencer import DDetrInferencer
 from .inputs import Picture, number_of, pictures
 from .outputs import ClipFiles, Names
 from .pictures import draw_boxes, palette
+from .result_files import FILES
 from .results import CocoResults
 
 
@@ -72,23 +73,35 @@ def open_detector(path: str, config: str | None = None, device: str | None = Non
 class Files:
     """What is written about pictures and videos, in one folder.
 
-    Of a picture ``<name>.jpg`` and ``<name>.json`` with {image, objects: [{label, score, box}]}; of a video
-    ``<name>.mp4`` and ``<name>.jsonl``, a line {frame, time, objects} for each frame; ``results.bbox.json`` in COCO's
-    format.
+    Of a picture ``<name>.jpg`` and ``<name>.json`` with {image, width, height, objects: [{label, score, box}]}, box as
+    [x1, y1, x2, y2] in px; of a video ``<name>.mp4`` and ``<name>.jsonl``, a line {frame, time, width, height, objects}
+    for each frame. Other formats are one file for all, see ``result_files.py``.
 
     Args:
         folder: made if missing.
         classes: a name for each label.
         every: n of each n-th frame that is looked at, for the speed of annotated videos.
-        coco: annotation file with the ids of images and categories; None: no COCO results.
+        coco: annotation file with the ids of images and categories, for ``results.bbox.json`` in COCO's format of
+            results; None: no such file.
         draw: write pictures and videos, too.
+        formats: some of 'json', 'csv' (``results.csv``) and 'coco' (``predictions.json``).
     """
 
-    def __init__(self, folder: str | Path, classes: Sequence[str], every=1, coco=None, draw=True):
+    def __init__(
+        self,
+        folder: str | Path,
+        classes: Sequence[str],
+        every=1,
+        coco=None,
+        draw=True,
+        formats: Sequence[str] = ('json',),
+    ):
         self.folder, self.classes, self.every, self.draw = Path(folder), classes, every, draw
         self._names, self._colours, self._clips = Names(), palette(len(classes)), ClipFiles()
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._json = 'json' in formats
         self._coco = coco and CocoResults(self.folder / 'results.bbox.json', coco, classes)
+        self._tables = [FILES[name](self.folder, classes) for name in dict.fromkeys(formats) if name != 'json']
 
     def write(self, picture: Picture, image: np.ndarray, found: Detections) -> list[str]:
         """Write about one picture; returns the names of its objects.
@@ -101,15 +114,21 @@ class Files:
             dict(label=self.classes[label], score=round(score, 4), box=[round(x, 2) for x in box])
             for box, score, label in zip(boxes, scores, labels)
         ]
+        size = dict(width=image.shape[1], height=image.shape[0])
         name = self.folder / self._names.of(picture.origin, self.folder)
         drawn = draw_boxes(image, boxes, labels, self.classes, self._colours, scores) if self.draw else None
+        for table in self._tables:
+            table.add(picture, image.shape[:2], found)
         if picture.clip:
-            record = dict(frame=picture.number, time=round(picture.time, 4), objects=objects)
-            self._clips.note(f'{name}.jsonl', picture.clip, record)
+            if self._json:
+                record = dict(frame=picture.number, time=round(picture.time, 4), **size, objects=objects)
+                self._clips.note(f'{name}.jsonl', picture.clip, record)
             if self.draw:
                 self._clips.draw(f'{name}.mp4', picture.clip, drawn, picture.clip.fps / self.every)
         else:
-            Path(f'{name}.json').write_text(json.dumps(dict(image=picture.path, objects=objects), indent=1))
+            if self._json:
+                record = dict(image=picture.path, **size, objects=objects)
+                Path(f'{name}.json').write_text(json.dumps(record, indent=1))
             if self.draw:
                 cv2.imwrite(f'{name}.jpg', drawn)
             if self._coco:
@@ -117,10 +136,10 @@ class Files:
         return [item['label'] for item in objects]
 
     def close(self) -> None:
-        """Finish the files: a video can be opened, and the COCO results read, after this only."""
+        """Finish the files: a video can be opened, and the results of all pictures read, after this only."""
         self._clips.close()
-        if self._coco:
-            self._coco.close()
+        for file in (*self._tables, *filter(None, [self._coco])):
+            file.close()
 
 
 def detect_files(

@@ -112,7 +112,8 @@ def configure(
     folder: CocoFolder,
     classes: tuple[str, ...],
     *,
-    length: int | None = None,
+    epochs: int | None = None,
+    iters: int | None = None,
     batch_size: int | None = None,
     lr: float | None = None,
 ) -> Config:
@@ -122,8 +123,8 @@ def configure(
         cfg: a config of mmdet's structure, whose datasets are CocoDatasets.
         folder: where the data lie.
         classes: names in the order of the train split's annotation file.
-        length: of the training, in epochs, or in iterations where the config's train loop counts those. The learning
-            rate schedule and the intervals of evaluation and checkpoints are stretched to fit.
+        epochs, iters: length of the training, at most one of them. The learning rate schedule and the intervals of
+            evaluation and checkpoints are stretched to fit.
         batch_size: images a step.
         lr: learning rate. By default the config's, times the root of batch_size / the config's batch size (the rule for
             Adam).
@@ -161,9 +162,15 @@ def configure(
         optimizer.lr = lr
     if cfg.get('auto_scale_lr'):
         cfg.auto_scale_lr.enable = False  # the rate is this batch size's
-    if length is not None:
-        set_length(cfg, length)
-    _limit_warmup(cfg, len(read_coco(folder.train.ann_file)['images']))
+    n_train = len(read_coco(folder.train.ann_file)['images'])
+    if iters is not None:
+        _limit_warmup(cfg, n_train)  # of the config's plan, which shrinks as a whole
+        count_iterations(cfg, n_train)
+        set_length(cfg, iters)
+    elif epochs is not None:
+        by_epoch = length_of(cfg)[1] == 'epochs'
+        set_length(cfg, epochs if by_epoch else epochs * math.ceil(n_train / cfg.train_dataloader.batch_size))
+    _limit_warmup(cfg, n_train)
     return cfg
 
 

@@ -11,6 +11,7 @@ from ..datasets import read_image
 from .outputs import distinct_name
 
 MIN_SIDE = 480  # px of the longer side: smaller pictures are enlarged, so that labels can be read
+USUAL_SIDE = 1000  # up to which letters are 9 px high and lines 2 px wide; beyond, they grow with the picture
 
 
 def draw_boxes(
@@ -21,24 +22,31 @@ def draw_boxes(
     palette: Sequence[tuple[int, int, int]],
     scores: Sequence[float] | None = None,
 ) -> np.ndarray:  # [H * s, W * s, 3], BGR
-    """A copy of ``image``, enlarged by a whole number s where it is small, with boxes (x1, y1, x2, y2 in px) on it."""
+    """A copy of ``image``, enlarged by a whole number s where it is small, with boxes (x1, y1, x2, y2 in px) on it.
+
+    Lines and text grow with the picture, so that they can be read when all of it is on the screen.
+    """
     scale = max(1, -(-MIN_SIDE // max(image.shape[:2])))
     image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
+    times = max(max(image.shape[:2]) / USUAL_SIDE, 1)
+    line, font, stroke, pad = round(2 * times), 0.4 * times, max(round(times), 1), round(2 * times)
     order = np.argsort(-np.prod(np.diff(np.reshape(boxes, (-1, 2, 2)), axis=1), axis=-1).ravel())
     corners = np.round(np.reshape(boxes, (-1, 4)) * scale).astype(int).tolist()
     colours = [palette[label][::-1] for label in labels]
     for i in order:  # large ones first, so that they hide none
         x1, y1, x2, y2 = corners[i]
-        cv2.rectangle(image, (x1, y1), (x2 - 1, y2 - 1), colours[i], 2, cv2.LINE_AA)
+        cv2.rectangle(image, (x1, y1), (x2 - 1, y2 - 1), colours[i], line, cv2.LINE_AA)
     for i in order:
         (x1, y1, *_), colour = corners[i], colours[i]
         text = classes[labels[i]] if scores is None else f'{classes[labels[i]]} {scores[i]:.2f}'
-        (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)
-        top = max(y1 - height - 4, 0)
-        cv2.rectangle(image, (x1, top), (x1 + width + 3, top + height + 4), colour, cv2.FILLED)
+        (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, font, stroke)
+        top = max(y1 - height - 2 * pad, 0)
+        cv2.rectangle(image, (x1, top), (x1 + width + 2 * pad - 1, top + height + 2 * pad), colour, cv2.FILLED)
         dark = np.dot(colour, (0.114, 0.587, 0.299)) < 140
         ink = (255, 255, 255) if dark else (0, 0, 0)
-        cv2.putText(image, text, (x1 + 2, top + height + 1), cv2.FONT_HERSHEY_SIMPLEX, 0.4, ink, 1, cv2.LINE_AA)
+        cv2.putText(
+            image, text, (x1 + pad, top + height + pad - 1), cv2.FONT_HERSHEY_SIMPLEX, font, ink, stroke, cv2.LINE_AA
+        )
     return image
 
 

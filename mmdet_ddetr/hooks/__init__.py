@@ -5,10 +5,12 @@ from .ema import EMAHook
 from .errors import StartError, WorkDirInUseError
 from .evaluation_table import EvaluationTableHook
 from .fit_checkpoint import FitCheckpointHook
+from .freeze import FreezeHook
 from .learning_curves import LearningCurvesHook
 from .memory import MemoryHook
 from .non_finite import NonFiniteError, NonFiniteHook
 from .optim_report import OptimReportHook
+from .patience import PatienceHook
 from .progress_bar import ProgressBarHook
 from .resume import ResumeHook
 from .sample_pictures import SamplePicturesHook
@@ -22,11 +24,13 @@ __all__ = [
     'EMAHook',
     'EvaluationTableHook',
     'FitCheckpointHook',
+    'FreezeHook',
     'LearningCurvesHook',
     'MemoryHook',
     'NonFiniteError',
     'NonFiniteHook',
     'OptimReportHook',
+    'PatienceHook',
     'ProgressBarHook',
     'ResumeHook',
     'SafeCheckpointHook',

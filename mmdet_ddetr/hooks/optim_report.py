@@ -8,6 +8,8 @@ from torch import nn
 from ..registry import HOOKS
 from ..unwrap import unwrap
 
+FROZEN = ('frozen', '-')
+
 
 @HOOKS.register_module()
 class OptimReportHook(Hook):
@@ -50,7 +52,7 @@ def parameter_table(model: nn.Module, optimizer, keys: list[str]) -> str:
     rows = defaultdict(lambda: [0, 0])
     for name, parameter in model.named_parameters():
         key = max((key for key in keys if key in name), key=len, default='(others)')
-        lr, decay = settings.get(id(parameter), ('frozen', '-'))
+        lr, decay = settings.get(id(parameter), FROZEN) if parameter.requires_grad else FROZEN
         rows[key, lr, decay][0] += 1
         rows[key, lr, decay][1] += parameter.numel()
     for key in {*keys} - {row[0] for row in rows}:

@@ -1,6 +1,6 @@
 """Detect with a file that tools/export.py wrote, or with a checkpoint.
 
-python tools/infer.py detector.onnx photos street.mp4 --out outputs/infer
+python tools/predict.py --weights work_dirs/demo/best.pth --source photos street.mp4 --conf 0.3
 """
 
 import argparse
@@ -9,6 +9,8 @@ from pathlib import Path
 
 from _cli import run
 
+FORMATS = ('json', 'csv', 'coco')
+
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
@@ -16,20 +18,28 @@ def parse_args(argv=None):
         epilog='What cannot be read is named and left out; the exit code is 1 then. See docs/inference.md.',
     )
     parser.add_argument(
-        'detector', help='.onnx, .xml of OpenVINO, .pt2 of torch.export or AOTInductor, or a checkpoint'
+        '--weights',
+        required=True,
+        metavar='FILE',
+        help='a checkpoint, or .onnx, .xml of OpenVINO, .pt2 of torch.export or AOTInductor',
     )
     parser.add_argument(
-        'inputs',
+        '--source',
+        required=True,
         nargs='+',
+        metavar='PATH',
         help="images, videos, folders of them, patterns in quotes ('photos/**/*.jpg'), addresses of http, https or "
         'rtsp, or numbers of cameras',
     )
     parser.add_argument('--config', help='of a checkpoint, a path or a name (default: the one inside it)')
     parser.add_argument(
-        '--out', default='outputs/infer', metavar='DIR', help='for pictures, videos and JSON (default: %(default)s)'
+        '--out', default='outputs/predict', metavar='DIR', help='what is written goes there (default: %(default)s)'
     )
     parser.add_argument(
-        '--threshold', type=float, metavar='SCORE', help='leave out detections below it (default: the one in the file)'
+        '--conf',
+        type=float,
+        metavar='SCORE',
+        help='leave out detections below it (default: the one in the file, or 0.3)',
     )
     parser.add_argument('--batch-size', type=int, default=1, metavar='N', help='images at once (default: %(default)s)')
     parser.add_argument(
@@ -41,7 +51,15 @@ def parse_args(argv=None):
         metavar='ANNOTATIONS',
         help="write results.bbox.json in COCO's format as well, with the ids of images and categories in this file",
     )
-    parser.add_argument('--no-pictures', action='store_true', help='write JSON only')
+    parser.add_argument(
+        '--format',
+        nargs='+',
+        choices=FORMATS,
+        default=['json'],
+        help='json: a file for each picture or video; csv: results.csv, a line for each detection; coco: '
+        'predictions.json, a data set in COCO format with scores (default: json)',
+    )
+    parser.add_argument('--no-pictures', action='store_true', help='write no annotated pictures and videos')
     parser.add_argument('--device', help='of a checkpoint: cpu, cuda, ... (default: a GPU if there is one)')
     parser.add_argument(
         '--threads', type=int, metavar='N', help='of the processor, for an exported file (default: all)'
@@ -50,9 +68,9 @@ def parse_args(argv=None):
     for name in ('batch_size', 'every', 'most', 'threads'):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f'--{name.replace("_", "-")}: must be at least 1, got {getattr(args, name)}')
-    if args.threshold is not None and not 0 <= args.threshold <= 1:
-        parser.error(f'--threshold: must be a number from 0 to 1, got {args.threshold:g}')
-    args.inputs = [int(word) if word.isdecimal() and not Path(word).exists() else word for word in args.inputs]
+    if args.conf is not None and not 0 <= args.conf <= 1:
+        parser.error(f'--conf: must be a number from 0 to 1, got {args.conf:g}')
+    args.source = [int(word) if word.isdecimal() and not Path(word).exists() else word for word in args.source]
     return args
 
 
@@ -61,12 +79,12 @@ def main(argv=None):
     from mmdet_ddetr.apis.detect_files import Files, detect_files, open_detector
 
     try:
-        detector = open_detector(args.detector, args.config, args.device, args.threads)
+        detector = open_detector(args.weights, args.config, args.device, args.threads)
     except ImportError as error:
         sys.exit(f'{Path(sys.argv[0]).name}: {error}')
-    files = Files(args.out, detector.classes, args.every, args.coco, not args.no_pictures)
-    options = dict(threshold=args.threshold, batch_size=args.batch_size, most=args.most, shown=sys.stderr.isatty())
-    failures = detect_files(detector, args.inputs, files, **options)
+    files = Files(args.out, detector.classes, args.every, args.coco, not args.no_pictures, args.format)
+    options = dict(threshold=args.conf, batch_size=args.batch_size, most=args.most, shown=sys.stderr.isatty())
+    failures = detect_files(detector, args.source, files, **options)
     print(f'wrote {args.out}')
     if failures:
         sys.exit(f'{Path(sys.argv[0]).name}: {failures} of the inputs could not be used, see above')

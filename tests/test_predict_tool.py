@@ -1,5 +1,6 @@
-"""tools/infer.py: what it writes of pictures and videos, and that no input takes the others with it."""
+"""tools/predict.py: what it writes of pictures and videos, and that no input takes the others with it."""
 
+import csv
 import json
 import runpy
 import sys
@@ -14,7 +15,7 @@ from mmdet_ddetr.apis import detect_files
 from mmdet_ddetr.export.description import ExportError
 from mmdet_ddetr.export.runtime import Detections
 
-TOOL = Path(__file__).parents[1] / 'tools/infer.py'
+TOOL = Path(__file__).parents[1] / 'tools/predict.py'
 
 
 class Mean:
@@ -42,7 +43,9 @@ def infer(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(detect_files, 'open_detector', lambda *args: detector)
 
     def call(*arguments):
-        monkeypatch.setattr(sys, 'argv', ['infer.py', 'detector.onnx', *map(str, arguments), '--out', 'out'])
+        monkeypatch.setattr(
+            sys, 'argv', ['predict.py', '--weights', 'detector.onnx', '--source', *map(str, arguments), '--out', 'out']
+        )
         monkeypatch.syspath_prepend(str(TOOL.parent))
         code = 0
         try:
@@ -66,7 +69,7 @@ def test_pictures_and_videos(infer):
     assert (code, error) == (0, '') and told == 'a.png: bright\nwrote out\n'
     assert sorted(path.name for path in Path('out').iterdir()) == ['a.jpg', 'a.json', 'b.jsonl', 'b.mp4']
     assert json.loads(Path('out/a.json').read_text()) == dict(
-        image='a.png', objects=[dict(label='bright', score=0.7843, box=[1.0, 2.0, 11.0, 22.0])]
+        image='a.png', width=64, height=48, objects=[dict(label='bright', score=0.7843, box=[1.0, 2.0, 11.0, 22.0])]
     )
     lines = [json.loads(line) for line in Path('out/b.jsonl').read_text().splitlines()]
     assert [(line['frame'], line['time'], len(line['objects'])) for line in lines] == [
@@ -99,7 +102,7 @@ def test_what_cannot_be_used_is_named_and_the_rest_is_done(infer):
     Path('empty.jpg').touch()
     inputs = ['a.png', 'empty.jpg', 'dark.png', 'none.jpg', 'no*.png', 'z.png', '7']
     code, told, error = infer(*inputs, '--batch-size', 4)
-    assert code == 'infer.py: 5 of the inputs could not be used, see above'
+    assert code == 'predict.py: 5 of the inputs could not be used, see above'
     assert told == 'a.png: bright\nz.png: bright\nwrote out\n'
     assert [line.partition(': ')[2] for line in error.splitlines()] == [
         'empty.jpg: the file is empty',
@@ -125,11 +128,40 @@ def test_coco_results(infer):
         json.dumps(dict(images=[dict(id=4, file_name='a.png')], categories=[dict(id=9, name='bright')]))
     )
     code, _, error = infer('.', '--coco', 'truth.json')
-    assert code == 'infer.py: 1 of the inputs could not be used, see above'
+    assert code == 'predict.py: 1 of the inputs could not be used, see above'
     assert error == 'b.png: truth.json has no image of this name, which is left out of the COCO results\n'
     (result,) = json.loads(Path('out/results.bbox.json').read_text())
     assert (result['image_id'], result['category_id'], result['bbox']) == (4, 9, [1, 2, 10, 20])
     assert objects('out/b.json') == [0.7843]
+
+
+def test_formats(infer):
+    """A table of all, and a data set; only what is above the threshold."""
+    for name, value in (('a', 200), ('b', 100)):
+        cv2.imwrite(f'{name}.png', gray(value))
+    write_video('c.mp4', [50, 150])
+    assert infer('.', '--format', 'csv', 'coco', '--no-pictures', '--conf', 0.4)[0] == 0
+    assert sorted(path.name for path in Path('out').iterdir()) == ['predictions.json', 'results.csv']
+    with open('out/results.csv', newline='') as file:
+        first, second = csv.DictReader(file)
+    assert first == dict(
+        dict(path='a.png', frame='', width='64', height='48', label='bright', score='0.7843'),
+        **dict(x1='1.0', y1='2.0', x2='11.0', y2='22.0'),
+    )
+    assert (second['path'], second['frame'], second['label']) == ('c.mp4', '1', 'bright')
+    found = json.loads(Path('out/predictions.json').read_text())
+    assert found['categories'] == [dict(id=1, name='dark'), dict(id=2, name='bright')]
+    assert [(image['id'], image['file_name']) for image in found['images']] == [
+        (1, 'a.png'),
+        (2, 'b.png'),
+        (3, 'c.mp4'),
+        (4, 'c.mp4'),
+    ]
+    first, second = found['annotations']
+    assert first == dict(
+        id=1, image_id=1, category_id=2, bbox=[1.0, 2.0, 10.0, 20.0], area=200.0, iscrowd=0, score=0.7843
+    )
+    assert second['image_id'] == 4 and found['images'][3]['frame'] == 1
 
 
 def test_a_video_is_not_replaced_by_itself(infer):
@@ -142,7 +174,7 @@ def test_a_video_is_not_replaced_by_itself(infer):
 
 
 @pytest.mark.parametrize(
-    'arguments', [('--every', 0), ('--batch-size', 0), ('--most', 0), ('--threads', 0), ('--threshold', 2)]
+    'arguments', [('--every', 0), ('--batch-size', 0), ('--most', 0), ('--threads', 0), ('--conf', 2)]
 )
 def test_arguments(infer, arguments):
     code, _, error = infer('.', *arguments)

@@ -1,0 +1,79 @@
+"""Detections of many pictures in one file."""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..export.runtime import Detections
+from .inputs import Picture
+
+
+class CsvFile:
+    """``results.csv``: path, frame, width, height, label, score, x1, y1, x2, y2; a line for each detection.
+
+    Boxes are in px of the picture; ``frame`` is empty where the picture is none of a video.
+
+    Args:
+        folder: that the file is written to.
+        classes: a name for each label.
+    """
+
+    COLUMNS = ('path', 'frame', 'width', 'height', 'label', 'score', 'x1', 'y1', 'x2', 'y2')
+
+    def __init__(self, folder: Path, classes: Sequence[str]):
+        self.classes = classes
+        self._file = open(folder / 'results.csv', 'w', newline='', encoding='utf-8')  # noqa: SIM115  closed by close()
+        self._writer = csv.writer(self._file, lineterminator='\n')
+        self._writer.writerow(self.COLUMNS)
+
+    def add(self, picture: Picture, shape: tuple[int, int], found: Detections) -> None:
+        height, width = shape
+        frame = '' if picture.number is None else picture.number
+        for box, score, label in zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist()):
+            corners = (round(x, 2) for x in box)
+            row = (picture.origin, frame, width, height, self.classes[label], round(score, 4), *corners)
+            self._writer.writerow(row)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class CocoFile:
+    """``predictions.json``: a data set in COCO format, which labelling tools import; its boxes have a ``score``.
+
+    Categories are numbered from 1 in the order of the classes. A frame of a video is an image of the video's path.
+
+    Args: as :class:`CsvFile`.
+    """
+
+    def __init__(self, folder: Path, classes: Sequence[str]):
+        self._path = folder / 'predictions.json'
+        categories = [dict(id=label, name=name) for label, name in enumerate(classes, 1)]
+        self._content = dict(images=[], annotations=[], categories=categories)
+
+    def add(self, picture: Picture, shape: tuple[int, int], found: Detections) -> None:
+        images, annotations = self._content['images'], self._content['annotations']
+        image = dict(id=len(images) + 1, file_name=picture.origin, width=shape[1], height=shape[0])
+        if picture.number is not None:
+            image['frame'] = picture.number
+        images.append(image)
+        for (x1, y1, x2, y2), score, label in zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist()):
+            box = [round(x, 2) for x in (x1, y1, x2 - x1, y2 - y1)]
+            annotations.append(
+                dict(
+                    id=len(annotations) + 1,
+                    image_id=image['id'],
+                    category_id=label + 1,
+                    bbox=box,
+                    area=round(box[2] * box[3], 2),
+                    iscrowd=0,
+                    score=round(score, 4),
+                )
+            )
+
+    def close(self) -> None:
+        self._path.write_text(json.dumps(self._content))
+
+
+FILES = {'csv': CsvFile, 'coco': CocoFile}
