@@ -207,7 +207,13 @@ def check_mim(program, arguments, parse):
         assert not left, f'mim {verb} passes {left} on to the tool'
 
 
-CHECKS = {'python': check_python, 'pip': check_pip, 'make': check_make, 'mim': check_mim}
+def check_program(program, arguments, parse):
+    name, *rest = arguments or ['-h']
+    tool, *first = entry.SHORT.get(name, [name])
+    check_python(program, ['-m', 'mmdet_ddetr', tool, *first, *rest], parse)
+
+
+CHECKS = {'mmdet-ddetr': check_program, 'python': check_python, 'pip': check_pip, 'make': check_make, 'mim': check_mim}
 
 
 # --- code and links --------------------------------------------------------------------------------------------------

@@ -145,6 +145,13 @@ def test_import_is_from_the_wheel(environment, tmp_path):
     assert Path(config).is_relative_to(Path(package).parent / '.mim/configs/quickstart')
 
 
+def test_the_program(environment, tmp_path):
+    """From the wheel alone; a tool's errors and usage name the program."""
+    code = 'from importlib.metadata import entry_points as e; e(group="console_scripts")["mmdet-ddetr"].load()()'
+    text = run(environment, '-c', code, 'predict', '-h', cwd=tmp_path)
+    assert text.startswith('usage: mmdet-ddetr predict [-h] --weights FILE')
+
+
 def test_mim_search(mim):
     text = mim('search', 'mmdet_ddetr', '--valid-config')
     models = {path.stem for path in ROOT.glob('configs/*/*_coco*.py')}
