@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import tomllib
@@ -248,8 +249,12 @@ def test_python(page, text, tmp_path):
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links(page):
+    """Files and anchors are there; addresses are only well formed: no test asks the network."""
     text = page.read_text()
     for target in re.findall(r'\]\(([^)\s]+)\)', text):
+        if '://' in target:
+            parts = urlsplit(target)
+            assert parts.scheme == 'https' and re.fullmatch(r'[\w-]+(\.[\w-]+)+', parts.netloc), target
         if not target.startswith(('http', '#')):
             path, _, anchor = target.partition('#')
             assert (page.parent / path).exists(), target

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import tomllib
 import yaml
 from documented import blocks
 from ops.cuda_stand_ins import make_stand_ins
@@ -133,6 +134,18 @@ def test_formatters_have_one_version():
     hooks = re.findall(r'dependencies: \[(\S+)==(\S+)\]', (ROOT / '.pre-commit-config.yaml').read_text())
     assert {name for name, _ in hooks} == {'ruff', 'clang-format'}
     assert all(locked[name] == version for name, version in hooks)
+
+
+@pytest.mark.parametrize('group', ['docs', 'release'])
+def test_tools_fit_the_lock_file(group):
+    """What both files name is installed over one another: one version for each Python."""
+    pattern = re.compile(r'^([\w.-]+)==(\S+)', re.MULTILINE)
+    locked = pattern.findall((ROOT / 'requirements/lock.txt').read_text())
+    tools = pattern.findall((ROOT / f'requirements/{group}.txt').read_text())
+    names = {name for name, _ in locked}
+    assert [pair for pair in tools if pair[0] in names and pair not in locked] == []
+    declared = tomllib.loads((ROOT / 'pyproject.toml').read_text())['dependency-groups'][group]
+    assert set(declared) <= {name for name, _ in tools}
 
 
 # --- in its own environment, with mim --------------------------------------------------------------------------------
