@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmdet_ddetr.apis.finetune import check_folder
+from mmdet_ddetr.apis.data_check import check_folder
 from mmdet_ddetr.datasets import (
     DataError,
     LoadImageFromFile,
@@ -358,7 +358,8 @@ def test_annotation_ids_that_the_metric_mistakes(folder, tmp_path):
     train['annotations'][4]['id'] = 2
     del train['annotations'][5]['id']
     report = folder.check()
-    (places,) = rules(report.warnings).values()
+    twice, places = rules(report.warnings).values()
+    assert twice[0] == 'annotation 7 in image 1 (train_0.jpg)' and len(twice) == 103
     assert places == ['annotation 0 in image 1', 'annotation 2 in image 3', 'annotation number 5 in image 3']
     cleaned = clean_coco(report, tmp_path / 'copy.json')
     assert not cleaned.warnings and [a['id'] for a in cleaned.coco['annotations']] == [1, 2, 3, 4, 5, 6]
@@ -471,7 +472,8 @@ def test_boxes_beyond_two_limits_of_one_size_are_counted_once(folder):
     train = folder.coco['train']
     train['annotations'] += [dict(train['annotations'][0], id=number) for number in range(7, 110)]
     report = folder.check(num_queries=100)
-    (places,) = rules(report.warnings).values()
+    twice, places = rules(report.warnings).values()
+    assert twice[0] == 'annotation 7 in image 1 (train_0.jpg)' and len(twice) == 103
     assert places == ['image 1: 105']
     assert 'raise model.num_queries' in str(report) and 'set proposal_nums' in str(report)
     assert len(rules(folder.check(num_queries=104).warnings)) == 2

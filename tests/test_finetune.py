@@ -20,6 +20,7 @@ from PIL import Image
 
 from mmdet_ddetr import get_config
 from mmdet_ddetr.apis import finetune
+from mmdet_ddetr.apis.data_check import check_folder
 from mmdet_ddetr.apis.pictures import draw_boxes, write_comparisons
 from mmdet_ddetr.datasets import DataError, find_coco_folder
 from mmdet_ddetr.hooks import FitCheckpointHook
@@ -87,7 +88,7 @@ def test_labels_follow_the_order_in_the_file(tmp_path, shapes):
         if split == 'val':
             coco['categories'].reverse()
         (data / 'annotations' / f'{split}.json').write_text(json.dumps(coco))
-    folder, reports, text = finetune.check_folder(find_coco_folder(data), tmp_path / 'work')
+    folder, reports, text = check_folder(find_coco_folder(data), tmp_path / 'work')
     assert 'not sorted by id' in text and reports['train'].classes == CLASSES
     init_default_scope('mmdet')
     cfg = finetune.configure(get_config(CONFIGS[0]), folder, reports['train'].classes)
@@ -246,7 +247,7 @@ def test_unlabelled_test_split(tmp_path, shapes):
         if split == 'test':
             coco['annotations'] = []
         (data / 'annotations' / f'{split}.json').write_text(json.dumps(coco))
-    folder, _, text = finetune.check_folder(find_coco_folder(data), tmp_path / 'work')
+    folder, _, text = check_folder(find_coco_folder(data), tmp_path / 'work')
     assert folder.test == folder.val and 'val takes its place' in text
 
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mmdet_ddetr.apis.finetune import check_folder
+from mmdet_ddetr.apis.data_check import check_folder
 from mmdet_ddetr.datasets import DataError, find_data
 
 WIDTH, HEIGHT = 40, 20

@@ -80,7 +80,9 @@ def parse_args(argv=None):
     )
     parser.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto')
     parser.add_argument('--seed', type=int, default=0, help='of all random generators (default: %(default)s)')
-    parser.add_argument('--check', action='store_true', help='check the data and stop')
+    parser.add_argument(
+        '--check', action='store_true', help='check the data, write a page of sample pictures, and stop'
+    )
     parser.add_argument('--decode', action='store_true', help='decode every image while checking, not only its ends')
     parser.add_argument('--drop-bad', action='store_true', help='train without the images and boxes that have errors')
     parser.add_argument(
@@ -112,9 +114,10 @@ def finetune(args, start):
     import torch
 
     from mmdet_ddetr.apis import DDetrInferencer
+    from mmdet_ddetr.apis.data_check import add_alike, inspect_folder
+    from mmdet_ddetr.apis.data_page import write_data_page
     from mmdet_ddetr.apis.finetune import (
         build_runner,
-        check_folder,
         configure,
         fit_minutes,
         length_of,
@@ -136,9 +139,12 @@ def finetune(args, start):
     work_dir = Path(args.work_dir)
     cfg = read_config(args.config, args.cfg_options)
     folder = find_data(args.data, work_dir, args.val_fraction, args.seed, args.decode)
-    folder, reports, findings = check_folder(
-        folder, work_dir, cfg.model.get('num_queries'), drop_bad=args.drop_bad, decode=args.decode
-    )
+    found = inspect_folder(folder, cfg.model.get('num_queries'), args.decode)
+    print(f'{found.tables}\n')
+    if args.check:
+        add_alike(found)
+        print(f'pictures to look at: {write_data_page(found, work_dir / "data.html")}\n', flush=True)
+    folder, reports, findings = found.heal(work_dir, args.drop_bad)
     print(findings)
     if args.check:
         return

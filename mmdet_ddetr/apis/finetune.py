@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,17 +18,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from ..checkpoints import CheckpointError, load
-from ..datasets import (
-    CocoDataset,
-    CocoFolder,
-    DataError,
-    Report,
-    check_coco,
-    check_splits,
-    clean_coco,
-    drop_unused_groups,
-    read_coco,
-)
+from ..datasets import CocoDataset, CocoFolder, read_coco
 from ..hooks import FitCheckpointHook
 from ..registry import DATASETS, METRICS, is_a, our_class
 from .pictures import palette
@@ -40,71 +29,6 @@ PROBE_ITERS = 12  # timed, after as many to warm up
 PROBE_IMAGES = 64
 LONG_RUN = 1.1  # an iteration of a long training takes so many of a probe's: measured 1.0 to 1.3 on 2 cores
 RESERVE = 15  # seconds for start, inferencer and pictures
-
-
-def check_folder(
-    folder: CocoFolder,
-    work_dir: str | Path,
-    num_queries: int | None = None,
-    drop_bad: bool = False,
-    decode: bool = False,
-) -> tuple[CocoFolder, dict[str, Report], str]:
-    """Check all splits of a data set; fill harmless gaps and, if asked to, drop what is bad, in copies of its files.
-
-    Args:
-        folder: the data set; its files are only read.
-        work_dir: copies go to ``<work_dir>/annotations``.
-        num_queries: of the model, see :func:`mmdet_ddetr.datasets.check_coco`.
-        drop_bad: go on without the images and boxes that have errors.
-        decode: decode every image.
-
-    Returns:
-        The folder to train on, which has copies for the files that needed one; the reports about it; and all findings
-        about the original, for the user to read.
-
-    Raises:
-        DataError: there are errors that are not to be dropped, or cannot be. The message has all findings.
-    """
-    notes = ''.join(f'\n{note}' for note in folder.notes)
-    if folder.has_test and not read_coco(folder.test.ann_file)['annotations']:
-        notes += f'\n{folder.test.ann_file} has no annotations to test against: val takes its place'
-        folder = replace(folder, test=folder.val)
-    reports = {
-        s.name: check_coco(s.ann_file, s.image_dir, num_queries, decode, s.facts, s.faults, s.title)
-        for s in folder.splits
-    }
-    drop_unused_groups(reports)
-    disagreements = check_splits(reports)
-    lines = [str(report) for report in reports.values()]
-    for finding in disagreements:
-        lines += [
-            f'{finding.level}: {finding.rule}, {len(finding.places)} x',
-            *(f'    {p}' for p in finding.places[:3]),
-        ]
-    text = '\n'.join(lines) + notes
-    fatal = [finding for finding in disagreements if finding.level == 'error']
-    n_errors = sum(len(finding.places) for report in reports.values() for finding in report.errors)
-    if fatal or (n_errors and not drop_bad):
-        healable = not fatal and any(
-            reports[split.name].bad_images or reports[split.name].bad_annotations or split.faults
-            for split in folder.splits
-        )
-        advice = '\nMend the files, or train without the bad images and boxes: --drop-bad' if healable else ''
-        raise DataError(f'{text}\n{n_errors + len(fatal)} errors in {folder.root}{advice}')
-    splits = {}
-    for split in folder.splits:
-        report = reports[split.name]
-        if report.errors or report.repairs:
-            copied = Path(work_dir, 'annotations', f'{split.name}.json')
-            reports[split.name] = clean_coco(report, copied)
-            text += (
-                f'\n{split.name}: {len(report.bad_images)} images and {len(report.bad_annotations)} boxes left out; '
-                f'the copy {copied} is used'
-            )
-            split = replace(split, ann_file=copied)
-        splits[split.name] = split
-    splits.setdefault('test', splits['val'])
-    return replace(folder, **splits), reports, text
 
 
 def configure(

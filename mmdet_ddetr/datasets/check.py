@@ -192,7 +192,7 @@ def _check_image_files(report: Report, decode: bool, known: dict[str, ImageFacts
 def _check_annotations(report: Report) -> None:
     """Where the boxes lie, and what the metric mistakes."""
     entries = {image.id: image for image in reversed(report.images)}  # the first of each id
-    seen = set()
+    seen, boxes = set(), set()
     sound = []
     for annotation in report.annotations:
         image = entries[annotation.image_id]
@@ -210,6 +210,10 @@ def _check_annotations(report: Report) -> None:
             rule = 'annotation id missing, no integer, 0 or given twice'
             report.repair('warning', rule, annotation.place, 'numbered anew in a copy')
         seen.add(annotation.id)
+        box = annotation.image_id, annotation.category_id, annotation.bbox
+        if box in boxes:
+            report.add('warning', 'the same box twice', f'{annotation.place} ({image.file_name})')
+        boxes.add(box)
     report.annotations = sound
 
 

@@ -104,7 +104,8 @@ def _breakable(groups: list[list[int]], paths: list[Path], fraction: float) -> t
     together = [group for group in groups if len(group) > 1]
     if not together:
         return groups, []
-    notes = [f'{sum(map(len, together))} images in {len(together)} groups look nearly alike: each group is on one side']
+    count = '1 group' if len(together) == 1 else f'{len(together)} groups'
+    notes = [f'{sum(map(len, together))} images in {count} look nearly alike: each group is on one side']
     largest, n_val = max(groups, key=len), max(round(fraction * len(paths)), 1)
     if (missing := n_val - (len(paths) - len(largest))) <= 0:
         return groups, notes

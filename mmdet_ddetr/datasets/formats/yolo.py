@@ -100,7 +100,9 @@ def _pictures_of_config(labels: Labels, config: Path, content: dict) -> Iterator
             if place is None:
                 if split == 'train':
                     raise DataError(f'{config}{_line_of(config, key)}: {key} is {value!r}, which is not there')
-                labels.fault('train', 'warning', 'split that is not there', f'{at}: {key} is {value!r}', 'left out')
+                labels.fault(
+                    'train', 'warning', 'split of data.yaml that is not there', f'{at}: {key} is {value!r}', 'left out'
+                )
             elif place.is_dir():
                 inside = labels.tree if place == labels.tree.root else Tree(place)
                 found += inside.pictures
