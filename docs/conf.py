@@ -61,7 +61,8 @@ def link_folders(app, docname, source):
             return match[0]
         if (path / 'README.md').is_file():
             return f'[{text}]({target.rstrip("/")}/README.md)'
-        return text if text.strip('`') in path.name else f'{text} (`{path.resolve().relative_to(ROOT)}`)'
+        where = target if '/' not in target else path.resolve().relative_to(ROOT)
+        return text if text.strip('`') in path.name else f'{text} (`{where}`)'
 
     source[0] = LINK.sub(page_of, source[0])
 
