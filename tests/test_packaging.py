@@ -91,6 +91,17 @@ def mim(environment, tmp_path_factory):
 # --- what is in the wheel --------------------------------------------------------------------------------------------
 
 
+def test_sdist_contents(source):
+    """All that builds, tests and documents the package, as it is in the checkout."""
+    folders = ('benchmarks', 'configs', 'csrc', 'demo', 'docs', 'requirements', 'tests', 'tools')
+    files = [path for folder in folders for path in (ROOT / folder).rglob('*') if path.is_file()]
+    names = [path.relative_to(ROOT) for path in files if '__pycache__' not in path.parts]
+    names += map(
+        Path, ('CITATION.cff', 'Dockerfile', 'LICENSE', 'Makefile', 'README.md', 'model-index.yml', 'setup.py')
+    )
+    assert [str(name) for name in names if not (source / name).is_file()] == []
+
+
 def test_wheel_contents(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
