@@ -300,19 +300,25 @@ def test_a_video_becomes_a_video_and_a_line_a_frame(inferencer, image, tmp_path)
     frames = [picture.read() for picture in pictures(tmp_path / 'street.mp4')]
     expected = scores(inferencer, frames, batch_size=2)
 
-    inputs = [image, tmp_path / 'street.mp4', image[:40]]
+    file = VideoFile(tmp_path / 'another.mp4', 25, (64, 40))  # smaller: goes first where both are in one window
+    for _ in range(2):
+        file.write(image[:40])
+    file.close()
+
+    inputs = [tmp_path / 'street.mp4', tmp_path / 'another.mp4', image, image[:40]]
     found = list(inferencer.stream(inputs, batch_size=2, out_dir=tmp_path / 'out', return_vis=True))
-    assert [item.frame for item in found] == [None, 0, 1, 2, 3, 4, None]
-    assert {item.path for item in found[1:-1]} == {str(tmp_path / 'street.mp4')} and found[0].path is None
-    for item, alone in zip(found[1:-1], expected, strict=True):
+    assert [item.frame for item in found] == [0, 1, 2, 3, 4, 0, 1, None, None]
+    assert {item.path for item in found[:5]} == {str(tmp_path / 'street.mp4')} and found[-1].path is None
+    for item, alone in zip(found[:5], expected, strict=True):
         assert item.prediction['scores'] == pytest.approx(alone, abs=1e-5)
         assert item.visualization.shape == (48, 64, 3)
     lines = [json.loads(line) for line in (tmp_path / 'out/preds/street.jsonl').read_text().splitlines()]
     assert [(line['frame'], line['time']) for line in lines] == [(0, 0), (1, 0.08), (2, 0.16), (3, 0.24), (4, 0.32)]
-    assert [line['bboxes'] for line in lines] == [item.prediction['bboxes'] for item in found[1:-1]]
+    assert [line['bboxes'] for line in lines] == [item.prediction['bboxes'] for item in found[:5]]
+    assert len((tmp_path / 'out/preds/another.jsonl').read_text().splitlines()) == 2
     drawn = cv2.VideoCapture(str(tmp_path / 'out/vis/street.mp4'))
     assert (drawn.get(cv2.CAP_PROP_FPS), drawn.get(cv2.CAP_PROP_FRAME_COUNT)) == (12.5, 5)
-    assert len(written(tmp_path / 'out')['vis']) == 3
+    assert len(written(tmp_path / 'out')['vis']) == 4
 
 
 def test_a_camera_has_no_end(inferencer, image, monkeypatch):

@@ -179,3 +179,16 @@ def test_a_video_is_not_replaced_by_itself(infer):
 def test_arguments(infer, arguments):
     code, _, error = infer('.', *arguments)
     assert code == 2 and f'{arguments[0]}: must be' in error
+
+
+def test_sliced(infer):
+    """Tiles and the whole: five of a picture of 20 x 20 px, in tiles of 16 px and two batches."""
+    infer.detector.threshold = 0.0
+    cv2.imwrite('a.png', gray(200, (20, 20)))
+    assert infer('a.png', '--slice', 16, '--overlap', 0)[0] == 0
+    assert infer.detector.batches == [4, 1]
+    infer.detector.batches.clear()
+    assert infer('a.png', '--slice', 16, '--overlap', 0, '--tiles-only')[0] == 0
+    assert infer.detector.batches == [4]
+    assert objects('out/a.json') == [0.7843, 0.3922]  # a box beside the inner side of its tile counts half
+    assert infer('a.png', '--slice', 4)[0] == 'predict.py: side of the tiles must be at least 16 px, got 4'

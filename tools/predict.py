@@ -59,6 +59,17 @@ def parse_args(argv=None):
         help='json: a file for each picture or video; csv: results.csv, a line for each detection; coco: '
         'predictions.json, a data set in COCO format with scores (default: json)',
     )
+    parser.add_argument(
+        '--slice',
+        type=int,
+        metavar='PX',
+        help='look at tiles with sides of PX, and at the whole image: for large images with small objects. Begin with '
+        'the size of the images that the detector learnt from',
+    )
+    parser.add_argument(
+        '--overlap', type=float, default=0.2, metavar='SHARE', help='of a tile in the next one (default: %(default)s)'
+    )
+    parser.add_argument('--tiles-only', action='store_true', help='do not look at the whole image')
     parser.add_argument('--no-pictures', action='store_true', help='write no annotated pictures and videos')
     parser.add_argument('--device', help='of a checkpoint: cpu, cuda, ... (default: a GPU if there is one)')
     parser.add_argument(
@@ -77,11 +88,14 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     from mmdet_ddetr.apis.detect_files import Files, detect_files, open_detector
+    from mmdet_ddetr.apis.slicing import Sliced
 
     try:
         detector = open_detector(args.weights, args.config, args.device, args.threads)
     except ImportError as error:
         sys.exit(f'{Path(sys.argv[0]).name}: {error}')
+    if args.slice is not None:
+        detector = Sliced(detector, args.slice, args.overlap, max(args.batch_size, 8), not args.tiles_only)
     files = Files(args.out, detector.classes, args.every, args.coco, not args.no_pictures, args.format)
     options = dict(threshold=args.conf, batch_size=args.batch_size, most=args.most, shown=sys.stderr.isatty())
     failures = detect_files(detector, args.source, files, **options)

@@ -96,7 +96,13 @@ class CocoResults:
 
 
 def detections_of(sample: DetDataSample) -> Detections:
-    """Of mmdet's result of one image."""
+    """Of mmdet's result of one image.
+
+    Raises:
+        ValueError: it has no boxes, as of a panoptic segmentation.
+    """
+    if 'pred_instances' not in sample:
+        raise ValueError(f'the detector gives {", ".join(sample.keys())} of an image, and no boxes')
     found = sample.pred_instances.cpu()
     masks = found.get('masks')
     boxes, scores = (x.float().numpy() for x in (found.bboxes, found.scores))
