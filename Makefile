@@ -24,14 +24,16 @@ help: ## List the targets
 
 install: $(VENV)/.package ## Make .venv with every pinned dependency and this package, editable
 
-# Options of tools/finetune.py as variables; EMA=1 and TENSORBOARD=1 switch on, ARGS takes any others.
+# Options of tools/finetune.py as variables; EMA=1, TENSORBOARD=1 and RESUME=1 switch on, ARGS takes any others.
 BACKBONE ?=
 IMAGE_SIZE ?=
 EMA ?=
 TENSORBOARD ?=
+PATIENCE ?=
+RESUME ?=
 ARGS ?=
 OPTIONS = $(if $(BACKBONE),--backbone $(BACKBONE)) $(if $(IMAGE_SIZE),--image-size $(IMAGE_SIZE)) $(if $(EMA),--ema) \
-    $(if $(TENSORBOARD),--tensorboard) $(ARGS)
+    $(if $(TENSORBOARD),--tensorboard) $(if $(PATIENCE),--patience $(PATIENCE)) $(if $(RESUME),--resume) $(ARGS)
 
 # MINUTES bounds training and evaluation together. Threads that spin while they wait lose to whatever else runs: passive.
 demo: export OMP_WAIT_POLICY = passive

@@ -37,6 +37,7 @@ DATASETS = Registry('dataset', parent=MMDET_DATASETS, scope=SCOPE, locations=['m
 TRANSFORMS = Registry('transform', parent=MMDET_TRANSFORMS, scope=SCOPE, locations=['mmdet_ddetr.datasets'])
 METRICS = Registry('metric', parent=MMDET_METRICS, scope=SCOPE, locations=['mmdet_ddetr.evaluation'])
 HOOKS = Registry('hook', parent=MMDET_HOOKS, scope=SCOPE, locations=['mmdet_ddetr.hooks'])
+LOOPS = Registry('loop', parent=mmdet_registry.LOOPS, scope=SCOPE, locations=['mmdet_ddetr.loops'])
 VISBACKENDS = Registry('vis_backend', parent=MMDET_VISBACKENDS, scope=SCOPE, locations=['mmdet_ddetr.visualization'])
 STRATEGIES = Registry('strategy', parent=MMENGINE_STRATEGIES, scope=SCOPE, locations=['mmdet_ddetr.strategies'])
 
@@ -46,7 +47,6 @@ for parent in (
     mmdet_registry.DATA_SAMPLERS,
     mmdet_registry.EVALUATOR,
     mmdet_registry.LOG_PROCESSORS,
-    mmdet_registry.LOOPS,
     mmdet_registry.OPTIMIZERS,
     mmdet_registry.OPTIM_WRAPPERS,
     mmdet_registry.OPTIM_WRAPPER_CONSTRUCTORS,

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
 from mmengine.runner import Runner
 from PIL import Image
+from training_case import Do, fork
 
 from mmdet_ddetr import get_config
 from mmdet_ddetr.apis import finetune
@@ -198,26 +200,19 @@ def learning_rates(cfg, n_iters, per_epoch):
     return lrs
 
 
-@pytest.mark.parametrize(
-    ('minutes', 'iterations'),
-    # planned: 20 epochs of 4 iterations of 10 s, 11 in a long run; 10 times 4 val images of 2 s; 3 test images; 15 s of
-    # reserve
-    [(60, None), ((80 * 11 + 80 + 6 + 15 + 5) / 60, None), ((79 * 11 + 80 + 6 + 15 + 5) / 60, 79)],
-    ids=['ample', 'just enough', 'one iteration less'],
-)
-def test_fit_minutes(shapes, monkeypatch, minutes, iterations):
-    monkeypatch.setattr(finetune, '_time_iteration_and_image', lambda cfg: (10.0, 2.0))
+def test_train_by_the_clock(shapes):
+    """The plan counts iterations, with its schedule as an argument of the loop; the argument stays."""
     cfg = finetune.configure(get_config(CONFIGS[0]), find_coco_folder(shapes), CLASSES, epochs=20, batch_size=3)
-    cfg.train_cfg.val_interval = 2
-    out = finetune.fit_minutes(cfg, minutes)
-    assert finetune.length_of(cfg) == (20, 'epochs')
-    if iterations is None:
-        assert out is cfg
-    else:
-        assert finetune.length_of(out) == (iterations, 'iters')
-        assert max(scheduler.end for scheduler in out.param_scheduler) == iterations
-        with pytest.raises(ValueError, match='leaves no time to train: 10 evaluations.* about 1.7 minutes'):
-            finetune.fit_minutes(cfg, 0.5)
+    before = copy.deepcopy(cfg)
+    out = finetune.train_by_the_clock(cfg, 100.0, at_most=True)
+    assert cfg.to_dict() == before.to_dict() and out.param_scheduler is None
+    plan = out.train_cfg
+    assert (plan.seconds, plan.max_iters, plan.val_interval, plan.test_images, plan.at_most) == (100, 80, 8, 3, True)
+    linear, cosine = plan.schedule
+    assert linear.end == 8 and cosine.end == 80 and not cosine.by_epoch
+    assert out.default_hooks.checkpoint.interval == 4
+    with pytest.raises(ValueError, match='start, test and pictures alone take 0.1 minutes more'):
+        finetune.train_by_the_clock(cfg, -6.0)
 
 
 def test_palette():
@@ -366,6 +361,51 @@ def test_end_to_end(shapes, tmp_path):
     assert Path(lies['config']).read_text().count("'ring'") >= 3
 
 
+def test_ctrl_c_and_resume(shapes, tmp_path, monkeypatch, capfd):
+    """By the clock, ended by Ctrl-C, gone on with from another folder by its work directory alone."""
+    tool, minutes = load_tool(monkeypatch), 0.25
+    monkeypatch.setattr(tool, 'RESERVE', 0)
+    monkeypatch.chdir(shapes.parent)
+    common = ['--work-dir', str(tmp_path / 'work'), '--resume', '--pictures', '1']
+
+    def start(*args, at=None):
+        def run():
+            build_runner = finetune.build_runner
+
+            def build(cfg):
+                runner = build_runner(cfg)
+                runner.register_hook(Do('before_train_iter', at, lambda runner: os.kill(os.getpid(), signal.SIGINT)))
+                return runner
+
+            monkeypatch.setattr(finetune, 'build_runner', build)
+            monkeypatch.setattr(sys, 'argv', ['finetune.py'])
+            tool.main([*args, *common])
+
+        return fork(run), *capfd.readouterr()
+
+    config = ['--config', 'deformable-detr-refine-twostage_lite0_shapes', '--batch-size', '2']
+    code, out, err = start('--data', shapes.name, *config, '--minutes', str(minutes), '--ema', *TINY, at=3)
+    assert code == 0, out + err
+    assert 'no checkpoint to resume from: the training starts at the beginning' in out
+    assert 'SIGINT: ending the training after this iteration, then evaluating what is there; once more' in err
+    assert 'Training for 0.25 minutes in all of 12 images, 2 at a time' in out
+    assert 'Ctrl-C ended the training after iteration 4, and --resume goes on with it' in out
+    assert 'best_coco_bbox_mAP_iter_4.pth' in out and 'measured on the test split' in out
+
+    monkeypatch.chdir(tmp_path)
+    code, out, err = start()
+    assert code == 0, out + err
+    assert 'Going on with the training for 0.25 minutes in all of 12 images, 2 at a time' in out
+    assert 'Ctrl-C' not in out and 'measured on the test split' in out
+    last = torch.load(sorted(tmp_path.glob('work/iter_*.pth'), key=lambda path: path.stat().st_mtime)[-1])
+    budget = last['message_hub']['runtime_info']['budget']
+    assert budget['progress'] == 1 and 0.5 < budget['elapsed'] / (60 * minutes) < 1.2
+    assert last['meta']['iter'] > 4 and 'ema_state_dict' in last
+
+    code, out, err = start()  # a finished one: test and pictures once more
+    assert code == 0 and 'measured on the test split' in out, out + err
+
+
 @pytest.mark.parametrize(
     ('args', 'message'),
     [
@@ -373,8 +413,10 @@ def test_end_to_end(shapes, tmp_path):
         (['--data', 'SHAPES', '--cfg-options', 'scale=512'], 'the size of the images is set by --image-size'),
         (['--data', 'SHAPES', '--config', 'no-such-config'], "finetune.py: no config 'no-such-config'"),
         (['--data', 'SHAPES', '--epochs', '0'], 'argument --epochs: 0 is not positive'),
+        (['--resume'], 'options.json is missing, so no training began there; give --data'),
+        (['--data', 'SHAPES', '--minutes', '0.01'], '--minutes 0.01: no time is left to train'),
     ],
-    ids=['no folder', 'override that nothing reads', 'no config', 'no epoch'],
+    ids=['no folder', 'override that nothing reads', 'no config', 'no epoch', 'nothing to resume', 'no time'],
 )
 def test_wrong_arguments(shapes, tmp_path, monkeypatch, capsys, args, message):
     tool = load_tool(monkeypatch)

@@ -12,6 +12,9 @@ from pathlib import Path
 
 from _cli import CFG_OPTIONS_HELP, IMAGE_SIZE_HELP, positive, read_config, run
 
+STORED = 'options.json'  # in the work directory, of the training there
+RESERVE = 10  # seconds for what comes after the test: inferencer and pictures
+
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
@@ -50,7 +53,7 @@ def parse_args(argv=None):
         '--minutes',
         type=positive(float),
         metavar='M',
-        help='shorten the training so that it ends, tested, in about this time (measured first)',
+        help='train for as long as it takes to end, tested, after this time; with --epochs or --iters at most so long',
     )
     parser.add_argument('--batch-size', type=positive(int), metavar='N', help="images a step (default: the config's)")
     parser.add_argument(
@@ -62,6 +65,12 @@ def parse_args(argv=None):
         '--load-from',
         metavar='CHECKPOINT',
         help='weights to start from, of any layout in docs/checkpoints.md, or hf://owner/name',
+    )
+    parser.add_argument(
+        '--resume',
+        action='store_true',
+        help='go on with the training in the work directory, with its options and the rest of its time; what is given '
+        'anew counts',
     )
     parser.add_argument(
         '--freeze',
@@ -99,12 +108,37 @@ def parse_args(argv=None):
         help='how many annotated pictures to write (default: %(default)s)',
     )
     parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help=CFG_OPTIONS_HELP)
+    use_stored_options(parser, argv)
     return parser.parse_args(argv)
+
+
+def use_stored_options(parser, argv):
+    """Let the options of the training that is resumed be the defaults."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument('--resume', action='store_true')
+    early.add_argument('--work-dir', default=parser.get_default('work_dir'))
+    known, _ = early.parse_known_args(argv)
+    if known.resume:
+        path = Path(known.work_dir, STORED)
+        parser.set_defaults(**json.loads(path.read_text()) if path.is_file() else {})
+        for action in parser._actions:
+            action.required = False  # a training that never began is told in a sentence
+
+
+def store_options(args):
+    """Keep the options for ``--resume``, which may be called in another folder."""
+    stored = {name: value for name, value in vars(args).items() if name not in ('resume', 'check', 'work_dir')}
+    for name in ('data', 'config', 'load_from'):
+        if stored[name] and Path(stored[name]).exists():
+            stored[name] = os.path.abspath(stored[name])
+    Path(args.work_dir, STORED).write_text(json.dumps(stored, indent=1))
 
 
 def main(argv=None):
     args = parse_args(argv)
     start = time.monotonic()
+    if args.data is None:
+        sys.exit(f'--resume: {Path(args.work_dir, STORED)} is missing, so no training began there; give --data')
     if args.device == 'cpu':
         os.environ['CUDA_VISIBLE_DEVICES'] = ''  # before torch looks
     run(lambda: finetune(args, start), FileNotFoundError)
@@ -119,9 +153,9 @@ def finetune(args, start):
     from mmdet_ddetr.apis.finetune import (
         build_runner,
         configure,
-        fit_minutes,
         length_of,
         silence,
+        train_by_the_clock,
         unfit_weights,
     )
     from mmdet_ddetr.apis.finetune_options import add_ema, add_tensorboard, set_backbone
@@ -160,7 +194,10 @@ def finetune(args, start):
     classes = reports['train'].classes
     cfg = configure(cfg, folder, classes, epochs=args.epochs, iters=args.iters, batch_size=args.batch_size, lr=args.lr)
     cfg.work_dir = str(work_dir)
-    cfg.load_from = args.load_from
+    resumes = args.resume and has_checkpoint(work_dir)
+    cfg.resume, cfg.load_from = resumes, None if resumes else args.load_from
+    if args.resume and not resumes:
+        print(f'{work_dir} has no checkpoint to resume from: the training starts at the beginning')
     cfg.randomness = dict(seed=args.seed)
     hooks = [hook for hook in cfg.get('custom_hooks', []) if not is_a(hook.type, HOOKS, ProgressBarHook)]
     cfg.custom_hooks = [*hooks, dict(type='mmdet_ddetr.ProgressBarHook')]
@@ -168,21 +205,26 @@ def finetune(args, start):
         cfg.custom_hooks.append(dict(type='mmdet_ddetr.FreezeHook', part=args.freeze))
     if args.patience:
         cfg.custom_hooks.append(dict(type='mmdet_ddetr.PatienceHook', patience=args.patience))
+    cfg.default_hooks.signals = dict(type='mmdet_ddetr.SignalHook', finish=True)
+    length = '{} {}'.format(*length_of(cfg))
     if args.minutes:
+        seconds = 60 * args.minutes - (time.monotonic() - start) - RESERVE
         try:
-            cfg = fit_minutes(cfg, args.minutes - (time.monotonic() - start) / 60)
+            cfg = train_by_the_clock(cfg, seconds, at_most=bool(args.epochs or args.iters))
         except ValueError as error:
             sys.exit(f'--minutes {args.minutes:g}: {error}')
-    length, unit = length_of(cfg)
+        length = f'{args.minutes:g} minutes in all' + f', at most {length},' * bool(args.epochs or args.iters)
     n_train = len(reports['train'].coco['images'])
     print(
-        f'Training for {length} {unit} of {n_train} images, {cfg.train_dataloader.batch_size} at a time, '
-        f'learning rate {cfg.optim_wrapper.optimizer.lr:.2g}, {len(classes)} classes: {", ".join(classes)}',
+        f'{"Going on with the training" if resumes else "Training"} for {length} of {n_train} images, '
+        f'{cfg.train_dataloader.batch_size} at a time, learning rate {cfg.optim_wrapper.optimizer.lr:.2g}, '
+        f'{len(classes)} classes: {", ".join(classes)}',
         flush=True,
     )
 
     runner = build_runner(cfg)
-    if args.load_from:
+    store_options(args)
+    if cfg.load_from:
         with silence():
             n_loaded, unfit, notes = unfit_weights(runner.model, args.load_from, classes, hook_of(runner))
         if not n_loaded:
@@ -190,8 +232,8 @@ def finetune(args, start):
         print(f'{n_loaded} tensors from {args.load_from}; new, or in part: {", ".join(unfit) or "none"}')
         print(*notes, sep='\n', end='\n' * bool(notes))
     with silence():
-        runner.train()
-        checkpoint = runner.message_hub.get_info('best_ckpt', runner.message_hub.get_info('last_ckpt', None))
+        ended_early = train(runner)
+        checkpoint = checkpoint_to_keep(runner)
         runner.load_checkpoint(checkpoint)
         metrics = runner.test()
 
@@ -208,7 +250,7 @@ def finetune(args, start):
     results.write_text(json.dumps(dict(split=split, minutes=minutes, checkpoint=str(checkpoint), **figures), indent=1))
 
     print(f'\n{table_of(metrics, classes)}')
-    print(f'measured on the {split} split, {minutes:.1f} minutes after the start')
+    print(f'measured on the {split} split, {minutes:.1f} minutes after the start{ended_early}')
     for name, path in (
         ('checkpoint', checkpoint),
         ('config', config),
@@ -217,6 +259,42 @@ def finetune(args, start):
         ('metrics', results),
     ):
         print(f'{name:>10}  {path}')
+
+
+def train(runner):
+    """Train; Ctrl-C ends it, and what is there is evaluated. Returns why it ended early, for the last lines."""
+    from mmdet_ddetr.hooks.signals import EXIT_CODE, Interrupted
+
+    try:
+        runner.train()
+    except Interrupted as interrupted:
+        runner.train_loop._iter = interrupted.iteration
+        runner.val_loop.run()
+        runner.call_hook('after_train')
+        return f'; Ctrl-C ended the training after iteration {interrupted.iteration}, and --resume goes on with it'
+    except SystemExit as error:
+        if error.code == EXIT_CODE:
+            print(f'finetune stopped by a signal; --work-dir {runner.work_dir} --resume goes on', file=sys.stderr)
+        raise
+    if runner.train_loop.stop_training:
+        return f'; the training ended early, after iteration {runner.iter}'
+    return ''
+
+
+def has_checkpoint(work_dir):
+    from mmdet_ddetr.hooks.last_checkpoint import NAMES
+
+    return work_dir.is_dir() and any(NAMES.fullmatch(path.name) for path in work_dir.iterdir())
+
+
+def checkpoint_to_keep(runner):
+    """The best one, or else the last.
+
+    A training that was killed after it had written a new best one resumes without knowing of it; the file is there.
+    """
+    known = [runner.message_hub.get_info(name) for name in ('best_ckpt', 'last_ckpt')]
+    found = sorted(Path(runner.work_dir).glob('best_*.pth'), key=lambda path: path.stat().st_mtime, reverse=True)
+    return next(str(path) for path in (known[0], *found, known[1]) if path and Path(path).exists())
 
 
 def table_of(metrics, classes):

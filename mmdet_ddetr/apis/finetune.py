@@ -4,10 +4,7 @@ import copy
 import io
 import logging
 import math
-import statistics
 import sys
-import tempfile
-import time
 from collections.abc import Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -25,10 +22,7 @@ from .pictures import palette
 from .runner import make_runner
 
 WARMUP_SHARE = 0.1  # of the iterations, at most
-PROBE_ITERS = 12  # timed, after as many to warm up
-PROBE_IMAGES = 64
-LONG_RUN = 1.1  # an iteration of a long training takes so many of a probe's: measured 1.0 to 1.3 on 2 cores
-RESERVE = 15  # seconds for start, inferencer and pictures
+CHECKPOINTS = 20  # of a training by the clock, about, where its epochs are short
 
 
 def configure(
@@ -147,58 +141,44 @@ def count_iterations(cfg: Config, n_train: int) -> None:
     cfg.log_processor.by_epoch = False
 
 
-def fit_minutes(cfg: Config, minutes: float) -> Config:
-    """Shorten a training so that it trains, evaluates and tests within ``minutes`` on this machine as it is now.
+def train_by_the_clock(cfg: Config, seconds: float, at_most: bool = False) -> Config:
+    """A copy that trains, evaluates and tests within ``seconds`` on whatever machine, by its own plan.
 
-    Some iterations and evaluated images are timed with an untrained model; the time that takes counts, too.
+    Schedule and evaluations shrink or grow with the number of iterations that there is time for, see
+    :class:`mmdet_ddetr.loops.Budget`.
 
-    Returns:
-        ``cfg`` itself if its plan fits, else a copy that counts iterations, with its schedule squeezed into fewer.
+    Args:
+        cfg: of :func:`configure`.
+        seconds: from the start of the training.
+        at_most: train no longer than the config does.
 
     Raises:
-        ValueError: there is no time for a single iteration.
+        ValueError: there is no time.
     """
-    start = time.monotonic()
-    n_train, n_val, n_test = (
-        len(read_coco(Path(innermost_dataset(cfg[f'{split}_dataloader']).ann_file))['images'])
-        for split in ('train', 'val', 'test')
-    )
-    iteration, image = _time_iteration_and_image(cfg)
-    short = copy.deepcopy(cfg)
-    count_iterations(short, n_train)
-    planned, _ = length_of(short)
-    evaluations = math.ceil(planned / short.train_cfg.val_interval)  # as many in a shorter training
-    left = minutes * 60 - RESERVE - (n_test + evaluations * n_val) * image - (time.monotonic() - start)
-    length = int(left / (iteration * LONG_RUN))
-    if length < 1:
+    if seconds <= 0:
         raise ValueError(
-            f'minutes is {minutes:.1f}, which leaves no time to train: {evaluations} evaluations, test and start '
-            f'take about {minutes - left / 60:.1f} minutes here'
+            f'no time is left to train: start, test and pictures alone take {-seconds / 60:.1f} minutes more'
         )
-    if length >= planned:
-        return cfg
-    set_length(short, length)
-    return short
-
-
-def _time_iteration_and_image(cfg: Config) -> tuple[float, float]:
-    """Seconds that a training iteration and the evaluation of one val image take."""
+    n_train, n_test = (
+        len(read_coco(Path(innermost_dataset(cfg[f'{split}_dataloader']).ann_file))['images'])
+        for split in ('train', 'test')
+    )
     cfg = copy.deepcopy(cfg)
-    name = f'probe_{time.monotonic_ns()}'  # mmengine keeps loggers and visualizers by name: leave the real run its own
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as work_dir:
-        cfg.update(work_dir=work_dir, experiment_name=name, visualizer=dict(type='Visualizer', name=name))
-        cfg.update(custom_hooks=[], param_scheduler=None, load_from=None)
-        cfg.default_hooks = dict(checkpoint=None)  # and mmengine's own
-        cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=2 * PROBE_ITERS, val_interval=10**9)
-        cfg.train_dataloader.sampler = dict(type='InfiniteSampler')
-        innermost_dataset(cfg.val_dataloader).indices = PROBE_IMAGES
-        runner = build_runner(cfg)
-        with silence():
-            runner.train()  # and, as after every training, evaluate
-    scalars = runner.message_hub.log_scalars
-    iteration = statistics.median(scalars['train/time'].data[0][-PROBE_ITERS:])
-    batch = statistics.median(scalars['val/time'].data[0])  # the median leaves out the start of the workers
-    return float(iteration), float(batch) / cfg.val_dataloader.batch_size
+    count_iterations(cfg, n_train)
+    planned, _ = length_of(cfg)
+    cfg.train_cfg = dict(
+        type='mmdet_ddetr.TimedTrainLoop',
+        seconds=seconds,
+        max_iters=planned,
+        val_interval=min(cfg.train_cfg.val_interval, planned),
+        schedule=_as_list(cfg.get('param_scheduler')),
+        test_images=n_test,
+        at_most=at_most,
+    )
+    cfg.param_scheduler = None
+    checkpoint = cfg.default_hooks.checkpoint
+    checkpoint.interval = max(checkpoint.get('interval', 1), planned // CHECKPOINTS)
+    return cfg
 
 
 def build_runner(cfg: Config) -> Runner:

@@ -35,6 +35,7 @@ class EMAHook(MMEngineEMAHook):
         self.momentum = momentum
         self.compare = compare
         self._raw = {}
+        self._swapped = False  # an evaluation has the averages in the model
 
     def before_run(self, runner):
         if runner.max_iters:  # of a training
@@ -49,11 +50,19 @@ class EMAHook(MMEngineEMAHook):
     def before_val_epoch(self, runner):
         self._raw = _evaluate(runner) if self.compare else {}
         super().before_val_epoch(runner)
+        self._swapped = True
 
     def after_val_epoch(self, runner, metrics=None):
         super().after_val_epoch(runner, metrics)
+        self._swapped = False
         if metrics is not None:
             metrics.update({f'raw/{key}': value for key, value in self._raw.items()})  # for the hooks after this one
+
+    def before_save_checkpoint(self, runner, checkpoint):
+        if self._swapped:  # a signal came while the averages were evaluated: they are where a checkpoint has them
+            checkpoint['ema_state_dict'] = self.ema_model.state_dict()
+        else:
+            super().before_save_checkpoint(runner, checkpoint)
 
     def _momentum(self, runner):
         return min(1 / (self.share * runner.max_iters), MAX_MOMENTUM) if self.momentum is None else self.momentum

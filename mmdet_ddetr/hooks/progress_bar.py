@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop
 from tqdm import tqdm
 
+from ..loops import TimedTrainLoop
 from ..registry import HOOKS
 from .metric_names import main_figure, numbers, split
 
@@ -65,6 +66,7 @@ class ProgressBarHook(Hook):
         self._tick = now
         self._done = runner.iter + 1  # the loop counts an iteration after this hook
         if self.bar is not None:
+            self.bar.total = runner.max_iters  # of a training by the clock it changes
             self.bar.set_description_str(self._status(runner), refresh=False)
             self.bar.update()
         elif now - self._last_line >= self.interval:
@@ -112,7 +114,9 @@ class ProgressBarHook(Hook):
         if self.last_metric is not None:
             parts.append(self.last_metric)
         parts.append(f'{_clock(time.monotonic() - self._start)} elapsed')
-        if self._iteration_times:
+        if isinstance(loop, TimedTrainLoop):
+            parts.append(f'{_clock(max(loop.budget.left, 0))} left')
+        elif self._iteration_times:
             left = (loop.max_iters - self._done) * median(self._iteration_times)
             left += evaluations_left(loop) * self._evaluation_time
             parts.append(f'{_clock(left)} left')

@@ -19,6 +19,18 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SAME_SIGNAL = 1.0  # seconds in which a signal comes by all its ways
 
 
+class Interrupted(SystemExit):
+    """A training that Ctrl-C has ended, in a program that goes on to evaluate it.
+
+    Args:
+        iteration: how many are done.
+    """
+
+    def __init__(self, iteration: int):
+        super().__init__(EXIT_CODE)
+        self.iteration = iteration
+
+
 @HOOKS.register_module()
 class SignalHook(Hook):
     """On SIGTERM, and on the first Ctrl-C, write a checkpoint and leave with exit code 75.
@@ -32,12 +44,15 @@ class SignalHook(Hook):
 
     Args:
         interval: with several processes, iterations after which they ask each other whether one got a signal.
+        finish: on Ctrl-C, raise :class:`Interrupted` after the iteration, for a program that evaluates what is there;
+            an evaluation is finished, and the training ends with it.
     """
 
     priority = 'LOWEST'  # after the schedulers' step, which belongs into the checkpoint
 
-    def __init__(self, interval: int = 10):
+    def __init__(self, interval: int = 10, finish: bool = False):
         self.interval = interval
+        self.finish = finish
         self.received = None
         self._training = False
         self._done = None  # iterations, when leaving
@@ -56,7 +71,10 @@ class SignalHook(Hook):
         self.received = signal.Signals(number).name
         for other in SIGNALS:
             signal_handlers.install(other, signal_handlers.ignore)
-        os.write(2, f'\n{self.received}: stopping after this iteration; once more stops at once\n'.encode())
+        what = 'stopping after this iteration'
+        if self._finishes:
+            what = 'ending the training after this iteration, then evaluating what is there'
+        os.write(2, f'\n{self.received}: {what}; once more stops at once\n'.encode())
         time.sleep(SAME_SIGNAL)
         signal_handlers.install(signal.SIGTERM, signal.SIG_DFL)
         signal_handlers.install(signal.SIGINT, signal.default_int_handler)
@@ -66,8 +84,17 @@ class SignalHook(Hook):
             self._leave(runner, iteration=runner.iter + 1)  # the loop counts after its hooks
 
     def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        if self._training and self._anyone_received(batch_idx):
+        if self._training and not self._finishes and self._anyone_received(batch_idx):
             self._leave(runner, iteration=runner.iter)
+
+    def after_val_epoch(self, runner, metrics=None) -> None:
+        if self._training and self._finishes:
+            self._save(runner, iteration=runner.iter)
+            runner.train_loop.stop_training = True
+
+    @property
+    def _finishes(self) -> bool:
+        return self.finish and self.received == 'SIGINT'
 
     def _anyone_received(self, iteration: int) -> bool:
         if not is_distributed():
@@ -79,6 +106,12 @@ class SignalHook(Hook):
         return bool(flag)
 
     def _leave(self, runner, iteration: int) -> None:
+        self._save(runner, iteration)
+        self.after_train(runner)
+        barrier()  # launchers end all processes as soon as one has left
+        raise Interrupted(iteration) if self._finishes else SystemExit(EXIT_CODE)
+
+    def _save(self, runner, iteration: int) -> None:
         self._done = iteration
         for number in SIGNALS:  # a scheduler that asks again must not cost the checkpoint that it asked for
             signal_handlers.install(number, signal_handlers.ignore)
@@ -92,9 +125,8 @@ class SignalHook(Hook):
             runner.logger.warning(f'{reason}; --resume goes on from {path}')
         except OSError as error:
             runner.logger.error(f'{reason}; {path} COULD NOT BE WRITTEN: {error}')
-        self.after_train(runner)
-        barrier()  # launchers end all processes as soon as one has left
-        raise SystemExit(EXIT_CODE)
+        finally:
+            self._done = None
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         if self._done is not None:  # the runners count on being asked within an iteration

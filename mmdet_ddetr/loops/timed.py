@@ -1,0 +1,133 @@
+"""A training that ends when its time is over."""
+
+import math
+import time
+from collections.abc import Sequence
+from itertools import islice
+
+import numpy as np
+import torch
+from mmengine.hooks import EMAHook
+from mmengine.registry import PARAM_SCHEDULERS
+from mmengine.runner import IterBasedTrainLoop
+
+from ..registry import LOOPS
+from .budget import Budget
+
+PROBE_BATCHES = 5  # of the val data
+clock = time.monotonic
+STATE = 'budget'  # in the message hub, and so in checkpoints
+
+
+@LOOPS.register_module()
+class TimedTrainLoop(IterBasedTrainLoop):
+    """Trains for a given time: the number of iterations, the learning rate and the evaluations follow the clock.
+
+    See :class:`Budget`. A resumed training has the time that was left. The config has no ``param_scheduler`` beside it.
+
+    Args:
+        seconds: for all that this loop does and the test after it.
+        max_iters: iterations of the plan that ``schedule`` belongs to.
+        val_interval: iterations of that plan between two evaluations.
+        schedule: what would be the config's ``param_scheduler``, in iterations; the learning rate is at each share of
+            the time what it would be at that share of the plan.
+        test_images: evaluated after the training.
+        at_most: end after ``max_iters`` iterations, though there is time.
+    """
+
+    def __init__(
+        self,
+        runner,
+        dataloader,
+        seconds: float,
+        max_iters: int,
+        val_interval: int,
+        schedule: Sequence[dict] = (),
+        test_images: int = 0,
+        at_most: bool = False,
+    ):
+        super().__init__(runner, dataloader, max_iters=max_iters, val_interval=val_interval)
+        self.schedule = learning_rate_factors(schedule, max_iters)
+        self.seconds, self.test_images, self.at_most = seconds, test_images, at_most
+        self.budget = None
+        self._val_images = 0
+
+    def run(self) -> torch.nn.Module:
+        groups = self.runner.optim_wrapper.optimizer.param_groups
+        for group in groups:
+            group.setdefault('initial_lr', group['lr'])  # a resumed optimizer has it
+        self._val_images = self._count_val_images()
+        self.budget = Budget(
+            self.seconds,
+            self._max_iters,
+            evaluations=math.ceil(self._max_iters / self.val_interval),
+            val_images=self._val_images,
+            test_images=self.test_images,
+            batch_size=self.dataloader.batch_sampler.batch_size,
+            at_most=self.at_most,
+            clock=clock,
+        )
+        state = self.runner.message_hub.get_info(STATE)
+        if state is not None and self._iter:
+            self.budget.load_state_dict(state, self._iter)
+            self._max_iters = self._iter + self.budget.remaining
+        return super().run()
+
+    def run_iter(self, data_batch: Sequence[dict]) -> None:
+        budget = self.budget
+        budget.measure()
+        if budget.wants_probe and self._val_images:
+            budget.probed(self._time_evaluation())
+            self.runner.model.train()
+        budget.begin_iteration()
+        self._max_iters = self._iter + budget.remaining
+        position = budget.progress * (len(self.schedule) - 1)
+        factor = float(np.interp(position, range(len(self.schedule)), self.schedule))
+        for group in self.runner.optim_wrapper.optimizer.param_groups:
+            group['lr'] = group['initial_lr'] * factor
+        self.runner.message_hub.update_info(STATE, budget.state_dict())
+        super().run_iter(data_batch)
+
+    def _decide_current_val_interval(self) -> None:
+        """Asked after each iteration: what divides its number, or does not."""
+        self.budget.end_iteration()
+        self.val_interval = 1 if self.budget.evaluates else self._iter + 1
+
+    def _count_val_images(self) -> int:
+        """In an evaluation; twice the number where it evaluates the weights and their averages."""
+        if self.runner.val_loop is None:
+            return 0
+        twice = any(isinstance(hook, EMAHook) and getattr(hook, 'compare', False) for hook in self.runner.hooks)
+        return len(self.runner.val_loop.dataloader.dataset) * (2 if twice else 1)
+
+    @torch.no_grad()
+    def _time_evaluation(self) -> float:
+        """Seconds that one would take, by its first batches; the very first starts the workers."""
+        loader, model = self.runner.val_loop.dataloader, self.runner.model
+        model.eval()
+        images, begin, start = 0, clock(), None
+        for batch in islice(loader, PROBE_BATCHES):
+            model.val_step(batch)
+            if start is None:
+                start = clock()
+            else:
+                images += len(batch['data_samples'])
+        if not images:  # a single batch
+            return clock() - begin
+        return (clock() - start) / images * self._val_images
+
+
+def learning_rate_factors(schedule: Sequence[dict], iterations: int) -> list[float]:
+    """What mmengine's schedulers, which count iterations, make of a rate of 1 in each iteration."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedulers = []
+    for config in schedule:
+        config = dict(config)
+        schedulers.append(PARAM_SCHEDULERS.get(config.pop('type'))(optimizer, **config))
+    factors = []
+    for _ in range(iterations):
+        factors.append(optimizer.param_groups[0]['lr'])
+        optimizer.step()
+        for scheduler in schedulers:
+            scheduler.step()
+    return factors
