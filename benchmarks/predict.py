@@ -10,6 +10,7 @@ turns. Exported files are of a fixed size and are kept in the folder of ``--out`
 import argparse
 import importlib.util
 import multiprocessing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -32,47 +33,55 @@ MODELS = {
 }
 
 
-def config_of(name: str):
-    from mmdet_ddetr import get_config
+@dataclass(frozen=True)
+class Case:
+    model: str
+    images: int
+    size: tuple[int, int]  # (h, w)
 
-    return get_config(MODELS[name][0])
+    @property
+    def config(self):
+        from mmdet_ddetr import get_config
 
+        return get_config(MODELS[self.model][0])
 
-def pixels(name: str, images: int) -> torch.Tensor:  # [B, 3, H, W] uint8
-    return torch.randint(
-        256, (images, 3, *MODELS[name][2]), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+    @property
+    def pixels(self) -> torch.Tensor:  # [B, 3, H, W] uint8
+        rng = torch.Generator().manual_seed(0)
+        return torch.randint(256, (self.images, 3, *self.size), dtype=torch.uint8, generator=rng)
 
 
 def built(config) -> torch.nn.Module:
-    from mmdet.apis import DetInferencer  # noqa: F401  (registers everything of mmdet)
+    import mmdet_ddetr  # noqa: F401  (stands in for a compiled mmcv)
+    from mmdet.apis import DetInferencer  # noqa: F401  (registers everything of mmdet)  # isort: skip
     from mmengine.registry import init_default_scope
 
     init_default_scope('mmdet')
     torch.manual_seed(0)
-    return build_model(config).eval()
+    model = build_model(config)
+    model.eval()
+    return model
 
 
-def mmdet_step(model: torch.nn.Module, name: str, images: int) -> Step:
+def mmdet_step(model: torch.nn.Module, case: Case) -> Step:
     from mmdet.structures import DetDataSample
 
-    size = MODELS[name][2]
-    meta = dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0))
+    meta = dict(img_shape=case.size, ori_shape=case.size, scale_factor=(1.0, 1.0))
+    batch = list(case.pixels)
 
     def predict():
         samples = [DetDataSample(metainfo=meta) for _ in batch]
         return model.test_step(dict(inputs=batch, data_samples=samples))
 
-    batch = list(pixels(name, images))
     return torch.no_grad()(predict)
 
 
-def mmdet(name: str, images: int, folder: Path) -> Step:
+def mmdet(case: Case, folder: Path) -> Step:
     from mmengine.hub import get_config
 
-    theirs = get_config(f'mmdet::deformable_detr/{MODELS[name][1]}.py').model
-    ours = config_of(name).model
-    if name == 'lite0':  # the parts of our config that mmdet's model has, too
+    theirs = get_config(f'mmdet::deformable_detr/{MODELS[case.model][1]}.py').model
+    if case.model == 'lite0':  # the parts of our config that mmdet's model has, too
+        ours = case.config.model
         for part in ('backbone', 'neck', 'data_preprocessor'):
             theirs[part] = ours[part]
         theirs.num_queries, theirs.bbox_head.num_classes, theirs.bbox_head.embed_dims = 60, 5, 64
@@ -83,31 +92,32 @@ def mmdet(name: str, images: int, folder: Path) -> Step:
                 if key in stack.layer_cfg:
                     stack.layer_cfg[key].update(embed_dims=64, num_heads=4)
             stack.layer_cfg.ffn_cfg.update(embed_dims=64, feedforward_channels=256)
-    return mmdet_step(built(theirs), name, images)
+    return mmdet_step(built(theirs), case)
 
 
-def ours(name: str, images: int, folder: Path, dtype: torch.dtype | None = None, compiled: bool = False) -> Step:
+def ours(case: Case, folder: Path, dtype: torch.dtype | None = None, compiled: bool = False) -> Step:
     """As it is; with ``dtype``, optimised; or compiled, with constants folded."""
     from mmdet_ddetr import optimize_for_inference
 
-    model = built(config_of(name).model)
+    model = built(case.config.model)
     if dtype is not None:
         model = optimize_for_inference(model, dtype)
     if compiled:
         torch._inductor.config.freezing = True
         model.requires_grad_(False).forward = torch.compile(model.forward)
-    return mmdet_step(model, name, images)
+    return mmdet_step(model, case)
 
 
-def exported(name: str, images: int, folder: Path, format: str, suffix: str, precision: str = 'f32') -> Step:
+def exported(case: Case, folder: Path, format: str, suffix: str, precision: str = 'f32') -> Step:
     from mmdet_ddetr.export import ExportedDetector, export
 
-    path = folder / f'{name}-{images}-{format}{suffix}'
-    config = config_of(name)
+    path = folder / f'{case.model}-{case.images}-{"x".join(map(str, case.size))}-{format}{suffix}'
     if not path.exists():
+        config = case.config
         classes = tuple(map(str, range(config.model.bbox_head.num_classes)))
-        export(built(config.model), config, path, format, classes=classes, size=MODELS[name][2], batch=images)
-    batch = pixels(name, images).float().numpy(), torch.tensor([MODELS[name][2]] * images).numpy()
+        model = built(config.model)
+        export(model, config, path, format, classes=classes, size=case.size, batch=case.images)
+    batch = case.pixels.float().numpy(), torch.tensor([case.size] * case.images).numpy()
     if precision == 'f32':
         run = ExportedDetector(path, threads=torch.get_num_threads()).run
         return lambda: run(*batch)
@@ -118,7 +128,7 @@ def exported(name: str, images: int, folder: Path, format: str, suffix: str, pre
     return lambda: compiled(batch)
 
 
-def transformers(name: str, images: int, folder: Path) -> Step:
+def transformers(case: Case, folder: Path) -> Step:
     from transformers import (
         DeformableDetrConfig,
         DeformableDetrForObjectDetection,
@@ -126,9 +136,9 @@ def transformers(name: str, images: int, folder: Path) -> Step:
         ResNetConfig,
     )
 
-    if name == 'lite0':
+    if case.model == 'lite0':
         raise ValueError('there is no such backbone')
-    two_stage = name == 'r50-two-stage'
+    two_stage = case.model == 'r50-two-stage'
     config = DeformableDetrConfig(
         backbone_config=ResNetConfig(out_features=['stage2', 'stage3', 'stage4']),
         two_stage=two_stage,
@@ -138,9 +148,9 @@ def transformers(name: str, images: int, folder: Path) -> Step:
     torch.manual_seed(0)
     model = DeformableDetrForObjectDetection(config).eval()
     post_process = DeformableDetrImageProcessor().post_process_object_detection
-    batch, sizes = pixels(name, images), [MODELS[name][2]] * images
     mean, std = (torch.tensor(x)[:, None, None] for x in ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375]))
-    mask = torch.ones(images, *sizes[0], dtype=torch.int64)
+    batch, sizes = case.pixels, [case.size] * case.images
+    mask = torch.ones(case.images, *case.size, dtype=torch.int64)
 
     def predict():
         return post_process(model((batch - mean) / std, mask), threshold=0.0, target_sizes=sizes, top_k=100)
@@ -201,6 +211,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--model', default=['r50'], nargs='+', choices=MODELS)
     parser.add_argument('--images', type=int, nargs='+', default=[1], help='images of a batch (default: 1)')
+    parser.add_argument('--size', nargs=2, type=int, metavar=('H', 'W'), help="default: the models' usual ones")
     parser.add_argument('--peers', nargs='+', default=list(PEERS), choices=PEERS)
     parser.add_argument('--seconds', type=float, default=20, help='of each peer, at least three runs (default: 20)')
     parser.add_argument(
@@ -218,7 +229,9 @@ def main():
                     print(f'{peer} left out: it is not installed', flush=True)
                     continue
                 try:
-                    steps[peer] = Process(partial(make, name, images, args.out))
+                    steps[peer] = Process(
+                        partial(make, Case(name, images, tuple(args.size or MODELS[name][2])), args.out)
+                    )
                 except (RuntimeError, EOFError) as error:
                     print(f'{peer} left out of {name}, {images} images: {error}', flush=True)
             taken = times(steps, args.seconds)

@@ -2,7 +2,9 @@
 
 import copy
 import io
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from mmdet.registry import MODELS
@@ -13,11 +15,14 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmdet_ddetr import get_config, optimize_for_inference
+from mmdet_ddetr.apis import DDetrInferencer
+from mmdet_ddetr.detectors import DDetrTTAModel
 from mmdet_ddetr.export import DetectionProgram
 from mmdet_ddetr.inference.convolutions import fuse_convolutions
-from mmdet_ddetr.inference.optimize import replace
+from mmdet_ddetr.inference.optimize import Optimized, replace
 from mmdet_ddetr.inference.products import Conv2d
 from mmdet_ddetr.necks import BiFPN
+from mmdet_ddetr.registry import HOOKS
 from mmdet_ddetr.testing import make_batch, randomise, shrink, without_dropout
 
 SIZES = [(96, 130), (70, 160), (96, 64)]  # of images, h and w; none fills the batch, 96 x 160
@@ -187,7 +192,7 @@ def test_what_it_refuses():
     assert not optimised.eval().to('cpu').training
     with pytest.raises(ValueError, match='optimised for torch.float32; for torch.bfloat16, take the one'):
         optimize_for_inference(optimised, torch.bfloat16)
-    with pytest.raises(ValueError, match='dtype must be one of torch.float32, torch.bfloat16, torch.float16, got'):
+    with pytest.raises(ValueError, match='dtype must be one of float32, bfloat16, float16 of torch, got torch.float64'):
         optimize_for_inference(model, torch.float64)
     with pytest.raises(TypeError, match='must be a detector of mmdet_ddetr, got Linear'):
         optimize_for_inference(nn.Linear(2, 2))
@@ -198,3 +203,39 @@ def test_without_onednn(monkeypatch):
     monkeypatch.setattr('mmdet_ddetr.inference.products.has_onednn', lambda weight: False)
     model = with_statistics(tiny_model('two-stage'))
     assert_same_predictions(optimize_for_inference(model), model)
+
+
+# --- where it is asked for by name ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('with_tta', [False, True])
+def test_hook(with_tta):
+    """The test alone is of the optimised model, with the weights that hooks before it put there."""
+    model = with_statistics(tiny_model('detr'))
+    outer = DDetrTTAModel(module=model) if with_tta else model
+    runner = SimpleNamespace(model=outer)
+    hook = HOOKS.build(dict(type='mmdet_ddetr.OptimizeForInferenceHook', dtype='bfloat16'))
+    hook.before_test_epoch(runner)
+    tested = runner.model.module if with_tta else runner.model
+    assert isinstance(tested, Optimized) and tested.dtype is torch.bfloat16
+    assert not with_tta or runner.model is outer
+    hook.after_test_epoch(runner)
+    assert runner.model is outer and (runner.model.module if with_tta else runner.model) is model
+    with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16, float16, got 'int8'"):
+        HOOKS.build(dict(type='mmdet_ddetr.OptimizeForInferenceHook', dtype='int8'))
+
+
+def test_inferencer():
+    config = get_config('deformable-detr-refine-twostage_lite0_shapes')
+    shrink(config.model)
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    found = []
+    for optimize in (None, 'float32'):
+        torch.manual_seed(0)
+        inferencer = DDetrInferencer(config, device='cpu', optimize=optimize, show_progress=False)
+        assert isinstance(inferencer.model, Optimized) == (optimize is not None)
+        (detections,) = inferencer.detect([image])
+        found.append([x[None] for x in (detections.boxes, detections.scores, detections.labels)])
+    assert_same(found[1], list(map(torch.as_tensor, found[0])))
+    with pytest.raises(ValueError, match="optimize must be one of float32, bfloat16, float16, or None, got 'half'"):
+        DDetrInferencer(config, optimize='half')

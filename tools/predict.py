@@ -73,6 +73,13 @@ def parse_args(argv=None):
     parser.add_argument('--no-pictures', action='store_true', help='write no annotated pictures and videos')
     parser.add_argument('--device', help='of a checkpoint: cpu, cuda, ... (default: a GPU if there is one)')
     parser.add_argument(
+        '--optimize',
+        nargs='?',
+        const='float32',
+        choices=['float32', 'bfloat16', 'float16'],
+        help='of a checkpoint: make the model faster, computing in that type (default: float32)',
+    )
+    parser.add_argument(
         '--threads', type=int, metavar='N', help='of the processor, for an exported file (default: all)'
     )
     args = parser.parse_args(argv)
@@ -91,7 +98,7 @@ def main(argv=None):
     from mmdet_ddetr.apis.slicing import Sliced
 
     try:
-        detector = open_detector(args.weights, args.config, args.device, args.threads)
+        detector = open_detector(args.weights, args.config, args.device, args.threads, args.optimize)
     except ImportError as error:
         sys.exit(f'{Path(sys.argv[0]).name}: {error}')
     if args.slice is not None:

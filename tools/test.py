@@ -19,6 +19,13 @@ def parse_args():
     parser.add_argument(
         '--tta', action='store_true', help='test-time augmentation: tta_model, tta_pipeline of the config'
     )
+    parser.add_argument(
+        '--optimize',
+        nargs='?',
+        const='float32',
+        choices=['float32', 'bfloat16', 'float16'],
+        help='test what mmdet_ddetr.optimize_for_inference makes of the model, in that type (default: float32)',
+    )
     add_common_arguments(parser)
     args = parser.parse_args()
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
@@ -61,6 +68,10 @@ def main():
         cfg = trigger_visualization_hook(cfg, args)
     if args.tta:
         use_tta(cfg)
+
+    if args.optimize:
+        hook = dict(type='mmdet_ddetr.OptimizeForInferenceHook', dtype=args.optimize)
+        cfg.custom_hooks = [*cfg.get('custom_hooks', []), hook]
 
     runner = make_runner(cfg)
     if args.out:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import torch
 
+from ..inference import DTYPES
+
 NO_WINDOW = {'agg', 'cairo', 'pdf', 'pgf', 'ps', 'svg', 'template'}  # backends of matplotlib that only write files
 
 
-def check_model_arguments(model, weights, device) -> None:
+def check_model_arguments(model, weights, device, optimize=None) -> None:
     """Raise TypeError or ValueError that names the argument of ``DDetrInferencer`` which cannot be right."""
     if model is None and weights is None:
         raise ValueError(
@@ -24,6 +26,8 @@ def check_model_arguments(model, weights, device) -> None:
     for name, value in (('model', model), ('weights', weights)):
         if value == '':
             raise ValueError(f"{name} is '', expected a path or a name")
+    if optimize not in (None, *DTYPES):
+        raise ValueError(f'optimize must be one of {", ".join(DTYPES)}, or None, got {optimize!r}')
     if device is None:
         return
     try:

@@ -46,28 +46,35 @@ class CheckpointDetector:
 
     threshold, batch_size = 0.3, None
 
-    def __init__(self, model, weights, device=None):
-        self.inferencer = DDetrInferencer(model, weights, device=device, show_progress=False)
+    def __init__(self, model, weights, device=None, optimize=None):
+        self.inferencer = DDetrInferencer(model, weights, device=device, optimize=optimize, show_progress=False)
         self.classes = self.inferencer.classes
 
     def __call__(self, images: Sequence[np.ndarray], threshold: float = 0.0) -> list[Detections]:
         return self.inferencer.detect(images, threshold)
 
 
-def open_detector(path: str, config: str | None = None, device: str | None = None, threads: int | None = None):
+def open_detector(
+    path: str,
+    config: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    optimize: str | None = None,
+):
     """An exported file by its ending, or else a checkpoint.
 
     Args:
         path: of a file of ``tools/export.py``, or weights of any layout in docs/checkpoints.md.
         config: of a checkpoint; None: the one inside it.
         device, threads: to compute with: of a checkpoint the first, of an exported file the second.
+        optimize: of a checkpoint, as of :class:`DDetrInferencer`.
 
     Raises:
         ExportError, FileNotFoundError, ImportError, ValueError: it cannot be opened; the sentence says why.
     """
     if Path(path).suffix in ExportedDetector.SUFFIXES:
         return ExportedDetector(path, threads)
-    return CheckpointDetector(config, path, device)
+    return CheckpointDetector(config, path, device, optimize)
 
 
 class Files:

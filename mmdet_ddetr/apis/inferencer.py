@@ -12,6 +12,7 @@ from pathlib import Path
 
 import mmcv
 import numpy as np
+import torch
 from mmdet.apis import DetInferencer
 from mmdet.datasets.transforms import InferencerLoader
 from mmengine.logging import print_log
@@ -30,6 +31,7 @@ from ..checkpoints import (
     weights_of,
 )
 from ..datasets import DataError, LoadImageFromFile
+from ..inference import optimize_for_inference
 from ..registry import TRANSFORMS, our_class
 from .arguments import check_call_arguments, check_model_arguments, check_stream_arguments
 from .configs import find_config, get_config, list_configs
@@ -83,6 +85,8 @@ class DDetrInferencer(DetInferencer):
         weights (str | Path, optional): Checkpoint of any layout in docs/checkpoints.md: a file, a folder of the Hugging
             Face hub, or ``hf://owner/name``; one of another code base needs a ``model``. A model of mmdet's downloads
             its own if none is given.
+        optimize (str, optional): 'float32', 'bfloat16' or 'float16': predict with what
+            :func:`mmdet_ddetr.optimize_for_inference` makes of the model, in that type. Figures of it cannot be made.
         **kwargs: ``device``, ``palette``, ``show_progress``; see :class:`mmdet.apis.DetInferencer`.
 
     Raises:
@@ -90,8 +94,8 @@ class DDetrInferencer(DetInferencer):
         ValueError: A name of this package without weights, or weights that do not fit the model.
     """
 
-    def __init__(self, model=None, weights=None, **kwargs):
-        check_model_arguments(model, weights, kwargs.get('device'))
+    def __init__(self, model=None, weights=None, optimize=None, **kwargs):
+        check_model_arguments(model, weights, kwargs.get('device'), optimize)
         if isinstance(model, str | Path) and not Path(model).is_file():
             model = self._resolve(str(model), weights)
         try:
@@ -107,6 +111,8 @@ class DDetrInferencer(DetInferencer):
                 str(weights) if weights is not None else None,
                 **kwargs,
             )
+        if optimize is not None:
+            self.model = optimize_for_inference(self.model, getattr(torch, optimize))
 
     @staticmethod
     def _resolve(name, weights):

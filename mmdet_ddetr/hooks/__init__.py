@@ -10,6 +10,7 @@ from .learning_curves import LearningCurvesHook
 from .memory import MemoryHook
 from .non_finite import NonFiniteError, NonFiniteHook
 from .optim_report import OptimReportHook
+from .optimize_for_inference import OptimizeForInferenceHook
 from .patience import PatienceHook
 from .progress_bar import ProgressBarHook
 from .resume import ResumeHook
@@ -30,6 +31,7 @@ __all__ = [
     'NonFiniteError',
     'NonFiniteHook',
     'OptimReportHook',
+    'OptimizeForInferenceHook',
     'PatienceHook',
     'ProgressBarHook',
     'ResumeHook',

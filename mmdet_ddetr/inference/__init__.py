@@ -1,5 +1,5 @@
 """Detectors for inference alone."""
 
-from .optimize import optimize_for_inference
+from .optimize import DTYPES, optimize_for_inference
 
-__all__ = ['optimize_for_inference']
+__all__ = ['DTYPES', 'optimize_for_inference']

@@ -16,7 +16,7 @@ from .convolutions import fuse_convolutions
 from .memory import keep_freed_memory
 from .transformer import fuse_transformer
 
-DTYPES = torch.float32, torch.bfloat16, torch.float16
+DTYPES = 'float32', 'bfloat16', 'float16'
 FP32_PARTS = 'bbox_head', 'reference_points_fc'  # scores and coordinates
 GEOMETRIES = 4  # sizes of batches whose masks and positions are kept
 
@@ -45,8 +45,8 @@ def optimize_for_inference(model: nn.Module, dtype: torch.dtype = torch.float32)
     """
     if not isinstance(model, BaseDETR):
         raise TypeError(f'model must be a detector of mmdet_ddetr, got {type(model).__name__}')
-    if dtype not in DTYPES:
-        raise ValueError(f'dtype must be one of {", ".join(map(str, DTYPES))}, got {dtype}')
+    if str(dtype).removeprefix('torch.') not in DTYPES:
+        raise ValueError(f'dtype must be one of {", ".join(DTYPES)} of torch, got {dtype}')
     if isinstance(model, Optimized):
         if model.dtype != dtype:
             raise ValueError(f'the model is optimised for {model.dtype}; for {dtype}, take the one it was made of')
