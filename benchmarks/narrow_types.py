@@ -18,6 +18,7 @@ from torch import Tensor
 from mmdet_ddetr import get_config, optimize_for_inference
 from mmdet_ddetr.apis import DDetrInferencer
 from mmdet_ddetr.datasets import read_image
+from mmdet_ddetr.testing import randomise, without_download
 
 from mmdet.structures.bbox import bbox_overlaps  # after ours, which stands in for a compiled mmcv  # isort: skip
 
@@ -50,11 +51,15 @@ def main():
     parser.add_argument('--dtype', default='bfloat16', choices=['bfloat16', 'float16'])
     args = parser.parse_args()
     torch.manual_seed(0)
-    config = get_config(args.config) if args.config and not args.weights else args.config
+    config = args.config
+    if args.weights is None:
+        config = get_config(config)
+        without_download(config.model)
     inferencer = DDetrInferencer(config, args.weights, device='cpu', show_progress=False)
     model = inferencer.model
     if args.weights is None:
         model.init_weights()
+        randomise(model)  # at first, boxes do not depend on what is seen
     models = [optimize_for_inference(model, dtype) for dtype in (torch.float32, getattr(torch, args.dtype))]
     watched = [Queries(model) for model in models]
     scores, boxes, sides, changes, total = [], [], [], [], 0

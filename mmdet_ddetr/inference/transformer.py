@@ -25,13 +25,16 @@ def fuse_transformer(module: nn.Module, dtype: torch.dtype) -> nn.Module | None:
         return FusedMSDeformAttn(module, dtype)
     if type(module) is DeformableEncoderLayer:
         attention, ffn = module.self_attn, module.ffn
-        if type(attention) is MSDeformAttn and attention.batch_first and type(ffn) is FFN and _is_plain(ffn):
+        is_plain = type(attention) is MSDeformAttn and attention.batch_first and type(ffn) is FFN and _is_plain(ffn)
+        if is_plain and attention.value_proj.weight.is_cpu:
             return EncoderLayer(module, dtype)
     return None
 
 
-def blocks(count: int) -> Iterator[slice]:
-    step = ROWS * torch.get_num_threads()
+def blocks(rows: Tensor) -> Iterator[slice]:
+    """Of a processor's cells; a GPU takes all at once."""
+    count = len(rows)
+    step = ROWS * torch.get_num_threads() if rows.is_cpu else max(count, 1)
     return (slice(start, start + step) for start in range(0, count, step))
 
 
@@ -58,7 +61,7 @@ class FusedFFN(nn.Module):
     def forward(self, x: Tensor, identity: Tensor | None = None) -> Tensor:
         """x, identity [..., C]; identity is what the residual adds, None: x."""
         rows, identity = (y.flatten(0, -2) for y in (x, x if identity is None else identity))
-        outputs = [self.last(self.first(rows[block]), add=identity[block]) for block in blocks(len(rows))]
+        outputs = [self.last(self.first(rows[block]), add=identity[block]) for block in blocks(rows)]
         return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).view(x.shape)
 
 
@@ -156,7 +159,7 @@ class EncoderLayer(nn.Module):
         output = torch.empty_like(query)
         for image in range(B):
             image = slice(image, image + 1)
-            for cells in blocks(S):
+            for cells in blocks(query[0]):
                 x = query[image, cells]
                 x = attention.attend(
                     x + query_pos[image, cells],
