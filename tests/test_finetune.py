@@ -361,14 +361,13 @@ def test_end_to_end(shapes, tmp_path):
     assert Path(lies['config']).read_text().count("'ring'") >= 3
 
 
-def test_ctrl_c_and_resume(shapes, tmp_path, monkeypatch, capfd):
-    """By the clock, ended by Ctrl-C, gone on with from another folder by its work directory alone."""
-    tool, minutes = load_tool(monkeypatch), 0.25
+@pytest.fixture
+def start(monkeypatch, capfd):
+    """``start(*args, at=None)``: the tool in a process of its own, Ctrl-C in iteration ``at``: code, stdout, stderr."""
+    tool = load_tool(monkeypatch)
     monkeypatch.setattr(tool, 'RESERVE', 0)
-    monkeypatch.chdir(shapes.parent)
-    common = ['--work-dir', str(tmp_path / 'work'), '--resume', '--pictures', '1']
 
-    def start(*args, at=None):
+    def call(*args, at=None):
         def run():
             build_runner = finetune.build_runner
 
@@ -379,12 +378,19 @@ def test_ctrl_c_and_resume(shapes, tmp_path, monkeypatch, capfd):
 
             monkeypatch.setattr(finetune, 'build_runner', build)
             monkeypatch.setattr(sys, 'argv', ['finetune.py'])
-            tool.main([*args, *common])
+            tool.main([str(arg) for arg in args])
 
         return fork(run), *capfd.readouterr()
 
+    return call
+
+
+def test_ctrl_c_and_resume(shapes, tmp_path, monkeypatch, start):
+    """By the clock, ended by Ctrl-C, gone on with from another folder by its work directory alone."""
+    minutes, common = 0.25, ['--work-dir', tmp_path / 'work', '--resume', '--pictures', '1']
+    monkeypatch.chdir(shapes.parent)
     config = ['--config', 'deformable-detr-refine-twostage_lite0_shapes', '--batch-size', '2']
-    code, out, err = start('--data', shapes.name, *config, '--minutes', str(minutes), '--ema', *TINY, at=3)
+    code, out, err = start(*common, '--data', shapes.name, *config, '--minutes', minutes, '--ema', *TINY, at=3)
     assert code == 0, out + err
     assert 'no checkpoint to resume from: the training starts at the beginning' in out
     assert 'SIGINT: ending the training after this iteration, then evaluating what is there; once more' in err
@@ -393,7 +399,7 @@ def test_ctrl_c_and_resume(shapes, tmp_path, monkeypatch, capfd):
     assert 'best_coco_bbox_mAP_iter_4.pth' in out and 'measured on the test split' in out
 
     monkeypatch.chdir(tmp_path)
-    code, out, err = start()
+    code, out, err = start(*common)
     assert code == 0, out + err
     assert 'Going on with the training for 0.25 minutes in all of 12 images, 2 at a time' in out
     assert 'Ctrl-C' not in out and 'measured on the test split' in out
@@ -402,8 +408,38 @@ def test_ctrl_c_and_resume(shapes, tmp_path, monkeypatch, capfd):
     assert budget['progress'] == 1 and 0.5 < budget['elapsed'] / (60 * minutes) < 1.2
     assert last['meta']['iter'] > 4 and 'ema_state_dict' in last
 
-    code, out, err = start()  # a finished one: test and pictures once more
+    code, out, err = start(*common)  # a finished one: test and pictures once more
     assert code == 0 and 'measured on the test split' in out, out + err
+
+
+@pytest.mark.slow
+def test_other_classes_later(shapes, tmp_path, start):
+    """From a detector of other classes: those of the same name keep their rows, and what is frozen stays."""
+    data = tmp_path / 'data'
+    (data / 'annotations').mkdir(parents=True)
+    (data / 'images').symlink_to(shapes / 'images')
+    for split in ('train', 'val', 'test'):
+        coco = json.loads((shapes / 'annotations' / f'{split}.json').read_text())
+        for category in coco['categories']:
+            category['name'] = {'circle': 'disc', 'square': 'ring', 'ring': 'square'}.get(*[category['name']] * 2)
+        (data / 'annotations' / f'{split}.json').write_text(json.dumps(coco))
+    common = ['--config', 'deformable-detr-refine-twostage_lite0_shapes', '--iters', '1', '--pictures', '0']
+    code, out, err = start('--data', shapes, '--work-dir', tmp_path / 'first', *common, *TINY)
+    assert code == 0, out + err
+    (best,) = (tmp_path / 'first').glob('best_*.pth')
+    again = ['--load-from', best, '--freeze', 'encoder', '--lr', '1e-9']
+    code, out, err = start('--data', data, '--work-dir', tmp_path / 'second', *again, *common, *TINY)
+    assert code == 0, out + err
+    assert '4 of 5 have a row in the checkpoint (ring, triangle, star, square); anew: disc' in out
+    before, after = (
+        torch.load(next((tmp_path / name).glob('iter_*.pth')))['state_dict'] for name in ('first', 'second')
+    )
+    rows = before['bbox_head.cls_branches.0.weight'], after['bbox_head.cls_branches.0.weight']
+    torch.testing.assert_close(rows[1][1:], rows[0][[4, 2, 3, 1]])
+    assert not torch.allclose(rows[1][0], rows[0][0])
+    for name, tensor in before.items():
+        if name.startswith(('backbone.', 'neck.', 'encoder.')):
+            assert torch.equal(tensor, after[name]), name
 
 
 @pytest.mark.parametrize(
