@@ -5,7 +5,6 @@ import time
 from collections.abc import Sequence
 from itertools import islice
 
-import numpy as np
 import torch
 from mmengine.hooks import EMAHook
 from mmengine.registry import PARAM_SCHEDULERS
@@ -81,8 +80,9 @@ class TimedTrainLoop(IterBasedTrainLoop):
             self.runner.model.train()
         budget.begin_iteration()
         self._max_iters = self._iter + budget.remaining
-        position = budget.progress * (len(self.schedule) - 1)
-        factor = float(np.interp(position, range(len(self.schedule)), self.schedule))
+        whole, part = divmod(budget.progress * (len(self.schedule) - 1), 1)
+        before, after = self.schedule[int(whole)], self.schedule[min(int(whole) + 1, len(self.schedule) - 1)]
+        factor = before + part * (after - before)
         for group in self.runner.optim_wrapper.optimizer.param_groups:
             group['lr'] = group['initial_lr'] * factor
         self.runner.message_hub.update_info(STATE, budget.state_dict())
