@@ -332,9 +332,10 @@ def sandbox(workspace, tmp_path_factory):
 
 def shell(folder, text):
     (folder / 'bin').mkdir(exist_ok=True)
-    if not (folder / 'bin/python').exists():
-        (folder / 'bin/python').write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-        (folder / 'bin/python').chmod(0o755)
+    for name, arguments in (('python', ''), ('mmdet-ddetr', '-m mmdet_ddetr')):
+        if not (folder / 'bin' / name).exists():
+            (folder / 'bin' / name).write_text(f'#!/bin/sh\nexec {sys.executable} {arguments} "$@"\n')
+            (folder / 'bin' / name).chmod(0o755)
     environment = dict(os.environ, PATH=f'{folder / "bin"}:{os.environ["PATH"]}', PYTHONPATH=str(ROOT))
     environment.update(OMP_NUM_THREADS='1', PYTHONWARNINGS='ignore')
     done = subprocess.run(['bash', '-c', text], cwd=folder, env=environment, capture_output=True, text=True)
