@@ -1,6 +1,7 @@
 """Memory that is freed and asked for again."""
 
 import ctypes
+import sys
 
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # names of glibc's malloc.h
 LARGEST = 2**31 - 1
@@ -15,5 +16,5 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether the library does so.
     """
-    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
     return mallopt is not None and all(mallopt(name, LARGEST) for name in (MMAP_THRESHOLD, TRIM_THRESHOLD))

@@ -85,13 +85,14 @@ class Conv2d(nn.Module):
         )
 
     def _weight_for(self, size: torch.Size, arguments: tuple) -> Tensor:
-        last, packed = self.last
+        last, packed = self.last  # read once: other threads may write it
         if last != size:
             self.last = size, None
-        elif packed is None:
+            return self.weight
+        if packed is None:
             packed = torch._C._nn.mkldnn_reorder_conv2d_weight(self.weight.to_mkldnn(), *arguments, size)
             self.last = size, packed
-        return self.weight if self.last[1] is None else packed
+        return packed
 
 
 def _pairs(conv: nn.Conv2d) -> tuple[tuple[int, int], ...]:
