@@ -1,6 +1,7 @@
 """A folder as labelling tools write it is found to be what it is, and each fault names the user's own file and line."""
 
 import json
+import random
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -112,6 +113,7 @@ def names_beside(root):
         picture(root / f'images/{split}/{split}_1.png')
         text(root / f'labels/{split}/{split}_1.txt', yolo_line())
     text(root / 'classes.txt', 'cat\ndog\n')
+    picture(root / 'docs/example.png')  # no part of the data
     return ['images/train/train_1.png'], ['images/val/val_1.png']
 
 
@@ -374,6 +376,73 @@ def test_one_coco_file_alone(tmp_path, name):
     text(root / name, json.dumps(coco))
     folder, contents, _ = found_in(root, tmp_path)
     assert folder.format == 'COCO' and [len(names) for names, _ in contents.values()] == [2, 1]
+
+
+def test_training_reads_what_was_found(pets, tmp_path):
+    """The data set that a config trains on, of another format: labels, boxes and images."""
+    from mmengine.registry import init_default_scope
+
+    from mmdet_ddetr import get_config
+    from mmdet_ddetr.apis.finetune import configure
+    from mmdet_ddetr.registry import DATASETS
+
+    init_default_scope('mmdet')
+    folder, reports, _ = check_folder(find_data(pets, tmp_path / 'work'), tmp_path / 'work')
+    cfg = configure(get_config('deformable-detr-refine-twostage-dn_lite0_finetune'), folder, reports['train'].classes)
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    info = dataset.get_data_info(0)
+    assert len(dataset) == 3 and info['img_path'] == str(pets / 'images/train/train_1.png')
+    assert [(i['bbox_label'], i['bbox']) for i in info['instances']] == [(0, [4, 5, 20, 15]), (1, [0, 0, 10, 10])]
+    assert dataset[0]['inputs'].shape[0] == 3 and dataset.metainfo['classes'] == ('cat', 'dog')
+
+
+BYTES = [
+    b'',
+    b'\0',
+    b'\xff\xfe',
+    b'\xef\xbb\xbf',
+    b'-1',
+    b'1e999',
+    b'nan',
+    b'"',
+    b'<',
+    b'&a;',
+    b'../',
+    b'[' * 2000,
+    b'\n',
+    b',',
+]
+
+
+@pytest.mark.parametrize('kind', ['yolo', 'voc', 'csv'])
+def test_damaged_files_are_refused_in_words(tmp_path, request, kind):
+    """Bytes put in, taken out or doubled at random: data, or a sentence; nothing else."""
+    if kind == 'csv':
+        root = tmp_path / 'pets'
+        for name in 'ab':
+            picture(root / f'{name}.png')
+        text(root / 'labels.csv', 'image,label,x1,y1,x2,y2\n' + 'a.png,cat,4,5,20,15\nb.png,dog,4,5,20,15\n' * 3)
+    else:
+        root = request.getfixturevalue(dict(yolo='pets', voc='voc')[kind])
+    files = [path for path in sorted(root.rglob('*')) if path.suffix in ('.txt', '.yaml', '.xml', '.csv')]
+    outcomes = set()
+    for seed in range(60):
+        rng = random.Random(seed)
+        path = rng.choice(files)
+        sound = path.read_bytes()
+        damaged = bytearray(sound)
+        for _ in range(rng.randint(1, 3)):
+            start = rng.randrange(len(damaged) + 1)
+            damaged[start : start + rng.choice((0, 0, 1, 5, 40))] = rng.choice(BYTES)
+        path.write_bytes(bytes(damaged))
+        try:
+            check_folder(find_data(root, tmp_path / 'work', 0.3), tmp_path / 'work', drop_bad=seed % 2 == 0)
+            outcomes.add('fine')
+        except DataError as error:
+            outcomes.add('refused')
+            assert str(root) in str(error) and '\0' not in str(error)
+        path.write_bytes(sound)
+    assert outcomes == {'fine', 'refused'}
 
 
 def test_nothing_is_known(tmp_path):

@@ -106,7 +106,12 @@ def find_coco_splits(root: Path) -> dict[str, CocoSplit]:
 
 def check_is_folder(root: Path) -> None:
     if not root.is_dir():
-        raise DataError(f'{root} is {"a file" if root.exists() else "missing"}, expected a folder of labelled images')
+        was = (
+            'a file: give the folder that it lies in'
+            if root.exists()
+            else 'missing, expected a folder of labelled images'
+        )
+        raise DataError(f'{root} is {was}')
 
 
 def what_is_there(root: Path) -> str:

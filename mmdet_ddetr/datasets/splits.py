@@ -48,7 +48,7 @@ def split_off_val(
         annotations = [entry for entry in coco['annotations'] if identifier(entry.get('image_id')) in ids]
         ann_file = Path(out_dir, f'{name}.json')
         write_coco(ann_file, {**coco, 'images': part, 'annotations': annotations})
-        title = f'{train.title or train.ann_file}: {len(part)} of its {len(images)} images as {name}'
+        title = f'{train.title or train.ann_file}{", split off as val" if name == "val" else ""}'
         splits[name] = replace(train, name=name, ann_file=ann_file, title=title)
     share = len(chosen) / len(images)
     notes.insert(0, f'no val split is there: {len(chosen)} images ({share:.0%}) were taken from train, of each class')

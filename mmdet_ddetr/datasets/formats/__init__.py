@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..coco_folder import CocoFolder, check_is_folder, find_coco_splits, what_is_there
 from ..errors import DataError
+from ..report import MAX_SHOWN, printable
 from ..splits import split_off_val
 from .csv_boxes import find_csv, rows_of
 from .labels import write_splits
@@ -59,7 +60,9 @@ def find_data(
         fraction = VAL_FRACTION if val_fraction is None else val_fraction
         splits['train'], splits['val'], how = split_off_val(splits['train'], fraction, made / 'split', seed)
         notes += how
-    return CocoFolder(root, splits['train'], splits['val'], splits.get('test', splits['val']), format, tuple(notes))
+    return CocoFolder(
+        root, splits['train'], splits['val'], splits.get('test', splits['val']), format, tuple(map(printable, notes))
+    )
 
 
 def _inner(root: Path) -> Path:
@@ -73,12 +76,12 @@ def _inner(root: Path) -> Path:
 
 def _contents(tree: Tree) -> str:
     suffixes = Counter(path.suffix.lower() or path.name for path in tree.files)
-    tables = [f'{tree.relative(path)} ({", ".join(next(rows_of(path), (0, ()))[1])[:80]})' for path in tree.of('.csv')]
+    tables = [f'{tree.relative(path)} ({", ".join(next(rows_of(path), (0, ()))[1])})' for path in tree.of('.csv')]
     files = ', '.join(f'{count} {suffix}' for suffix, count in suffixes.most_common(8))
     return (
         f'{what_is_there(tree.root)}\n'
         '  looked for as well: data.yaml and labels/*.txt (YOLO), *.xml (Pascal VOC), *.csv with\n'
         '    columns such as filename, class, xmin, ymin, xmax, ymax\n'
-        f'  CSV files found: {"; ".join(tables[:5]) or "none"}\n'
+        f'  CSV files found: {printable("; ".join(tables[:5]), MAX_SHOWN) or "none"}\n'
         f'  all files found: {files or "none"}'
     )

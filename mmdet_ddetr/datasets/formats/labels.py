@@ -11,6 +11,8 @@ from ..image_file import ImageFacts, inspect_images
 from ..records import LABELLED_IN
 from .tree import Tree
 
+DECIMALS = 4  # of a pixel
+
 
 @dataclass(slots=True)
 class Box:
@@ -156,12 +158,12 @@ def _coco_of(labels: Labels, pictures: Iterable[Picture], facts: dict[Path, Imag
         images.append(image if width is None else {**image, 'width': width, 'height': height})
         scale = (found.width, found.height) * 2 if picture.scaled and found else (1,) * 4
         for box in picture.boxes:
-            x1, y1, x2, y2 = (value * factor for value, factor in zip(box.corners, scale))
+            x1, y1, x2, y2 = (round(value * factor, DECIMALS) for value, factor in zip(box.corners, scale))
             annotation = {
                 'id': len(annotations) + 1,
                 'image_id': id,
                 'category_id': box.label,
-                'bbox': [x1, y1, x2 - x1, y2 - y1],
+                'bbox': [x1, y1, round(x2 - x1, DECIMALS), round(y2 - y1, DECIMALS)],
                 'area': (x2 - x1) * (y2 - y1),
                 'iscrowd': int(box.ignored),
                 LABELLED_IN: box.place,

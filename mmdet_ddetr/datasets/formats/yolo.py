@@ -13,6 +13,7 @@ from ..coco_folder import SPLIT_NAMES
 from ..errors import DataError
 from ..files import natural, read_annotations
 from ..image_file import SUFFIXES
+from ..report import MAX_SHOWN, printable
 from .labels import Box, Labels, Picture, finite
 from .tree import ALIASES, Tree
 
@@ -37,10 +38,15 @@ def find_yolo(tree: Tree) -> Labels | None:
         if not config:
             source, labels.classes = _names_beside(tree)
         pictures = _pictures_of_lists(tree) or {}
+    reader = _Reader(labels, source, has_keypoints)
     if not pictures:
+        folders = {
+            path.parent for path in tree.pictures if reader.file_of(path)
+        }  # others hold pictures of another kind
         for path in tree.pictures:
-            pictures.setdefault(tree.split_of(path), []).append(path)
-    _Reader(labels, source, has_keypoints).read(pictures)
+            if path.parent in folders:
+                pictures.setdefault(tree.split_of(path), []).append(path)
+    reader.read(pictures)
     return labels
 
 
@@ -54,9 +60,9 @@ def _find_config(tree: Tree) -> tuple[Path, dict] | None:
             content = yaml.safe_load(text)
         except yaml.MarkedYAMLError as error:
             line = f', line {error.problem_mark.line + 1}' if error.problem_mark else ''
-            raise DataError(f'{path}{line}: not YAML: {error.problem}') from None
+            raise DataError(f'{path}{line}: not YAML: {printable(error.problem)}') from None
         except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise DataError(f'{path}: not YAML: {error}') from None
+            raise DataError(f'{path}: not YAML: {printable(error, MAX_SHOWN)}') from None
         if isinstance(content, dict) and ('names' in content or 'nc' in content):
             return path, content
     return None
@@ -71,8 +77,8 @@ def _names_of(tree: Tree, path: Path, content: dict) -> dict[int, str]:
     numbers = isinstance(names, dict) and all(type(number) is int and number >= 0 for number in names)
     if not names or not numbers or not all(isinstance(name, str | int | float) for name in names.values()):
         raise DataError(
-            f'{path}{_line_of(path, "names")}: names is {str(names)[:80]}, expected a list of names, or a dict with a '
-            'name for each number'
+            f'{path}{_line_of(path, "names")}: names is {printable(names, MAX_SHOWN)}, expected a list of names, or a '
+            'dict with a name for each number'
         )
     return {number: str(name) for number, name in names.items()}
 
@@ -180,7 +186,7 @@ class _Reader:
             )
 
     def _picture(self, split: str, path: Path) -> Picture:
-        file = self._file_of(path)
+        file = self.file_of(path)
         if file is None:
             place = self.tree.relative(path)
             remedy = 'taken as an image without objects'
@@ -200,7 +206,7 @@ class _Reader:
                     picture.boxes.append(box)
         return picture
 
-    def _file_of(self, picture: Path) -> Path | None:
+    def file_of(self, picture: Path) -> Path | None:
         """In labels/ for images/, the last of its path, or beside the picture; else whatever has its name."""
         parts = list(picture.parts)
         options = [picture.with_suffix('.txt')]
