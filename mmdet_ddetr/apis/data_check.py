@@ -76,13 +76,14 @@ class DataCheck:
             raise DataError(f'{text}\n{self.n_errors} errors in {folder.root}{advice}')
         splits = {}
         for split in folder.splits:
-            report = reports[split.name]
+            report, unread = reports[split.name], sum(fault[0] == 'error' for fault in split.faults)
             if report.errors or report.repairs:
                 copied = Path(work_dir, 'annotations', f'{split.name}.json')
                 reports[split.name] = clean_coco(report, copied)
                 text += (
-                    f'\n{split.name}: {len(report.bad_images)} images and {len(report.bad_annotations)} boxes left '
-                    f'out; the copy {copied} is used'
+                    f'\n{split.name}: {len(report.bad_images)} images and {len(report.bad_annotations)} boxes left out'
+                    + (f', and {unread} labels that are none' if unread else '')
+                    + f'; the copy {copied} is used'
                 )
                 split = replace(split, ann_file=copied)
             splits[split.name] = split
