@@ -31,13 +31,14 @@ def parse_args():
     parser.add_argument('detector', help='checkpoint of `make demo`, or its exported file')
     parser.add_argument('--size', type=int, default=4000, help='px of a scene (default: %(default)s)')
     parser.add_argument('--scenes', type=int, default=4, help='(default: %(default)s)')
+    parser.add_argument('--seed', type=int, default=9, help='of the scenes (default: %(default)s)')
     parser.add_argument('--shapes', type=int, default=200, help='in a scene (default: %(default)s)')
     parser.add_argument('--sides', type=int, nargs='+', default=[640, 384, 256], help='of tiles (default: %(default)s)')
     parser.add_argument('--overlap', type=float, nargs='+', default=[0.2], help='(default: %(default)s)')
     return parser.parse_args()
 
 
-def draw(index, size, shapes):
+def draw(seed, index, size, shapes):
     """A scene and its boxes [(label, [x, y, w, h])], of the three sizes of COCO alike."""
 
     def sides(rng, _):
@@ -45,7 +46,7 @@ def draw(index, size, shapes):
         return sorted((np.exp(rng.uniform(*np.log(make_shapes.SIDES[group]))) for group in groups), reverse=True)
 
     make_shapes.MAX_BOXES, make_shapes.choose_sides = shapes, sides
-    return make_shapes.draw_image(np.random.default_rng((9, index)), size)
+    return make_shapes.draw_image(np.random.default_rng((seed, index)), size)
 
 
 def truth_of(scenes):
@@ -89,7 +90,7 @@ def evaluate(coco, found):
 def main():
     args = parse_args()
     detector = open_detector(args.detector)
-    scenes = [draw(i, args.size, args.shapes) for i in range(args.scenes)]
+    scenes = [draw(args.seed, i, args.size, args.shapes) for i in range(args.scenes)]
     coco = truth_of(scenes)
     ways = {'whole image': detector}
     for side in args.sides:

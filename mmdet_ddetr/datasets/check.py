@@ -253,7 +253,7 @@ def _check_amounts(report: Report, num_queries: int | None) -> None:
     remedies = defaultdict(list)
     if num_queries:
         remedies[num_queries].append('the model finds no more: raise model.num_queries and model.test_cfg.max_per_img')
-    remedies[COCO_DETECTIONS].append('the COCO metric looks at no more: set proposal_nums of the evaluators')
+    remedies[COCO_DETECTIONS].append("COCO's AP counts no more detections of an image")
     for limit, remedy in remedies.items():
         for image_id, count in per_image.most_common():
             if count > limit:
