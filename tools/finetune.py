@@ -13,7 +13,7 @@ from pathlib import Path
 from _cli import CFG_OPTIONS_HELP, IMAGE_SIZE_HELP, positive, read_config, run
 
 STORED = 'options.json'  # in the work directory, of the training there
-RESERVE = 10  # seconds for what comes after the test: inferencer and pictures
+RESERVE = 15  # seconds for what comes after the test: inferencer and pictures
 
 
 def parse_args(argv=None):
@@ -208,15 +208,14 @@ def finetune(args, start):
     cfg.default_hooks.signals = dict(type='mmdet_ddetr.SignalHook', finish=True)
     length = '{} {}'.format(*length_of(cfg))
     if args.minutes:
-        seconds = 60 * args.minutes - (time.monotonic() - start) - RESERVE
         try:
-            cfg = train_by_the_clock(cfg, seconds, at_most=bool(args.epochs or args.iters))
+            cfg = train_by_the_clock(cfg, 60 * args.minutes - RESERVE, at_most=bool(args.epochs or args.iters))
         except ValueError as error:
             sys.exit(f'--minutes {args.minutes:g}: {error}')
         length = f'{args.minutes:g} minutes in all' + f', at most {length},' * bool(args.epochs or args.iters)
     n_train = len(reports['train'].coco['images'])
     print(
-        f'{"Going on with the training" if resumes else "Training"} for {length} of {n_train} images, '
+        f'{"Going on with the training" if resumes else "Training"} for {length} on {n_train} images, '
         f'{cfg.train_dataloader.batch_size} at a time, learning rate {cfg.optim_wrapper.optimizer.lr:.2g}, '
         f'{len(classes)} classes: {", ".join(classes)}',
         flush=True,

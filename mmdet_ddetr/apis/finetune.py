@@ -149,16 +149,14 @@ def train_by_the_clock(cfg: Config, seconds: float, at_most: bool = False) -> Co
 
     Args:
         cfg: of :func:`configure`.
-        seconds: from the start of the training.
+        seconds: from the start of the process.
         at_most: train no longer than the config does.
 
     Raises:
         ValueError: there is no time.
     """
     if seconds <= 0:
-        raise ValueError(
-            f'no time is left to train: start, test and pictures alone take {-seconds / 60:.1f} minutes more'
-        )
+        raise ValueError('no time is left to train, after start, test and pictures')
     n_train, n_test = (
         len(read_coco(Path(innermost_dataset(cfg[f'{split}_dataloader']).ann_file))['images'])
         for split in ('train', 'test')
@@ -173,6 +171,7 @@ def train_by_the_clock(cfg: Config, seconds: float, at_most: bool = False) -> Co
         val_interval=min(cfg.train_cfg.val_interval, planned),
         schedule=_as_list(cfg.get('param_scheduler')),
         test_images=n_test,
+        from_start=True,
         at_most=at_most,
     )
     cfg.param_scheduler = None

@@ -44,7 +44,7 @@ class SignalHook(Hook):
 
     Args:
         interval: with several processes, iterations after which they ask each other whether one got a signal.
-        finish: on Ctrl-C, raise :class:`Interrupted` after the iteration, for a program that evaluates what is there;
+        finish: on Ctrl-C, raise ``Interrupted`` after the iteration, for a program that evaluates what is there;
             an evaluation is finished, and the training ends with it.
     """
 

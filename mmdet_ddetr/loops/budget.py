@@ -26,6 +26,7 @@ class Budget:
         val_images: in an evaluation, counted twice where it evaluates two models.
         test_images: in the test after the training.
         batch_size: images in an iteration.
+        elapsed: seconds that are gone before it is made.
         at_most: whether ``iterations`` are not to be exceeded, though there is time.
         clock: in seconds.
     """
@@ -38,6 +39,7 @@ class Budget:
         val_images: int,
         test_images: int,
         batch_size: int,
+        elapsed: float = 0.0,
         at_most: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ):
@@ -52,7 +54,8 @@ class Budget:
         self._evaluation = None  # how many iterations the last one took: a slower machine evaluates slower, too
         self._steps = deque(maxlen=WINDOW)  # seconds of iterations
         self._is_first = True  # of this process
-        self._before = 0.0  # seconds of earlier processes
+        self._test_start = 0.0  # in iterations
+        self._before = elapsed  # and seconds of earlier processes
         self._start = self._clock()
         self._began = self._ended = None  # of the last iteration
 
@@ -86,9 +89,9 @@ class Budget:
         """Whether to try how long a part of an evaluation takes: none was measured, and some iterations were."""
         return self._evaluation is None and self.done >= PROBE_AFTER
 
-    def probed(self, seconds: float) -> None:
-        """An evaluation will take so long."""
-        self._evaluation = seconds / self._step_time()
+    def probed(self, seconds: float, start: float = 0.0) -> None:
+        """An evaluation will take so long, and the test as much more for its start."""
+        self._evaluation, self._test_start = seconds / self._step_time(), start / self._step_time()
 
     def begin_iteration(self) -> None:
         """Plan from here on."""
@@ -130,7 +133,10 @@ class Budget:
         return iterations * self._step_time()
 
     def _test_time(self) -> float:
-        return self._evaluation_time() * self.test_images / max(self.val_images, 1)
+        if not self._steps or not self.test_images:
+            return 0.0
+        images = self._evaluation_time() * self.test_images / max(self.val_images, 1)
+        return images + self._test_start * self._step_time()
 
     def _interval(self) -> float:
         """Progress between two evaluations."""
@@ -153,7 +159,7 @@ class Budget:
 
     def load_state_dict(self, state: dict, done: int) -> None:
         """Go on after ``done`` iterations with what is left of the time; of a finished training, nothing."""
-        self._before = state['elapsed']
+        self._before += state['elapsed']
         self.progress, self._evaluated, self._evaluation = state['progress'], state['evaluated'], state['evaluation']
         self.evaluates, self.done = state['evaluates'], done
         self._steps.extend(state['steps'])

@@ -1,11 +1,15 @@
 """A training that ends when its time is over."""
 
+import io
 import math
 import time
 from collections.abc import Sequence
+from contextlib import contextmanager, redirect_stdout
 from itertools import islice
 
+import psutil
 import torch
+from mmdet.evaluation import CocoMetric
 from mmengine.hooks import EMAHook
 from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.runner import IterBasedTrainLoop
@@ -25,12 +29,14 @@ class TimedTrainLoop(IterBasedTrainLoop):
     See :class:`Budget`. A resumed training has the time that was left. The config has no ``param_scheduler`` beside it.
 
     Args:
-        seconds: for all that this loop does and the test after it.
+        seconds: for all that this loop does and the test after it; with ``from_start`` for all that the process does
+            until then, its imports among them.
         max_iters: iterations of the plan that ``schedule`` belongs to.
         val_interval: iterations of that plan between two evaluations.
         schedule: what would be the config's ``param_scheduler``, in iterations; the learning rate is at each share of
             the time what it would be at that share of the plan.
         test_images: evaluated after the training.
+        from_start: for a program that trains and tests once.
         at_most: end after ``max_iters`` iterations, though there is time.
     """
 
@@ -43,11 +49,12 @@ class TimedTrainLoop(IterBasedTrainLoop):
         val_interval: int,
         schedule: Sequence[dict] = (),
         test_images: int = 0,
+        from_start: bool = False,
         at_most: bool = False,
     ):
         super().__init__(runner, dataloader, max_iters=max_iters, val_interval=val_interval)
         self.schedule = learning_rate_factors(schedule, max_iters)
-        self.seconds, self.test_images, self.at_most = seconds, test_images, at_most
+        self.seconds, self.test_images, self.from_start, self.at_most = seconds, test_images, from_start, at_most
         self.budget = None
         self._val_images = 0
 
@@ -63,6 +70,7 @@ class TimedTrainLoop(IterBasedTrainLoop):
             val_images=self._val_images,
             test_images=self.test_images,
             batch_size=self.dataloader.batch_sampler.batch_size,
+            elapsed=time.time() - psutil.Process().create_time() if self.from_start else 0.0,
             at_most=self.at_most,
             clock=clock,
         )
@@ -76,7 +84,7 @@ class TimedTrainLoop(IterBasedTrainLoop):
         budget = self.budget
         budget.measure()
         if budget.wants_probe and self._val_images:
-            budget.probed(self._time_evaluation())
+            budget.probed(*self._time_evaluation())
             self.runner.model.train()
         budget.begin_iteration()
         self._max_iters = self._iter + budget.remaining
@@ -101,20 +109,30 @@ class TimedTrainLoop(IterBasedTrainLoop):
         return len(self.runner.val_loop.dataloader.dataset) * (2 if twice else 1)
 
     @torch.no_grad()
-    def _time_evaluation(self) -> float:
-        """Seconds that one would take, by its first batches; the very first starts the workers."""
-        loader, model = self.runner.val_loop.dataloader, self.runner.model
+    def _time_evaluation(self) -> tuple[float, float]:
+        """Seconds that one would take, by its first batches, and those that the very first takes, with its workers."""
+        val_loop, model = self.runner.val_loop, self.runner.model
+        metrics = [metric for metric in val_loop.evaluator.metrics if isinstance(metric, CocoMetric)]
+        begin = clock()
+        start = None
+        images = 0
         model.eval()
-        images, begin, start = 0, clock(), None
-        for batch in islice(loader, PROBE_BATCHES):
-            model.val_step(batch)
+        for batch in islice(val_loop.dataloader, PROBE_BATCHES):
+            results = model.val_step(batch)
+            for metric in metrics:
+                metric.process(batch, [sample.to_dict() for sample in results])
             if start is None:
                 start = clock()
             else:
-                images += len(batch['data_samples'])
-        if not images:  # a single batch
-            return clock() - begin
-        return (clock() - start) / images * self._val_images
+                images += len(results)
+        forward = clock() - start if images else start - begin  # of a single batch
+        images = images or len(results)
+        scored = clock()
+        for metric in metrics:  # COCO's figures of as many images
+            with redirect_stdout(io.StringIO()), _silent(self.runner.logger):
+                metric.evaluate(len(metric.results))
+        scoring = (clock() - scored) / min(PROBE_BATCHES * len(results), self._val_images)
+        return (forward / images + scoring) * self._val_images, start - begin
 
 
 def learning_rate_factors(schedule: Sequence[dict], iterations: int) -> list[float]:
@@ -131,3 +149,12 @@ def learning_rate_factors(schedule: Sequence[dict], iterations: int) -> list[flo
         for scheduler in schedulers:
             scheduler.step()
     return factors
+
+
+@contextmanager
+def _silent(logger):
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = False
