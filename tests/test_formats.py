@@ -172,6 +172,11 @@ def test_yolo_images_without_objects(pets, tmp_path):
     assert '1 x image without a label file (taken as an image without objects)' in said
 
 
+def test_yolo_number_of_classes(pets, tmp_path):
+    (pets / 'data.yaml').write_text(DATA_YAML.format(train='images/train', val='images/val').replace('nc: 2', 'nc: 3'))
+    assert 'data.yaml, line 3: nc is 3, names has 2' in found_in(pets, tmp_path)[2]
+
+
 def test_yolo_label_without_image(pets, tmp_path):
     (pets / 'images/train/train_2.png').unlink()
     said = refusal(pets, tmp_path)
@@ -269,12 +274,34 @@ def named_by_filename(root):
     return ['train/photo_train.png'], ['val/photo_val.png']
 
 
-@pytest.mark.parametrize('layout', [devkit, roboflow_voc, apart, named_by_filename], ids=lambda f: f.__name__)
+def lists_beside(root):
+    for split in ('train', 'val'):
+        picture(root / f'img/{split}_1.png')
+        xml(root / f'xml/{split}_1.xml')
+        text(root / f'{split}.txt', f'img/{split}_1.png xml/{split}_1.xml\n')
+    return ['img/train_1.png'], ['img/val_1.png']
+
+
+def two_years(root):
+    """With pictures of one name."""
+    for year, splits in (('VOC2007', {'train': '1', 'val': '2'}), ('VOC2012', {'train': '2', 'val': '1'})):
+        for split, name in splits.items():
+            picture(root / f'{year}/JPEGImages/{name}.png')
+            xml(root / f'{year}/Annotations/{name}.xml')
+            text(root / f'{year}/ImageSets/Main/{split}.txt', f'{name}\n')
+    return (['VOC2007/JPEGImages/1.png', 'VOC2012/JPEGImages/2.png'],
+            ['VOC2007/JPEGImages/2.png', 'VOC2012/JPEGImages/1.png'])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    'layout', [devkit, two_years, lists_beside, roboflow_voc, apart, named_by_filename], ids=lambda f: f.__name__
+)
 def test_voc_layouts(tmp_path, layout):
     root = tmp_path / 'pets'
     train, val = layout(root)
     folder, contents, said = found_in(root, tmp_path)
-    assert folder.format == 'Pascal VOC' and contents == {'train': (train, [CAT]), 'val': (val, [CAT])}
+    assert folder.format == 'Pascal VOC'
+    assert contents == {'train': (train, [CAT] * len(train)), 'val': (val, [CAT] * len(val))}
     assert 'warning' not in said and ('1 XML files are in no list' in said) == (layout is devkit)
 
 
@@ -466,6 +493,7 @@ def test_an_unpacked_archive_with_a_folder_inside(pets, tmp_path):
         ('filename,width,height,class,xmin,ymin,xmax,ymax\n1.png,40,20,cat,4,5,20,15\n', 'corners in px'),
         ('1.png,4,5,20,15,cat\n2.png,,,,,\n', 'no header; boxes are corners in px'),
         ('cat;1.png;4;5;16;10,0\nx;2.png;30;12;4;5\nx;2.png;9;2;4;5\n', 'no header; boxes are corner and sides in px'),
+        ('image,width,height,class,x,y,w,h\n1.png,40,20,cat,4,5,16,10\n', 'corner and sides in px'),
         ('path,label,x,y,w,h\n/home/me/pets/images/1.png,cat,4,5,16,10\n', 'corner and sides in px'),
         ('ImageID,LabelName,XMin,XMax,YMin,YMax\n1,cat,0.1,0.5,0.25,0.75\n', 'corners in shares'),
         ('image;x_center;y_center;width;height;label\n1.png;0,3;0,5;0,4;0,5;cat\n', 'centre and sides in shares'),
@@ -477,7 +505,7 @@ def test_an_unpacked_archive_with_a_folder_inside(pets, tmp_path):
             'corner and sides in px',
         ),
     ],
-    ids=['roboflow', 'keras', 'semicolons', 'absolute', 'open_images', 'centres', 'one_column', 'automl', 'via'],
+    ids=['roboflow', 'keras', 'semicolons', 'sizes', 'absolute', 'open', 'centres', 'column', 'automl', 'via'],
 )
 def test_csv_columns(tmp_path, table, said):
     root = tmp_path / 'pets'

@@ -71,11 +71,14 @@ def test_each_class_is_dealt_out():
         count = Counter(name for i in val for name in classes[i] or {'none'})
         assert len(val) == 20 and abs(count['none'] - 2) <= 1 and count['four'] == 1 and count['one'] == 0
         assert count['rare'] in (1, 2) and len(val & set(range(40, 60))) in (0, 20)
-    assert (
-        choose_val(groups, classes, 0.2, 1)
-        == choose_val(groups, classes, 0.2, 1)
-        != choose_val(groups, classes, 0.2, 2)
-    )
+        small = choose_val(groups, classes, 0.1, seed)
+        assert len(small) in (9, 10) and not small & set(range(40, 60)), 'the group is larger than val'
+        assert sum('four' in classes[i] for i in small) == 1, 'a class of four images has one of them in val'
+    one, again, other = (choose_val(groups, classes, 0.2, seed) for seed in (1, 1, 2))
+    assert one == again != other
+    films = [list(range(start, start + 20)) for start in range(0, 80, 20)]
+    classes = [{'common', 'in each film'} if i in (5, 25, 45, 65) else {'common'} for i in range(100)]
+    assert len(choose_val([*films, *([i] for i in range(80, 100))], classes, 0.1)) == 10, 'a film is larger than val'
     for n in (2, 3, 7):
         assert len(choose_val([[i] for i in range(n)], [{1}] * n, 0.15)) == 1
 

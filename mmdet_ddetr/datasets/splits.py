@@ -58,7 +58,7 @@ def split_off_val(
 def choose_val(groups: Sequence[Sequence[int]], classes: Sequence[set], fraction: float, seed: int = 0) -> set[int]:
     """Images for val, by iterative stratification (Sechidis et al., ECML 2011) of groups of images.
 
-    The rarest class is dealt out first, each group to the side that still lacks most of it.
+    The rarest class is dealt out first, large groups before small ones, each to the side that still lacks most of it.
 
     Args:
         groups: positions of images that stay together.
@@ -77,7 +77,7 @@ def choose_val(groups: Sequence[Sequence[int]], classes: Sequence[set], fraction
     while left:
         remaining = Counter(name for g in left for name in contents[g])
         rarest = min(remaining, key=lambda name: (remaining[name], str(name)))
-        for g in sorted(g for g in left if rarest in contents[g]):
+        for g in sorted((g for g in left if rarest in contents[g]), key=lambda g: (-len(groups[g]), g)):
             size = len(groups[g])
             wanted = (lacks['val'][rarest], room['val']) > (lacks['train'][rarest], room['train'])
             side = 'val' if wanted and size <= room['val'] else 'train'

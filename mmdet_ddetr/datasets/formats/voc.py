@@ -48,7 +48,8 @@ def _split_of_lists(labels: Labels, files: list[Path]):
             by_stem.setdefault(path.stem.lower(), []).append(path)
     if 'train' in by_stem:
         by_stem.pop('trainval', None)
-    split_of, xmls = {}, {(_home(path), path.stem): path for path in files}
+    split_of, xmls = {}, {path.stem: path for path in files}  # wherever it is, or, of several VOCs, beside the list
+    xmls.update({(_home(path), path.stem): path for path in files})
     for stem in sorted(by_stem, key=lambda stem: stem == 'trainval'):
         split = ALIASES.get(stem, 'train')
         for file in by_stem[stem]:
@@ -57,7 +58,7 @@ def _split_of_lists(labels: Labels, files: list[Path]):
                     continue
                 name = Path(line.split()[0]).name
                 name = Path(name).stem if name.lower().endswith((*SUFFIXES, '.xml')) else name
-                path = xmls.get((_home(file), name))
+                path = xmls.get((_home(file), name)) or xmls.get(name)
                 if path is None:
                     place = f'{tree.relative(file)}, line {number}: {name}'
                     labels.fault(split, 'error', 'name in a list without an XML file', place)

@@ -30,7 +30,10 @@ def find_yolo(tree: Tree) -> Labels | None:
     pictures, has_keypoints = {}, False
     if config:
         path, content = config
-        source, labels.classes = tree.relative(path), _names_of(tree, path, content)
+        source, labels.classes = tree.relative(path), _names_of(path, content)
+        if content.get('nc') not in (None, len(labels.classes)):
+            place = f'{source}{_line_of(path, "nc")}: nc is {content["nc"]!r}, names has {len(labels.classes)}'
+            labels.fault('', 'warning', 'nc that is not the number of names', place, 'the names are used')
         pictures, has_keypoints = dict(_pictures_of_config(labels, path, content)), 'kpt_shape' in content
     if not any(pictures.values()):
         if not any(LINE.match(_first_line(path)) for path in tree.of('.txt') if path.name not in NAME_FILES):
@@ -68,7 +71,7 @@ def _find_config(tree: Tree) -> tuple[Path, dict] | None:
     return None
 
 
-def _names_of(tree: Tree, path: Path, content: dict) -> dict[int, str]:
+def _names_of(path: Path, content: dict) -> dict[int, str]:
     names = content.get('names')
     if isinstance(names, list):
         names = dict(enumerate(names))
