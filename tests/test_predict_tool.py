@@ -66,7 +66,7 @@ def test_pictures_and_videos(infer):
     cv2.imwrite('a.png', gray(200))
     write_video('b.mp4', [30, 150, 50, 200, 250])
     code, told, error = infer('.', '--batch-size', 2)
-    assert (code, error) == (0, '') and told == 'a.png: bright\nwrote out\n'
+    assert (code, error) == (0, '') and told == 'a.png: 1 bright\nwrote out\n'
     assert sorted(path.name for path in Path('out').iterdir()) == ['a.jpg', 'a.json', 'b.jsonl', 'b.mp4']
     assert json.loads(Path('out/a.json').read_text()) == dict(
         image='a.png', width=64, height=48, objects=[dict(label='bright', score=0.7843, box=[1.0, 2.0, 11.0, 22.0])]
@@ -103,7 +103,7 @@ def test_what_cannot_be_used_is_named_and_the_rest_is_done(infer):
     inputs = ['a.png', 'empty.jpg', 'dark.png', 'none.jpg', 'no*.png', 'z.png', '7']
     code, told, error = infer(*inputs, '--batch-size', 4)
     assert code == 'predict.py: 5 of the inputs could not be used, see above'
-    assert told == 'a.png: bright\nz.png: bright\nwrote out\n'
+    assert told == 'a.png: 1 bright\nz.png: 1 bright\nwrote out\n'
     assert [line.partition(': ')[2] for line in error.splitlines()] == [
         'empty.jpg: the file is empty',
         'none.jpg: no such file',

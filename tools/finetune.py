@@ -230,6 +230,8 @@ def finetune(args, start):
             sys.exit(f'--load-from {args.load_from}: no tensor in it fits the model')
         print(f'{n_loaded} tensors from {args.load_from}; new, or in part: {", ".join(unfit) or "none"}')
         print(*notes, sep='\n', end='\n' * bool(notes))
+    if resumes or (cfg.load_from and not any(name.startswith('backbone.') for name in unfit)):
+        runner.model.backbone.init_cfg = None  # its ImageNet weights would be downloaded for nothing
     with silence():
         ended_early = train(runner)
         checkpoint = checkpoint_to_keep(runner)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -194,7 +195,8 @@ def detect_files(
                         fail(error)
                         continue
                     if not picture.clip:
-                        tell(f'{picture.path}: {", ".join(labels) or "nothing"}')
+                        counts = ', '.join(f'{number} {label}' for label, number in Counter(labels).most_common())
+                        tell(f'{picture.path}: {counts or "nothing"}')
                 advance(len(batch))
     finally:
         files.close()
