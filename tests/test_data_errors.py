@@ -474,7 +474,7 @@ def test_boxes_beyond_two_limits_of_one_size_are_counted_once(folder):
     twice, places = rules(report.warnings).values()
     assert twice[0] == 'annotation 7 in image 1 (train_0.jpg)' and len(twice) == 103
     assert places == ['image 1: 105']
-    assert 'raise model.num_queries' in str(report) and 'set proposal_nums' in str(report)
+    assert 'raise model.num_queries' in str(report) and "COCO's AP counts no more" in str(report)
     assert len(rules(folder.check(num_queries=104).warnings)) == 3
 
 
