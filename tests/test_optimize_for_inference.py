@@ -185,15 +185,19 @@ def test_what_it_refuses():
         lambda: copy.deepcopy(optimised),
         lambda: torch.save(optimised, io.BytesIO()),
         lambda: optimised.to(torch.bfloat16),
+        lambda: optimised.to('meta'),
         lambda: torch.export.export(DetectionProgram(optimised), (inputs, torch.tensor([[64, 64]]))),
     ):
         with pytest.raises(RuntimeError, match='a model from optimize_for_inference cannot .* that it was made of'):
             refused()
     assert not optimised.eval().to('cpu').training
+    assert optimised.data_preprocessor.device.type == 'cpu'  # where images go, also after the refusals
     with pytest.raises(ValueError, match='optimised for torch.float32; for torch.bfloat16, take the one'):
         optimize_for_inference(optimised, torch.bfloat16)
     with pytest.raises(ValueError, match='dtype must be one of float32, bfloat16, float16 of torch, got torch.float64'):
         optimize_for_inference(model, torch.float64)
+    with pytest.raises(ValueError, match="of torch, got 'bfloat16'"):
+        optimize_for_inference(model, 'bfloat16')
     with pytest.raises(TypeError, match='must be a detector of mmdet_ddetr, got Linear'):
         optimize_for_inference(nn.Linear(2, 2))
 

@@ -45,8 +45,8 @@ def optimize_for_inference(model: nn.Module, dtype: torch.dtype = torch.float32)
     """
     if not isinstance(model, BaseDETR):
         raise TypeError(f'model must be a detector of mmdet_ddetr, got {type(model).__name__}')
-    if str(dtype).removeprefix('torch.') not in DTYPES:
-        raise ValueError(f'dtype must be one of {", ".join(DTYPES)} of torch, got {dtype}')
+    if dtype not in [getattr(torch, name) for name in DTYPES]:
+        raise ValueError(f'dtype must be one of {", ".join(DTYPES)} of torch, got {dtype!r}')
     if isinstance(model, Optimized):
         if model.dtype != dtype:
             raise ValueError(f'the model is optimised for {model.dtype}; for {dtype}, take the one it was made of')
@@ -139,6 +139,12 @@ class Optimized:
 
     def __reduce_ex__(self, protocol):
         self._refuse('be copied: copy')
+
+    def _set_device(self, device: torch.device) -> None:
+        """mmengine calls it before ``_apply``: where the latter would refuse, images must not go there either."""
+        if torch.device(device).type != next(self.parameters()).device.type:
+            self._refuse('be moved or cast: move')
+        super()._set_device(device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args, **kwargs) -> nn.Module:
         weight = next(self.parameters())
