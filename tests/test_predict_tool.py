@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from test_sources import FPS, gray, write_video
 
 from mmdet_ddetr.apis import detect_files
+from mmdet_ddetr.apis.pictures import write_jpeg
 from mmdet_ddetr.export.description import ExportError
 from mmdet_ddetr.export.runtime import Detections
 
@@ -111,6 +113,28 @@ def test_what_cannot_be_used_is_named_and_the_rest_is_done(infer):
         "no image matches 'no*.png'; nothing does",
         'camera 7: no camera of this number gives pictures',
     ]
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='names of files are text there')
+def test_a_name_that_is_no_text(infer):
+    """Bytes that are no UTF-8, as archives of other systems bring them, take no other picture with them."""
+    names = [os.fsdecode(b'a\xff.png'), 'b.png']
+    for name in names:
+        Path(name).write_bytes(cv2.imencode('.png', gray(200))[1])
+    write_video('c.mp4', [30])
+    os.rename('c.mp4', b'c\xff.mp4')
+    code, told, error = infer('.', '--format', 'json', 'csv', 'coco')
+    assert code == 'predict.py: 1 of the inputs could not be used, see above'
+    assert error.endswith('the name is no UTF-8, which a video needs: rename it\n')
+    assert told == 'a\\udcff.png: bright\nb.png: bright\nwrote out\n'
+    with open('out/results.csv', encoding='utf-8', errors='surrogateescape') as file:
+        assert [row['path'] for row in csv.DictReader(file)] == names
+    assert Path('out/a_.jpg').is_file() and Path('out/a_.json').is_file()
+
+
+def test_a_picture_longer_than_a_jpeg(tmp_path):
+    write_jpeg(tmp_path / 'a.jpg', np.full((8, 131000, 3), 200, np.uint8))
+    assert cv2.imread(str(tmp_path / 'a.jpg')).shape == (4, 65500, 3)
 
 
 def test_a_fixed_number_of_images(infer):

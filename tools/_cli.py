@@ -1,6 +1,7 @@
 """What the tools share. Nothing heavy is imported before the arguments are parsed, for a fast ``-h``."""
 
 import argparse
+import io
 import os
 import sys
 from pathlib import Path
@@ -54,6 +55,9 @@ def read_config(name, options=None):
 
 def run(main, *known):
     """Call ``main``; a mistake of the user ends in a sentence, and so do the errors ``known``."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors='backslashreplace')  # a file's name may hold any bytes
     try:
         main()
     except KeyboardInterrupt:

@@ -8,7 +8,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
-import cv2
 import numpy as np
 
 from ..datasets.errors import DataError
@@ -18,7 +17,7 @@ from .console import progress
 from .inferencer import DDetrInferencer
 from .inputs import Picture, number_of, pictures
 from .outputs import ClipFiles, Names
-from .pictures import draw_boxes, palette
+from .pictures import draw_boxes, palette, write_jpeg
 from .result_files import FILES
 from .results import CocoResults
 
@@ -138,7 +137,7 @@ class Files:
                 record = dict(image=picture.path, **size, objects=objects)
                 Path(f'{name}.json').write_text(json.dumps(record, indent=1))
             if self.draw:
-                cv2.imwrite(f'{name}.jpg', drawn)
+                write_jpeg(f'{name}.jpg', drawn)
             if self._coco:
                 self._coco.add(picture.path, found)
         return [item['label'] for item in objects]

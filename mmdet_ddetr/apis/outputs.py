@@ -59,7 +59,8 @@ def distinct_name(path: str | Path, taken: Collection[str]) -> str:
 def _portable(name: str) -> str:
     """Without what some file system refuses."""
     name = re.sub(r'[\x00-\x1f\x7f<>:"/\\|?*]', '_', name)
-    return name.encode(errors='replace')[-MAX_NAME:].decode(errors='ignore')
+    name = name.encode(errors='replace').replace(b'?', b'_')  # where a byte is no UTF-8
+    return name[-MAX_NAME:].decode(errors='ignore')
 
 
 class ClipFiles:

@@ -13,6 +13,23 @@ from .outputs import distinct_name
 MIN_SIDE = 480  # px of the longer side: smaller pictures are enlarged, so that labels can be read
 USUAL_SIDE = 1000  # up to which letters are 9 px high and lines 2 px wide; beyond, they grow with the picture
 
+LARGEST_SIDE = 65500  # px of a JPEG by libjpeg
+
+
+def write_jpeg(path: str | Path, image: np.ndarray) -> None:
+    """Write BGR [H, W, 3], uint8; what is too long for a JPEG is made smaller.
+
+    Unlike ``cv2.imwrite``, it takes any path.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    scale = LARGEST_SIDE / max(image.shape[:2])
+    if scale < 1:
+        size = [max(int(side * scale), 1) for side in image.shape[1::-1]]
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    Path(path).write_bytes(cv2.imencode('.jpg', image)[1])
+
 
 def draw_boxes(
     image: np.ndarray,  # [H, W, 3], BGR
@@ -129,5 +146,5 @@ def write_comparisons(
         )
         name = distinct_name(image['file_name'], {path.stem.casefold() for path in written})
         written.append(out_dir / f'{name}.jpg')
-        cv2.imwrite(str(written[-1]), row)
+        write_jpeg(written[-1], row)
     return written

@@ -23,7 +23,9 @@ class CsvFile:
 
     def __init__(self, folder: Path, classes: Sequence[str]):
         self.classes = classes
-        self._file = open(folder / 'results.csv', 'w', newline='', encoding='utf-8')  # noqa: SIM115  closed by close()
+        self._file = open(  # noqa: SIM115  closed by close()
+            folder / 'results.csv', 'w', newline='', encoding='utf-8', errors='surrogateescape'
+        )  # a file's name may hold any bytes
         self._writer = csv.writer(self._file, lineterminator='\n')
         self._writer.writerow(self.COLUMNS)
 

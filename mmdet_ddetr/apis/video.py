@@ -124,6 +124,8 @@ def _opened(source: str | int) -> Iterator[tuple[cv2.VideoCapture, Clip]]:
         else:
             if not os.path.isfile(source):
                 raise DataError('no such file' if not os.path.exists(source) else 'no regular file')
+            if not is_text(source):
+                raise DataError('the name is no UTF-8, which a video needs: rename it')
             with mock.patch.dict(os.environ, {OPTIONS: ONE_FILE}):
                 capture = cv2.VideoCapture(source, cv2.CAP_FFMPEG)
     try:
@@ -151,6 +153,15 @@ def quiet_ffmpeg() -> Iterator[None]:
             yield
     finally:
         cv2.utils.logging.setLogLevel(level)
+
+
+def is_text(path: str | Path) -> bool:
+    """Whether OpenCV takes a path: by one with other bytes than UTF-8's it ends the process."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _why_closed(source: str | int) -> str:
@@ -198,6 +209,8 @@ class VideoFile:
 
     def __init__(self, path: str | Path, fps: float, size: tuple[int, int]):
         self.path, self.size = Path(path), size
+        if not is_text(path):
+            raise OSError(f'{path}: the name is no UTF-8, which a video needs: take another folder')
         self._odd = (size[1] % 2, size[0] % 2)
         width, height = size[0] + self._odd[1], size[1] + self._odd[0]
         self.path.parent.mkdir(parents=True, exist_ok=True)
