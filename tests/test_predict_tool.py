@@ -126,7 +126,7 @@ def test_a_name_that_is_no_text(infer):
     code, told, error = infer('.', '--format', 'json', 'csv', 'coco')
     assert code == 'predict.py: 1 of the inputs could not be used, see above'
     assert error.endswith('the name is no UTF-8, which a video needs: rename it\n')
-    assert told == 'a\\udcff.png: bright\nb.png: bright\nwrote out\n'
+    assert told == 'a\\udcff.png: 1 bright\nb.png: 1 bright\nwrote out\n'
     with open('out/results.csv', encoding='utf-8', errors='surrogateescape') as file:
         assert [row['path'] for row in csv.DictReader(file)] == names
     assert Path('out/a_.jpg').is_file() and Path('out/a_.json').is_file()

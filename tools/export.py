@@ -67,4 +67,4 @@ def main():
 
 
 if __name__ == '__main__':
-    run(main)
+    run(main, ValueError, OSError)
