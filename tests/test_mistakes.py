@@ -90,6 +90,8 @@ def tool(tmp_path, monkeypatch, capfd):
         (f'complexity.py {NAME} --cfg-options model.nun_queries=9 {NO_WEIGHTS}', "takes no argument 'nun_queries'"),
         ('convert_checkpoint.py picture.jpg a.pth', 'picture.jpg cannot be read .*: it is a picture'),
         (f'explain.py {NAME} picture.jpg picture.jpg --device=cpu', 'picture.jpg cannot be read .*: it is a picture'),
+        (f'export.py {NAME} none.pth a.onnx', "no checkpoint 'none.pth'"),
+        (f'export.py {NAME} picture.jpg a.onnx', 'picture.jpg cannot be read .*: it is a picture'),
         ('finetune.py --data nowhere', 'nowhere'),
         ('finetune.py --data . --load-from none.pth', "no checkpoint 'none.pth'"),
     ],
