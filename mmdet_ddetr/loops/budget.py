@@ -54,7 +54,6 @@ class Budget:
         self._evaluation = None  # how many iterations the last one took: a slower machine evaluates slower, too
         self._steps = deque(maxlen=WINDOW)  # seconds of iterations
         self._is_first = True  # of this process
-        self._test_start = 0.0  # in iterations
         self._before = elapsed  # and seconds of earlier processes
         self._start = self._clock()
         self._began = self._ended = None  # of the last iteration
@@ -89,9 +88,9 @@ class Budget:
         """Whether to try how long a part of an evaluation takes: none was measured, and some iterations were."""
         return self._evaluation is None and self.done >= PROBE_AFTER
 
-    def probed(self, seconds: float, start: float = 0.0) -> None:
-        """An evaluation will take so long, and the test as much more for its start."""
-        self._evaluation, self._test_start = seconds / self._step_time(), start / self._step_time()
+    def probed(self, seconds: float) -> None:
+        """An evaluation will take so long."""
+        self._evaluation = seconds / self._step_time()
 
     def begin_iteration(self) -> None:
         """Plan from here on."""
@@ -133,10 +132,7 @@ class Budget:
         return iterations * self._step_time()
 
     def _test_time(self) -> float:
-        if not self._steps or not self.test_images:
-            return 0.0
-        images = self._evaluation_time() * self.test_images / max(self.val_images, 1)
-        return images + self._test_start * self._step_time()
+        return self._evaluation_time() * self.test_images / max(self.val_images, 1)
 
     def _interval(self) -> float:
         """Progress between two evaluations."""

@@ -1,15 +1,12 @@
 """A training that ends when its time is over."""
 
-import io
 import math
 import time
 from collections.abc import Sequence
-from contextlib import contextmanager, redirect_stdout
 from itertools import islice
 
 import psutil
 import torch
-from mmdet.evaluation import CocoMetric
 from mmengine.hooks import EMAHook
 from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.runner import IterBasedTrainLoop
@@ -18,6 +15,7 @@ from ..registry import LOOPS
 from .budget import Budget
 
 PROBE_BATCHES = 5  # of the val data
+SCORING = 1.15  # an evaluation takes so many times its forward passes
 clock = time.monotonic
 STATE = 'budget'  # in the message hub, and so in checkpoints
 
@@ -84,7 +82,7 @@ class TimedTrainLoop(IterBasedTrainLoop):
         budget = self.budget
         budget.measure()
         if budget.wants_probe and self._val_images:
-            budget.probed(*self._time_evaluation())
+            budget.probed(self._time_evaluation())
             self.runner.model.train()
         budget.begin_iteration()
         self._max_iters = self._iter + budget.remaining
@@ -109,30 +107,18 @@ class TimedTrainLoop(IterBasedTrainLoop):
         return len(self.runner.val_loop.dataloader.dataset) * (2 if twice else 1)
 
     @torch.no_grad()
-    def _time_evaluation(self) -> tuple[float, float]:
-        """Seconds that one would take, by its first batches, and those that the very first takes, with its workers."""
-        val_loop, model = self.runner.val_loop, self.runner.model
-        metrics = [metric for metric in val_loop.evaluator.metrics if isinstance(metric, CocoMetric)]
-        begin = clock()
-        start = None
-        images = 0
-        model.eval()
-        for batch in islice(val_loop.dataloader, PROBE_BATCHES):
-            results = model.val_step(batch)
-            for metric in metrics:
-                metric.process(batch, [sample.to_dict() for sample in results])
+    def _time_evaluation(self) -> float:
+        """Seconds that one would take, by its first batches; the very first starts the workers."""
+        begin, start, images = clock(), None, 0
+        self.runner.model.eval()
+        for batch in islice(self.runner.val_loop.dataloader, PROBE_BATCHES):
+            results = self.runner.model.val_step(batch)
             if start is None:
                 start = clock()
             else:
                 images += len(results)
-        forward = clock() - start if images else start - begin  # of a single batch
-        images = images or len(results)
-        scored = clock()
-        for metric in metrics:  # COCO's figures of as many images
-            with redirect_stdout(io.StringIO()), _silent(self.runner.logger):
-                metric.evaluate(len(metric.results))
-        scoring = (clock() - scored) / min(PROBE_BATCHES * len(results), self._val_images)
-        return (forward / images + scoring) * self._val_images, start - begin
+        forward = (clock() - start) / images if images else (start - begin) / len(results)  # of a single batch
+        return SCORING * forward * self._val_images
 
 
 def learning_rate_factors(schedule: Sequence[dict], iterations: int) -> list[float]:
@@ -149,12 +135,3 @@ def learning_rate_factors(schedule: Sequence[dict], iterations: int) -> list[flo
         for scheduler in schedulers:
             scheduler.step()
     return factors
-
-
-@contextmanager
-def _silent(logger):
-    logger.disabled = True
-    try:
-        yield
-    finally:
-        logger.disabled = False
