@@ -104,6 +104,14 @@ def test_no_time_at_all():
     assert len(run.progress) == 2 and run.progress[-1] == 1 and run.evaluated == [1]
 
 
+def test_no_time_is_kept_for_an_evaluation_that_will_not_come():
+    """At 80 % the one that was put off is too close to the end: 110 - 80.5 s, less evaluation and test of 10 s each."""
+    budget = Budget(110, **PLAN | dict(evaluations=2), clock=lambda: 0.0)
+    state = dict(elapsed=80, progress=0.8, evaluated=0.0, evaluation=20, evaluates=False, steps=[0.5] * 5)
+    budget.load_state_dict(state, 150)
+    assert budget.remaining == (110 - 80.5 - 20) / 0.5
+
+
 def test_at_most():
     run = Machine(3000, lambda now: 0.5, lambda now: 10, at_most=True)
     assert len(run.progress) == 1000 and len(run.evaluated) == 10

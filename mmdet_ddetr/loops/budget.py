@@ -140,7 +140,8 @@ class Budget:
 
     def _evaluations_left(self) -> int:
         interval = self._interval()
-        return max(math.ceil((1 - interval / 2 - self._evaluated) / interval - 1e-9) - 1, 0) + 1
+        following = max(self._evaluated + interval, self.progress)  # one that is overdue comes now, or no more
+        return max(math.floor((1 - interval / 2 - following) / interval + 1e-9) + 1, 0) + 1
 
     def state_dict(self) -> dict:
         """Plain numbers, for a checkpoint."""
