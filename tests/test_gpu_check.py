@@ -120,6 +120,7 @@ def test_the_plan_with_and_without_a_gpu(tmp_path):
         assert bool(plan['two processes'].needs) == (len(gpus) == 1)
 
 
+@pytest.mark.slow
 def test_what_breaks_the_device_costs_its_own_case_only(monkeypatch, tmp_path):
     """The script starts itself again, keeps what it has, and leaves out the culprit."""
     calls, commands, out = [], [], tmp_path / 'ops.json'

@@ -5,11 +5,13 @@ import json
 import os
 import runpy
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from mmengine.logging import MMLogger
 from test_sources import FPS, gray, write_video
 
 from mmdet_ddetr.apis import detect_files
@@ -43,6 +45,7 @@ def infer(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     detector = Mean()
     monkeypatch.setattr(detect_files, 'open_detector', lambda *args: detector)
+    monkeypatch.setattr(MMLogger, '_instance_dict', OrderedDict())  # one of another test writes to that test's stderr
 
     def call(*arguments):
         monkeypatch.setattr(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from documented import ROOT
 from mmengine.config import Config
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, DefaultScope
 from scipy.optimize import linear_sum_assignment
 
 PAGE = ROOT / 'docs' / 'troubleshooting.md'
@@ -110,7 +110,8 @@ PROVOKED = {
 
 
 @pytest.mark.parametrize('message', PROVOKED)
-def test_provoked(message):
+def test_provoked(message, monkeypatch):
+    monkeypatch.setattr(DefaultScope, '_instance_dict', {})  # no other test's scope
     with pytest.raises((ValueError, KeyError, RuntimeError), match=re.escape(message)):
         PROVOKED[message]()
 

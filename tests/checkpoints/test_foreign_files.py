@@ -55,10 +55,12 @@ class Call:
 # --- every place ------------------------------------------------------------------------------------------------------
 
 READERS = {  # file of the package: the calls in it that could run what somebody else has written
+    '__main__.py': {'exec'},  # the script that the user names
     'apis/configs.py': {'Config.fromfile'},  # a program: the user's own, never one of a checkpoint
     'checkpoints/read.py': {'torch.load', 'load_file'},
     'checkpoints/sources.py': {'mmengine.load'},  # the addresses that mmengine ships
     'checkpoints/stored_config.py': {'ast.literal_eval', 'ast.parse'},
+    'datasets/formats/yolo.py': {'yaml.safe_load'},  # makes plain values only
     'hooks/classes.py': {'ElementTree.fromstring'},  # annotations of VOC, which mmdet reads in the same way
 }
 READS = re.compile(
