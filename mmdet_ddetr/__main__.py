@@ -23,7 +23,7 @@ usage: mmdet-ddetr TOOL [argument ...], or python -m mmdet_ddetr TOOL [argument 
   finetune      a detector on a folder of labelled images
   predict       in pictures, videos and cameras
   explain       what a detector looks at
-  export        a detector to a file that runs without PyTorch
+  export        a detector to a file that needs no OpenMMLab
   convert       checkpoints
 
 `TOOL -h` shows its arguments. TOOL is the name of any tool of mmdet_ddetr or of MMDetection, or the path of a Python

@@ -219,3 +219,16 @@ def test_sliced(infer):
     assert infer.detector.batches == [4]
     assert objects('out/a.json') == [0.7843, 0.3922]  # a box beside the inner side of its tile counts half
     assert infer('a.png', '--slice', 4)[0] == 'predict.py: side of the tiles must be at least 16 px, got 4'
+
+
+@pytest.mark.parametrize(
+    'path, options, message',
+    [
+        ('d.onnx', dict(optimize='float32'), "optimize='float32' is for a checkpoint; d.onnx is an exported file"),
+        ('d.onnx', dict(device='cuda'), "device='cuda' is for a checkpoint; d.onnx is an exported file"),
+        ('d.pth', dict(threads=2), 'threads=2 is for an exported file; d.pth is a checkpoint'),
+    ],
+)
+def test_options_of_the_other_kind_of_file(path, options, message):
+    with pytest.raises(ValueError, match=message):
+        detect_files.open_detector(path, **options)

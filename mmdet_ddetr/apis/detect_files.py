@@ -72,7 +72,13 @@ def open_detector(
     Raises:
         ExportError, FileNotFoundError, ImportError, ValueError: it cannot be opened; the sentence says why.
     """
-    if Path(path).suffix in ExportedDetector.SUFFIXES:
+    exported = Path(path).suffix in ExportedDetector.SUFFIXES
+    unread = dict(config=config, device=device, optimize=optimize) if exported else dict(threads=threads)
+    for name, value in unread.items():
+        if value is not None:
+            kinds = ('a checkpoint', 'an exported file') if exported else ('an exported file', 'a checkpoint')
+            raise ValueError(f'{name}={value!r} is for {kinds[0]}; {path} is {kinds[1]}')
+    if exported:
         return ExportedDetector(path, threads)
     return CheckpointDetector(config, path, device, optimize)
 
