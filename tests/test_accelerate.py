@@ -571,6 +571,7 @@ runpy.run_path(sys.argv.pop(1), run_name='__main__')
 """
 
 
+@pytest.mark.slow
 def test_one_line_in_a_config_of_mmdet(workspace):
     """mmdet's own train.py, DINO and the hook; no custom_imports."""
     (workspace / 'dino.py').write_text(CONFIG)

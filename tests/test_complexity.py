@@ -111,6 +111,7 @@ def test_speed():
     assert model.calls >= 6
 
 
+@pytest.mark.slow
 def test_tool(run_tool):
     name = 'deformable-detr-refine-twostage_lite0_shapes'
     options = ['--size', 64, 96, '--seconds', 0.01, '--device', 'cpu', '--cfg-options', 'model.num_queries=7']
