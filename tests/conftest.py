@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from chromium import EXECUTABLE, Chromium
 
 import mmdet_ddetr  # noqa: F401  before any test file imports mmdet
 
@@ -66,3 +67,13 @@ def run_tool(workspace):
         return done.returncode, done.stdout.strip()
 
     return run
+
+
+@pytest.fixture(scope='module')
+def browser(tmp_path_factory):
+    """Headless Chromium, one for all tests of a file."""
+    if EXECUTABLE is None:
+        pytest.skip('no Chromium on the PATH (apt-get install chromium)')
+    browser = Chromium(tmp_path_factory.mktemp('chromium'))
+    yield browser
+    browser.close()

@@ -13,7 +13,6 @@ import mmdet
 import numpy as np
 import pytest
 import torch
-from chromium import EXECUTABLE, Chromium
 from mmdet.registry import MODELS
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -516,15 +515,6 @@ def test_page_is_self_contained(explanations, tmp_path):
     assert not re.search(r'(src|href)="(?!data:)|@import|url\(|fetch\(', text)
     with pytest.raises(ValueError, match='no detection'):
         write_page(dataclasses.replace(explanations['points'], detections=[]), tmp_path / 'none.html', '')
-
-
-@pytest.fixture(scope='module')
-def browser(tmp_path_factory):
-    if EXECUTABLE is None:
-        pytest.skip('no Chromium on the PATH (apt-get install chromium)')
-    browser = Chromium(tmp_path_factory.mktemp('chromium'))
-    yield browser
-    browser.close()
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from chromium import EXECUTABLE, Chromium
 from mmcv.ops import DeformConv2dPack, ModulatedDeformConv2dPack
 from mmdet.registry import MODELS
 from mmengine.registry import init_default_scope
@@ -247,15 +246,6 @@ def test_overview(explanations, name, panels):
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope='module')
-def browser(tmp_path_factory):
-    if EXECUTABLE is None:
-        pytest.skip('no Chromium on the PATH (apt-get install chromium)')
-    browser = Chromium(tmp_path_factory.mktemp('chromium'))
-    yield browser
-    browser.close()
 
 
 def opened(browser, explanation, path):

@@ -21,7 +21,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from chromium import EXECUTABLE, Chromium
 from PIL import Image
 
 from mmdet_ddetr import get_config
@@ -337,15 +336,6 @@ def test_arguments(option, message, monkeypatch, capsys):
 
 
 # --- in a browser ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope='module')
-def browser(tmp_path_factory):
-    if EXECUTABLE is None:
-        pytest.skip('no Chromium on the PATH (apt-get install chromium)')
-    browser = Chromium(tmp_path_factory.mktemp('chromium'))
-    yield browser
-    browser.close()
 
 
 def wait(browser, condition):

@@ -37,6 +37,17 @@ def add_common_arguments(parser):
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by launchers')
 
 
+def add_optimize(parser, what):
+    """Add ``--optimize [TYPE]``."""
+    parser.add_argument(
+        '--optimize',
+        nargs='?',
+        const='float32',
+        choices=['float32', 'bfloat16', 'float16'],
+        help=f'{what}, in that type (default: float32)',
+    )
+
+
 def read_config(name, options=None):
     """Return the config of that name or path with ``--cfg-options`` merged in.
 

@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from _cli import run
+from _cli import add_optimize, run
 
 FORMATS = ('json', 'csv', 'coco')
 
@@ -72,13 +72,7 @@ def parse_args(argv=None):
     parser.add_argument('--tiles-only', action='store_true', help='do not look at the whole image')
     parser.add_argument('--no-pictures', action='store_true', help='write no annotated pictures and videos')
     parser.add_argument('--device', help='of a checkpoint: cpu, cuda, ... (default: a GPU if there is one)')
-    parser.add_argument(
-        '--optimize',
-        nargs='?',
-        const='float32',
-        choices=['float32', 'bfloat16', 'float16'],
-        help='of a checkpoint: make the model faster, computing in that type (default: float32)',
-    )
+    add_optimize(parser, 'of a checkpoint: make the model faster, computing')
     parser.add_argument(
         '--threads', type=int, metavar='N', help='of the processor, for an exported file (default: all)'
     )

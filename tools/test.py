@@ -5,7 +5,7 @@ python tools/test.py deformable-detr_r50_16xb2-50e_coco epoch_50.pth --show-dir 
 
 import argparse
 
-from _cli import add_common_arguments, load_config, run
+from _cli import add_common_arguments, add_optimize, load_config, run
 
 
 def parse_args():
@@ -19,13 +19,7 @@ def parse_args():
     parser.add_argument(
         '--tta', action='store_true', help='test-time augmentation: tta_model, tta_pipeline of the config'
     )
-    parser.add_argument(
-        '--optimize',
-        nargs='?',
-        const='float32',
-        choices=['float32', 'bfloat16', 'float16'],
-        help='test what mmdet_ddetr.optimize_for_inference makes of the model, in that type (default: float32)',
-    )
+    add_optimize(parser, 'test what mmdet_ddetr.optimize_for_inference makes of the model')
     add_common_arguments(parser)
     args = parser.parse_args()
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
