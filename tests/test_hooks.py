@@ -203,7 +203,10 @@ def test_learning_curves(trained):
 
 def test_sample_pictures(trained):
     """The same two images after each evaluation; every box of the ground truth is drawn, and only there."""
-    files = sorted(trained.glob('*/vis_data/vis_image/*.png'))
+    files = sorted(
+        trained.glob('*/vis_data/vis_image/*.png'),
+        key=lambda file: file.stem.split('_')[::-1],  # both runs have one folder where they start in the same second
+    )
     assert [file.name for file in files] == ['sample_0_3.png', 'sample_2_3.png', 'sample_0_6.png', 'sample_2_6.png']
     picture, image = cv2.imread(str(files[0])), cv2.imread(str(trained / 'data/0.png'))
     scale = 8  # 64 px are enlarged to 512
