@@ -1,5 +1,6 @@
 """demo/onnx_infer.py and ExportedDetector with a graph written by hand: pictures and files of every kind."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from mmdet_ddetr.export.description import KEY, Description
 
 onnx = pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
+CUT = 'jpg', 'png', 'webp', 'tif', 'bmp', 'gif'  # kinds of pictures whose end is missing
 DEMO = Path(__file__).parents[1] / 'demo/onnx_infer.py'
 
 
@@ -64,11 +66,12 @@ def folder(tmp_path_factory):
     data = (folder / 'detector.onnx').read_bytes()
     (folder / 'cut.onnx').write_bytes(data[: len(data) // 2])
     (folder / 'empty.onnx').touch()
+    os.mkfifo(folder / 'pipe.onnx')
     return folder
 
 
 def run(*arguments):
-    done = subprocess.run([sys.executable, DEMO, *map(str, arguments)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, DEMO, *map(str, arguments)], capture_output=True, text=True, timeout=60)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -76,7 +79,7 @@ def test_files_that_are_no_detector(folder):
     for name, why in (('cut', 'cannot be read'), ('empty', 'cannot be read'), ('foreign', 'is no detector that')):
         with pytest.raises(ExportError, match=rf'{name}.onnx {why}'):
             ExportedDetector(folder / f'{name}.onnx')
-    for name in ('cut', 'foreign', 'none'):
+    for name in ('cut', 'foreign', 'none', 'pipe'):
         code, told, error = run(folder / f'{name}.onnx', 'photo.jpg')
         assert code == 1 and told == '' and error.count('\n') == 1, error
         assert error.startswith(f'{folder / name}.onnx is no ONNX file of tools/export.py: ')
@@ -96,9 +99,16 @@ def pictures(folder):
     gray.resize((20000, 300)).save(folder / 'wide.png')
     (folder / 'text.jpg').write_text('no picture')
     (folder / 'empty.jpg').touch()
+    os.mkfifo(folder / 'pipe.jpg')
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8))
+    for kind in CUT:
+        noise.save(folder / f'whole.{kind}')
+        data = (folder / f'whole.{kind}').read_bytes()
+        (folder / f'cut.{kind}').write_bytes(data[: len(data) * 3 // 4])
     seen = {name: (300, 200) for name in ('animated.gif', 'cmyk.jpg', 'gray.png', 'deep.png')}
     seen |= {'turned.jpg': (200, 300), 'one.png': (1, 1), 'wide.png': (20000, 300)}
-    return seen | {name: None for name in ('text.jpg', 'empty.jpg', 'none.jpg')}
+    refused = 'text.jpg', 'empty.jpg', 'none.jpg', 'pipe.jpg', *(f'cut.{kind}' for kind in CUT)
+    return seen | {name: None for name in refused}
 
 
 def test_pictures_of_every_kind(folder):
