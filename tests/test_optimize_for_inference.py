@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmdet_ddetr import get_config, optimize_for_inference
 from mmdet_ddetr.apis import DDetrInferencer
 from mmdet_ddetr.detectors import DDetrTTAModel
-from mmdet_ddetr.export import DetectionProgram
+from mmdet_ddetr.export import DetectionProgram, ExportError
 from mmdet_ddetr.inference.convolutions import fuse_convolutions
 from mmdet_ddetr.inference.optimize import Optimized, replace
 from mmdet_ddetr.inference.products import Conv2d
@@ -200,6 +200,19 @@ def test_what_it_refuses():
         optimize_for_inference(model, 'bfloat16')
     with pytest.raises(TypeError, match='must be a detector of mmdet_ddetr, got Linear'):
         optimize_for_inference(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_other_weights_are_refused(dtype):
+    """What .half() took from them does not come back, and what is made of them would be neither of the two."""
+    model = tiny_model('detr').to(dtype)
+    message = (
+        rf'model must have its weights in torch.float32, got {dtype}: take the model before .half\(\) and the like'
+    )
+    with pytest.raises(ValueError, match=message):
+        optimize_for_inference(model, torch.float16)
+    with pytest.raises(ExportError, match=message):
+        DetectionProgram(model)
 
 
 def test_without_onednn(monkeypatch):

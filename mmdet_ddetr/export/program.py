@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from mmdet_ddetr.detectors.base import BaseDETR
 from mmdet_ddetr.detectors.segmentation import WithMasks
+from mmdet_ddetr.inference.optimize import other_dtypes
 from mmdet_ddetr.layers import ImageSizes
 from mmdet_ddetr.layers.padding import outside
 
@@ -27,11 +28,15 @@ class DetectionProgram(nn.Module):
             multiples of its data preprocessor's ``pad_size_divisor``.
 
     Raises:
-        ExportError: another model.
+        ExportError: another model, or one whose weights are not in fp32.
     """
 
     def __init__(self, model: nn.Module):
         super().__init__()
+        if given := other_dtypes(model):
+            raise ExportError(
+                f'model must have its weights in torch.float32, got {given}: take the model before .half() and the like'
+            )
         if type(model) in MMDET:
             self.detector = OfMMDet(model)
         elif isinstance(model, BaseDETR):

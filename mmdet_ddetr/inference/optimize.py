@@ -41,7 +41,7 @@ def optimize_for_inference(model: nn.Module, dtype: torch.dtype = torch.float32)
 
     Raises:
         TypeError: ``model`` is no detector of this package.
-        ValueError: another dtype.
+        ValueError: another dtype, or a model whose weights are not in fp32.
     """
     if not isinstance(model, BaseDETR):
         raise TypeError(f'model must be a detector of mmdet_ddetr, got {type(model).__name__}')
@@ -51,6 +51,11 @@ def optimize_for_inference(model: nn.Module, dtype: torch.dtype = torch.float32)
         if model.dtype != dtype:
             raise ValueError(f'the model is optimised for {model.dtype}; for {dtype}, take the one it was made of')
         return model
+    if given := other_dtypes(model):
+        raise ValueError(
+            f'model must have its weights in torch.float32, got {given}: take the model before .half() and the like, '
+            'and give dtype=torch.float16 or torch.bfloat16 here'
+        )
     model = copy.deepcopy(model).eval().requires_grad_(False)
     for name, part in model.named_children():
         dtype_of_part = torch.float32 if name in FP32_PARTS else dtype
@@ -61,6 +66,12 @@ def optimize_for_inference(model: nn.Module, dtype: torch.dtype = torch.float32)
     if next(model.parameters()).is_cpu:
         keep_freed_memory()
     return model
+
+
+def other_dtypes(model: nn.Module) -> str:
+    """Of the weights that are not in fp32: what they lost on the way does not come back."""
+    found = {str(p.dtype) for p in model.parameters() if p.is_floating_point()} - {'torch.float32'}
+    return ', '.join(sorted(found))
 
 
 Fuse = Callable[[nn.Module, torch.dtype], nn.Module | None]
