@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from .inputs import file_of, is_url
-from .video import Clip, VideoFile
+from .video import Clip
+from .video_file import VideoFile
 
 MAX_NAME = 200  # bytes: file systems take 255, and what is put before and behind takes some
 WRITTEN = {'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm'}  # suffixes that OpenCV writes in colour
@@ -94,9 +95,12 @@ class ClipFiles:
         self._video.write(frame)
 
     def close(self) -> None:
-        for file in filter(None, (self._lines, self._video)):
-            file.close()
+        lines, video = self._lines, self._video
         self._clip = self._lines = self._video = None
+        if lines is not None:
+            lines.close()
+        if video is not None:
+            video.close()
 
     def _turn_to(self, clip: Clip) -> None:
         if clip is not self._clip:
