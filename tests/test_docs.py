@@ -20,7 +20,7 @@ from mmengine.registry import DefaultScope
 from mmdet_ddetr import __main__ as entry
 from mmdet_ddetr.apis import find_config, get_config, list_configs, parse_options
 from mmdet_ddetr.apis.complexity import build_detector
-from mmdet_ddetr.apis.video import VideoFile
+from mmdet_ddetr.apis.video_file import VideoFile
 from mmdet_ddetr.datasets import read_image
 from mmdet_ddetr.registry import HOOKS, MODELS
 

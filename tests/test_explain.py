@@ -28,7 +28,7 @@ from mmdet_ddetr.explain.figures import (
     level_of,
 )
 from mmdet_ddetr.explain.frame import Frame
-from mmdet_ddetr.explain.page import page_data, write_page
+from mmdet_ddetr.explain.page import image_uri, page_data, write_page
 from mmdet_ddetr.explain.panels import to_array
 from mmdet_ddetr.ops import reference
 from mmdet_ddetr.testing import make_batch, randomise, shrink, without_download
@@ -505,6 +505,17 @@ def test_page_data_within_their_room(explanations):
     assert grids[0]['first'] == [0, 0] and grids[0]['rows'] == 4
     smallest = page_data(explanation, room_mb=0)['encoder']['grids']
     assert all(grid['rows'] == grid['columns'] == 1 for grid in smallest)
+
+
+@pytest.mark.parametrize('size', [(3, 200_000), (200_000, 3), (40, 60)])
+def test_pictures_of_a_page(size):
+    """Whatever their sides: there is a picture in it, of at most 1,600 px."""
+    image = np.zeros((*size, 3), np.uint8)
+    image[..., 0] = 200  # red
+    kind, data = image_uri(image).split(',')
+    found = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)
+    assert kind == 'data:image/jpeg;base64' and abs(found[0, 0].astype(int) - [0, 0, 200]).max() < 4
+    assert found.shape[:2] == tuple(min(max(side * 1600 // max(*size, 1600), 1), side) for side in size)
 
 
 def test_page_is_self_contained(explanations, tmp_path):

@@ -83,11 +83,11 @@ def test_damaged_orientation_is_none(orientation):
 @pytest.mark.parametrize(
     ('file_format', 'mode'),
     [(name, 'RGB') for name in ('DIB', 'DDS', 'IM', 'PCX', 'QOI', 'SGI', 'TGA')]
-    + [('BLP', 'P'), ('ICO', 'RGBA'), ('TGA', 'RGBA'), ('MSP', '1'), ('XBM', '1'), ('SPIDER', 'F')],
+    + [('BLP', 'P'), ('ICO', 'RGBA'), ('TGA', 'RGBA'), ('MSP', '1'), ('XBM', '1')],
 )
 def test_what_opencv_does_not_decode(tmp_path, file_format, mode):
     picture = Image.fromarray(PICTURE).convert(mode)
-    if file_format == 'BLP' or mode in '1F':
+    if file_format == 'BLP' or mode == '1':
         picture = Image.fromarray(PICTURE[..., 0]).convert(mode)
     options = dict(sizes=[(60, 40)]) if file_format == 'ICO' else {}
     (tmp_path / 'picture').write_bytes(encode(picture, file_format, **options))
@@ -107,6 +107,39 @@ def test_pixels_are_those_of_opencv(flag):
             found = decode_image(data, flag)
             assert found.dtype == expected.dtype
             np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ('pixels', 'what'),
+    [
+        (np.full((4, 6), 0.5, np.float32), '1 x 32-bit floats'),
+        (np.full((4, 6), 0.5, np.float64), '1 x 64-bit floats'),
+        (np.full((4, 6, 3), 0.5, np.float32), '3 x 32-bit floats'),
+        (np.full((4, 6), 70000, np.int32), '1 x 32-bit whole numbers with a sign'),
+    ],
+)
+def test_a_tiff_of_unknown_range(tmp_path, pixels, what):
+    """The loader, the check of the data and the inferencer say what it is, rather than "not an image" or black."""
+    path = tmp_path / 'deep.tif'
+    path.write_bytes(cv2.imencode('.tiff', pixels)[1].tobytes())
+    message = f'a TIFF of {what}, which is not read: save it as PNG of 8 or 16 bits, gray or RGB'
+    with pytest.raises(DataError, match=f'^{path}: {message}$'):
+        read_image(path)
+    with pytest.raises(DataError, match=f'^{message}$'):
+        inspect_image(path, decode=True)
+    if pixels.ndim == 2 and pixels.itemsize == 4:  # who asks for the numbers themselves gets them
+        np.testing.assert_array_equal(decode_image(path.read_bytes(), 'unchanged'), pixels)
+
+
+def test_a_tiff_of_damaged_tags():
+    with pytest.raises(DataError, match='a TIFF whose tags are damaged'):
+        decode_image(b'II*\0' + b'\xff' * 40)
+
+
+def test_floats_of_other_formats():
+    data = encode(Image.fromarray(PICTURE[..., 0]).convert('F'), 'SPIDER')
+    with pytest.raises(DataError, match='a SPIDER of floats, which is not read: save it as PNG'):
+        decode_image(data)
 
 
 def test_opencv_and_pillow_agree(monkeypatch):

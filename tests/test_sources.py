@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-from mmdet_ddetr.apis import video
+from mmdet_ddetr.apis import video, video_file
 from mmdet_ddetr.apis.inputs import number_of, pictures
-from mmdet_ddetr.apis.video import VideoFile
+from mmdet_ddetr.apis.video_file import VideoFile
 from mmdet_ddetr.datasets import DataError, download
 from mmdet_ddetr.datasets.files import read_file
 
@@ -57,7 +57,7 @@ def test_folders_and_patterns(tmp_path):
     assert names(f'{tmp_path}/*') == names(tmp_path)  # not the text, not the folder
     assert names(f'{tmp_path}/odd[1].png') == ['odd[1].png']  # the name of a file is no pattern
     ((_, _, message),) = read_all(f'{tmp_path}/*.txt')
-    assert "no image matches '" in message and '1 others do, expected files ending in .jpg' in message
+    assert message.startswith("no image matches '") and '1 others do; expected files ending in .jpg' in message
 
 
 def test_a_bad_one_is_named_and_the_others_follow(tmp_path):
@@ -72,12 +72,33 @@ def test_a_bad_one_is_named_and_the_others_follow(tmp_path):
         tmp_path / 'a.png',
     ]
     messages = [message for *_, message in read_all(inputs)]
-    assert 'inputs[0]: no image in ' in messages[0]
-    assert 'inputs[1]: no image matches' in messages[1] and messages[1].endswith('nothing does')
-    assert messages[2] == 'inputs[2]: s3://x/a.jpg: expected an address of http://, https://, or rtsp:// of a camera'
-    assert messages[3].endswith('none.mp4: no such file')
-    assert 'inputs[4]: ' in messages[4]
+    assert messages[0].startswith(f"no image in '{tmp_path}/empty'; expected files ending in .jpg")
+    assert messages[1] == (
+        f"no file matches '{tmp_path}/no*.jpg': the folder '{tmp_path}' holds none; for folders inside it, give the "
+        f"pattern '{tmp_path}/**/*'"
+    )
+    assert messages[2] == 's3://x/a.jpg: expected an address of http://, https://, or rtsp:// of a camera'
+    assert messages[3] == f'{tmp_path}/none.mp4: no such file'
+    assert messages[4] == 'a\0*: not readable: its name has a character that no file name can have'
     assert messages[5] == 100
+
+
+def test_what_a_pattern_could_have_been(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'photos/deep').mkdir(parents=True)
+
+    def message(pattern):
+        return read_all(pattern)[0][2]
+
+    assert message('photo/*.jpg') == f"no file matches 'photo/*.jpg': there is no folder 'photo' in {tmp_path}"
+    assert message('/none/*.jpg') == "no file matches '/none/*.jpg': there is no folder '/none'"
+    assert message('*.jpg').startswith(
+        f"no file matches '*.jpg': the folder '{tmp_path}' holds none; for folders inside"
+    )
+    assert message('photos/deep/*') == (
+        f"no file matches 'photos/deep/*': the folder '{tmp_path}/photos/deep' holds none"
+    )
+    assert message('photos').endswith("; for folders inside it, give the pattern 'photos/**/*'")
 
 
 # --- videos ----------------------------------------------------------------------------------------------------------
@@ -103,9 +124,63 @@ def test_frames_are_read_as_they_are_needed(tmp_path, monkeypatch):
     assert len(read) == 1
 
 
-def test_odd_sides_lose_nothing(tmp_path):
-    path = write_video(tmp_path / 'a.mp4', [100, 100], size=(49, 65))
-    assert next(pictures(path)).read().shape == (50, 66, 3)
+@pytest.fixture(params=['h264', 'mpeg4'])
+def codec(request, monkeypatch):
+    """Each kind of video that may be written."""
+    if request.param == 'mpeg4':
+        monkeypatch.setattr(video_file, '_by_pyav', lambda *args: None)
+        monkeypatch.setattr(video_file, 'CODES', ('mp4v',))
+    else:
+        pytest.importorskip('av')
+    return request.param
+
+
+def test_what_is_written(codec, tmp_path):
+    """Every frame at its time, in the codec that is named, with odd sides and fractions of frames a second."""
+    file = VideoFile(tmp_path / 'a.mp4', 30000 / 1001, (65, 49))
+    shades = [20 * i for i in range(12)]
+    for shade in shades:
+        file.write(gray(shade, (49, 65)))
+    file.close()
+    found = list(pictures(tmp_path / 'a.mp4'))
+    assert found[0].clip.fps == pytest.approx(29.97, abs=0.001) and found[0].clip.count == 12
+    assert [picture.time for picture in found] == pytest.approx([i * 1001 / 30000 for i in range(12)], abs=1e-3)
+    assert [picture.read().shape for picture in found] == [(50, 66, 3)] * 12
+    assert [picture.read().mean() for picture in found] == pytest.approx(shades, abs=4)  # chroma is rounded
+    code = int(cv2.VideoCapture(str(tmp_path / 'a.mp4')).get(cv2.CAP_PROP_FOURCC)).to_bytes(4, 'little')
+    assert code == dict(h264=b'h264', mpeg4=b'FMP4')[codec]
+
+
+def test_a_browser_plays_it(tmp_path, browser):
+    pytest.importorskip('av')
+    path = write_video(tmp_path / 'a.mp4', [0, 50, 100])
+    browser.open(path.as_uri())
+    video = "document.querySelector('video')"
+    deadline = time.monotonic() + 10
+    while not browser.evaluate(f'{video}.readyState >= 2'):  # it has a picture
+        assert time.monotonic() < deadline and not browser.evaluate(f'{video}.error !== null')
+        time.sleep(0.02)
+
+
+def test_a_video_wider_than_its_format(codec, tmp_path):
+    path = write_video(tmp_path / 'a.mp4', [100], size=(100, 8400))
+    assert next(pictures(path)).read().shape == (98, 8190, 3)
+
+
+def test_a_disk_that_is_full(codec, tmp_path):
+    """OpenCV says nothing of it."""
+    resource = pytest.importorskip('resource')
+    file = VideoFile(tmp_path / 'a.mp4', FPS, (64, 48))
+    noise = np.random.default_rng(0)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r'a.mp4: the video is damaged, .*: is the disk full\?'):
+            for _ in range(50):
+                file.write(noise.integers(0, 256, (48, 64, 3), np.uint8))
+            file.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +197,7 @@ def test_what_is_no_video(content, message, tmp_path, capfd):
     good = write_video(tmp_path / 'good.mp4', range(0, 200, 10))
     (tmp_path / 'bad.mp4').write_bytes(content(good.read_bytes()))
     ((_, _, told),) = read_all(tmp_path / 'bad.mp4')
-    assert told == f'inputs: {tmp_path / "bad.mp4"}: {message}'
+    assert told == f'{tmp_path / "bad.mp4"}: {message}'
     assert capfd.readouterr().err == ''  # ffmpeg has its own words
 
 
@@ -137,7 +212,7 @@ def test_a_damaged_video_keeps_what_came_before(tmp_path):
     path.write_bytes(data[:third] + bytes(third) + data[2 * third :])
     *frames, (_, _, message) = read_all(path)
     assert 3 < len(frames) < 24
-    assert message == f'inputs: {path}: ends after {len(frames)} of 24 frames: the file is damaged or cut off'
+    assert message == f'{path}: ends after {len(frames)} of 24 frames: the file is damaged or cut off'
 
 
 def test_limits_of_frames(tmp_path, monkeypatch):
@@ -175,10 +250,10 @@ def test_cameras(source, name, monkeypatch):
     monkeypatch.setattr(cv2, 'VideoCapture', Camera)
     *found, last = read_all(source)
     assert found[:3] + found[4:] == [(name, number, 10 * number) for number in (0, 1, 2, 4)]
-    assert found[3][2] == f'inputs: {name}, frame 3: does not decode'
-    assert last[2] == f'inputs: {name}: gives no more pictures, after 5'
+    assert found[3][2] == f'{name}, frame 3: does not decode'
+    assert last[2] == f'{name}: gives no more pictures, after 5'
     assert number_of(source) is None
-    assert read_all(7)[0][2] == 'inputs: camera 7: no camera of this number gives pictures'
+    assert read_all(7)[0][2] == 'camera 7: no camera of this number gives pictures'
     with pytest.raises(ValueError, match='inputs is -1, expected the number of a camera'):
         next(pictures(-1))
     with pytest.raises(TypeError, match='inputs is of type bool'):

@@ -7,10 +7,14 @@ import os
 import re
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from torch import nn
 from training_case import Do, fork, losses, make_config, train, write_data
 
@@ -18,6 +22,7 @@ from mmdet_ddetr import files
 from mmdet_ddetr.datasets import DataError
 from mmdet_ddetr.hooks.non_finite import explain_backward, explain_forward
 from mmdet_ddetr.hooks.signals import EXIT_CODE
+from mmdet_ddetr.visualization import SafeLocalVisBackend
 
 ITERATION_BASED = {
     'train_cfg': dict(_delete_=True, type='IterBasedTrainLoop', max_iters=9, val_interval=9),
@@ -253,6 +258,21 @@ def test_full_disk_for_whatever_is_written(data, tmp_path):
 
 
 @pytest.mark.skipif(not Path('/dev/full').exists(), reason='no /dev/full')
+def test_full_disk_for_a_picture(tmp_path, monkeypatch):
+    """Of a training's samples; OpenCV's imwrite would only say False."""
+    told = []
+    monkeypatch.setattr(MMLogger, 'get_current_instance', lambda: SimpleNamespace(error=told.append, log=print))
+    backend = SafeLocalVisBackend(str(tmp_path))
+    (tmp_path / 'vis_image').mkdir()
+    (tmp_path / 'vis_image/a_1.png').symlink_to('/dev/full')
+    picture = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    for name in 'ab':
+        backend.add_image(name, picture, step=1)
+    assert len(told) == 1 and re.search('pictures COULD NOT BE WRITTEN: .*No space left', told[0])
+    np.testing.assert_array_equal(cv2.imread(str(tmp_path / 'vis_image/b_1.png'))[..., ::-1], picture)
+
+
+@pytest.mark.skipif(not Path('/dev/full').exists(), reason='no /dev/full')
 def test_full_disk_for_the_log(data, tmp_path, capfd):
     """The lines are on the console, without a traceback for each that the file refuses; other mistakes get theirs."""
     cfg = make_config(data, tmp_path, {'log_level': 'INFO', 'train_cfg.max_epochs': 1})
@@ -478,8 +498,6 @@ def test_runtime_config_is_the_one_tested():
 
 def test_a_stored_best_checkpoint_is_taken_for_its_name_alone(tmp_path):
     """What a checkpoint calls its best is removed for a better one: never what is no checkpoint of the folder."""
-    from types import SimpleNamespace
-
     from mmengine.logging import MessageHub
 
     from mmdet_ddetr.hooks import SafeCheckpointHook

@@ -17,7 +17,7 @@ from .console import progress
 from .inferencer import DDetrInferencer
 from .inputs import Picture, number_of, pictures
 from .outputs import ClipFiles, Names
-from .pictures import draw_boxes, palette, write_jpeg
+from .pictures import draw_boxes, palette, write_picture
 from .result_files import FILES
 from .results import CocoResults
 
@@ -143,7 +143,7 @@ class Files:
                 record = dict(image=picture.path, **size, objects=objects)
                 Path(f'{name}.json').write_text(json.dumps(record, indent=1))
             if self.draw:
-                write_jpeg(f'{name}.jpg', drawn)
+                write_picture(f'{name}.jpg', drawn)
             if self._coco:
                 self._coco.add(picture.path, found)
         return [item['label'] for item in objects]
@@ -220,7 +220,7 @@ def _found(detector, batch, threshold, fail) -> Iterator[tuple[Picture, np.ndarr
         yield from ((*item, found) for item, found in zip(images, _detect(detector, images, threshold)))
     except ExportError as error:
         if len(images) == 1:
-            fail(ExportError(f'{images[0][0].where}: {images[0][0].origin}: {error}'))
+            fail(ExportError(images[0][0].named(error)))
             return
         for item in images:
             yield from _found(detector, [item[0]], threshold, fail)

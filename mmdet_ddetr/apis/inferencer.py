@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import warnings
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
-import mmcv
 import numpy as np
 import torch
 from mmdet.apis import DetInferencer
@@ -39,6 +37,7 @@ from .console import progress, quiet
 from .finetune import innermost_dataset
 from .inputs import Picture, file_of, number_of, pictures
 from .outputs import WRITTEN, ClipFiles, Names
+from .pictures import write_picture
 from .results import CocoResults, detections_of, to_pandas, to_supervision
 from .stored_model import registered_only, stored_model
 from .video import is_live
@@ -410,7 +409,7 @@ class DDetrInferencer(DetInferencer):
                 return self.pipeline(data)
         except DataError as error:  # names the file
             missing = isinstance(picture.source, str) and not Path(picture.source).exists()
-            raise (FileNotFoundError if missing else ValueError)(f'{picture.where}: {error}') from None
+            raise (FileNotFoundError if missing else ValueError)(picture.named(error)) from None
 
     def visualize(
         self,
@@ -444,10 +443,11 @@ class DDetrInferencer(DetInferencer):
                 draw_gt=False,
                 draw_pred=draw_pred,
                 pred_score_thr=pred_score_thr,
-                out_file=os.path.join(out_dir, 'vis', file) if out_dir and not clip else None,
             )
             drawn.append(self.visualizer.get_image())
-            if out_dir and clip:
+            if out_dir and not clip:
+                write_picture(Path(out_dir, 'vis', file), drawn[-1][..., ::-1])
+            elif out_dir:
                 file = Path(out_dir, 'vis', f'{job.name}.mp4')
                 self._clips.draw(file, clip, drawn[-1][..., ::-1], clip.fps / self._every)
         return drawn
@@ -473,7 +473,7 @@ class DDetrInferencer(DetInferencer):
             for job, result in zip(jobs, results):
                 if 'panoptic_seg' in result:
                     result['panoptic_seg_path'] = str(folder / f'{job.name}_panoptic_seg.png')
-                    mmcv.imwrite(result.pop('panoptic_seg')[..., ::-1], result['panoptic_seg_path'])
+                    write_picture(result['panoptic_seg_path'], result.pop('panoptic_seg')[..., ::-1])
                 if job.picture.clip:
                     place = dict(frame=job.picture.number, time=round(job.picture.time, 4))
                     self._clips.note(folder / f'{job.name}.jsonl', job.picture.clip, place | result)

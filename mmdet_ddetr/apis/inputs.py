@@ -3,6 +3,7 @@
 import glob
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -28,7 +29,7 @@ class Picture:
 
     Attributes:
         source: path or URL; BGR pixels [H, W, 3]; or why there is no image.
-        where: what an error calls it.
+        where: what an error calls it: its path, its address, its frame; of an array or a PIL image its argument.
         clip: the video or camera that it is a frame of.
         number: of the frame, from 0.
         time: of the frame, seconds from the beginning.
@@ -68,9 +69,12 @@ class Picture:
             check_aspect(*pixels.shape[1::-1])
         except DataError as error:
             kind = ValueError if is_url(self.source) or Path(self.source).exists() else FileNotFoundError
-            named = str(error) if str(error).startswith(f'{self.source}: ') else f'{self.source}: {error}'
-            raise kind(f'{self.where}: {named}') from None
+            raise kind(self.named(error)) from None
         return pixels
+
+    def named(self, error: Exception) -> str:
+        """What is wrong with it, after what it is called."""
+        return str(error) if str(error).startswith(f'{self.where}: ') else f'{self.where}: {error}'
 
     def downloaded(self) -> 'Picture':
         """Itself or, of an address, its pixels, so that it is asked for once."""
@@ -99,7 +103,7 @@ def pictures(inputs, every: int = 1) -> Iterator[Picture]:
             if isinstance(source, Picture):
                 yield source
             else:
-                yield from _frames_of(source, where, every)
+                yield from _frames_of(source, every)
 
 
 def number_of(inputs, every: int = 1) -> int | None:
@@ -162,12 +166,12 @@ def _sources_of(item, where: str) -> Iterator[Picture | str | int]:
     else:
         try:
             paths = _paths_of(str(item))
-        except ValueError as error:
-            yield Picture(ValueError(f'{where}: {error}'), where)
+        except (OSError, ValueError) as error:
+            yield Picture(error, str(item))
             return
         for path in paths:
             is_video = file_of(path).suffix.lower() in video.SUFFIXES or video.is_live(path)
-            yield path if is_video and (is_url(path) or Path(path).exists()) else Picture(path, where)
+            yield path if is_video and (is_url(path) or Path(path).exists()) else Picture(path, path)
 
 
 def _paths_of(path: str) -> list[str]:
@@ -180,31 +184,47 @@ def _paths_of(path: str) -> list[str]:
     if Path(path).is_dir():
         files = sorted(str(file) for file in Path(path).iterdir() if file.suffix.lower() in WANTED)
         if not files:
-            raise ValueError(f'no image in {path!r}; expected files ending in {", ".join(WANTED)}')
+            raise ValueError(f'no image in {path!r}; expected files ending in {", ".join(WANTED)}{_deeper(path)}')
         return files
     if not glob.has_magic(path) or Path(path).exists():
         return [path]
     matches = sorted(glob.glob(path, recursive=True))
     files = [file for file in matches if Path(file).suffix.lower() in WANTED]
-    if not files:
+    if not files and matches:
         raise ValueError(
-            f'no image matches {path!r}; '
-            + (f'{len(matches)} others do, expected files ending in {", ".join(WANTED)}' if matches else 'nothing does')
+            f'no image matches {path!r}, {len(matches)} others do; expected files ending in {", ".join(WANTED)}'
         )
+    if not files:
+        raise ValueError(f'no file matches {path!r}: {_why_none_matches(path)}')
     return files
 
 
-def _frames_of(source: str | int, where: str, every: int) -> Iterator[Picture]:
+def _why_none_matches(pattern: str) -> str:
+    parts = Path(pattern).parts
+    folder = Path(*takewhile(lambda part: not glob.has_magic(part), parts[:-1]))
+    if not folder.is_dir():
+        return f'there is no folder {str(folder)!r}' + ('' if folder.is_absolute() else f' in {Path.cwd()}')
+    return f'the folder {str(folder.absolute())!r} holds none{_deeper(folder)}'
+
+
+def _deeper(folder: str | Path) -> str:
+    """How to look into the folders of one, where it has some."""
+    if not any(inner.is_dir() for inner in Path(folder).iterdir()):
+        return ''
+    return f"; for folders inside it, give the pattern '{Path(folder) / '**' / '*'}'"
+
+
+def _frames_of(source: str | int, every: int) -> Iterator[Picture]:
     name = f'camera {source}' if isinstance(source, int) else source
     try:
         for clip, frame in video.frames(source, every):
-            at = f'{where}: {name}, frame {frame.number}'
+            at = f'{name}, frame {frame.number}'
             pixels = frame.pixels
             if isinstance(pixels, DataError):
                 pixels = ValueError(f'{at}: {pixels}')
             yield Picture(pixels, at, clip, frame.number, frame.time)
     except DataError as error:
-        yield Picture(ValueError(f'{where}: {name}: {error}'), where)
+        yield Picture(ValueError(f'{name}: {error}'), name)
 
 
 def file_of(path: str) -> Path:

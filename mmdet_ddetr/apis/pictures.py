@@ -13,22 +13,50 @@ from .outputs import distinct_name
 MIN_SIDE = 480  # px of the longer side: smaller pictures are enlarged, so that labels can be read
 USUAL_SIDE = 1000  # up to which letters are 9 px high and lines 2 px wide; beyond, they grow with the picture
 
-LARGEST_SIDE = 65500  # px of a JPEG by libjpeg
+LARGEST_SIDES = {'.jpg': 65500, '.jpeg': 65500, '.webp': 16383}  # px; others take any
 
 
-def write_jpeg(path: str | Path, image: np.ndarray) -> None:
-    """Write BGR [H, W, 3], uint8; what is too long for a JPEG is made smaller.
+def write_picture(path: str | Path, image: np.ndarray) -> None:
+    """Write BGR [H, W, 3], uint8, in the format of the path's ending; what is too long for that is made smaller.
 
-    Unlike ``cv2.imwrite``, it takes any path.
+    Unlike ``cv2.imwrite``, it takes any path and is never silent; its folder is made if missing.
 
     Raises:
         OSError: it cannot be written.
     """
-    scale = LARGEST_SIDE / max(image.shape[:2])
-    if scale < 1:
-        size = [max(int(side * scale), 1) for side in image.shape[1::-1]]
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    Path(path).write_bytes(cv2.imencode('.jpg', image)[1])
+    path = Path(path)
+    data = encode_picture(image, path.suffix)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def encode_picture(image: np.ndarray, suffix: str = '.jpg', *options: int) -> bytes:
+    """The bytes of a file of BGR [H, W, 3], uint8; what is too long for its format is made smaller.
+
+    Args:
+        suffix: of OpenCV's formats.
+        options: of ``cv2.imencode``.
+
+    Raises:
+        OSError: OpenCV cannot write it.
+    """
+    image = shrunk(image, LARGEST_SIDES.get(suffix.lower(), np.inf))
+    try:
+        done, data = cv2.imencode(suffix, image, options)
+    except cv2.error:  # a kind of pixels that the format does not have
+        done = False
+    if not done:
+        raise OSError(f'OpenCV cannot write a picture of {image.shape[1]}x{image.shape[0]} px as {suffix}')
+    return data.tobytes()
+
+
+def shrunk(image: np.ndarray, side: float) -> np.ndarray:
+    """The picture, made smaller where one of its sides is longer than ``side`` px."""
+    scale = side / max(image.shape[:2])
+    if scale >= 1:
+        return image
+    size = [max(int(side * scale), 1) for side in image.shape[1::-1]]
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
 def draw_boxes(
@@ -146,5 +174,5 @@ def write_comparisons(
         )
         name = distinct_name(image['file_name'], {path.stem.casefold() for path in written})
         written.append(out_dir / f'{name}.jpg')
-        write_jpeg(written[-1], row)
+        write_picture(written[-1], row)
     return written

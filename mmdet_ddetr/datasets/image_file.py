@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import mmcv
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from .errors import DataError
 from .files import read_file
@@ -23,11 +23,15 @@ MAX_ASPECT = 100  # of a picture's sides: of a longer one, resizing leaves a sid
 EXIF_ORIENTATION = 0x0112
 QUARTER_TURNS = (5, 6, 7, 8)  # orientations that swap width and height
 TIFF_WIDTH, TIFF_HEIGHT = 256, 257  # tags
+TIFF_BITS, TIFF_CHANNELS, TIFF_KIND = 258, 277, 339
+TIFF_KINDS = {1: 'whole numbers', 2: 'whole numbers with a sign', 3: 'floats'}
+TIFF_STARTS = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')  # the last two are of more than 4 GiB
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp')  # MMDetection's
 SUFFIXES += ('.avif', '.gif', '.jfif', '.jp2', '.tga')  # of pictures that a folder is searched for
 COMMON = ('JPEG', 'PNG', 'BMP', 'GIF', 'WEBP', 'TIFF')  # tried first: Pillow imports the others in 0.1 s
 # Pillow runs a program for the first, calls Windows for the second and has no decoder for the others
 REFUSED = {'EPS', 'WMF', 'BUFR', 'GRIB', 'HDF5', 'MPEG'}
+NOT_READ = 'which is not read: save it as PNG of 8 or 16 bits, gray or RGB'
 MAX_THREADS = 8  # that read images; each holds one
 UPRIGHT = ('color', 'grayscale')  # mmcv's flags that turn a picture as its orientation says
 
@@ -99,7 +103,8 @@ def decode_image(data: bytes, flag: str = 'color') -> np.ndarray:
             decoders leave no choice. Of several pictures in a file the first is taken.
 
     Raises:
-        DataError: empty, truncated, damaged, more than ``MAX_PIXELS`` or no image; says which.
+        DataError: empty, truncated, damaged, more than ``MAX_PIXELS``, of numbers whose range is not known, or no
+            image; says which.
     """
     header = read_header(data)
     pixels = _decode_by_opencv(data, flag)
@@ -126,7 +131,7 @@ def inspect_image(path: str | Path, decode: bool = False) -> ImageFacts:
     data = read_file(path)
     header = read_header(data)
     if decode:
-        _load_by_pillow(data)  # stricter than OpenCV
+        check_range(_load_by_pillow(data), data)  # stricter than OpenCV
     digest = hashlib.blake2b(data, digest_size=16).digest()
     return ImageFacts(header.width, header.height, header.rotated, digest)
 
@@ -215,8 +220,31 @@ def _open_by_pillow(data: bytes) -> Image.Image:
         Image.init()
         image = open_as([name for name in Image.OPEN if name not in REFUSED])
     if image is None:
-        raise DataError('not an image')
+        raise DataError(_of_tiff(data) if data.startswith(TIFF_STARTS) else 'not an image')
     return image
+
+
+def check_range(image: Image.Image, data: bytes) -> None:
+    """Raise DataError for numbers of which nobody knows what is black and what is white."""
+    if image.format == 'TIFF' and image.mode in ('I', 'F'):
+        raise DataError(_of_tiff(data))
+    if image.mode == 'F':
+        raise DataError(f'a {image.format} of floats, {NOT_READ}')
+
+
+def _of_tiff(data: bytes) -> str:
+    """What a TIFF file holds that nobody can show, and what to do."""
+    try:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if b'+' in data[:4] else 8])
+        file = io.BytesIO(data)
+        file.seek(tags.next)
+        tags.load(file)
+        tags[TIFF_WIDTH]  # without which it is none
+        bits, kind = tags.get(TIFF_BITS, (1,))[0], TIFF_KINDS.get(tags.get(TIFF_KIND, (1,))[0], 'numbers')
+        what = f'a TIFF of {tags.get(TIFF_CHANNELS, 1)} x {bits}-bit {kind}'
+    except Exception:  # noqa: BLE001  whatever damaged tags lead to
+        return 'a TIFF whose tags are damaged'
+    return f'{what}, {NOT_READ}'
 
 
 def _orientation(data: bytes, image: Image.Image) -> int:
@@ -258,8 +286,10 @@ def _decode_by_pillow(data: bytes, flag: str) -> np.ndarray:
         pixels = np.asarray(image)
         if flag != 'unchanged':
             image = Image.fromarray((pixels >> 8).astype(np.uint8))  # OpenCV's way to 8 bits
-    elif flag != 'unchanged' and image.mode in ('I', 'F'):
-        image = Image.fromarray(np.asarray(image).clip(0, 255).astype(np.uint8))
+    elif flag != 'unchanged':
+        check_range(image, data)
+        if image.mode == 'I':
+            image = Image.fromarray(np.asarray(image).clip(0, 255).astype(np.uint8))
     if flag.startswith('grayscale'):
         return np.asarray(image.convert('L'))
     if flag.startswith('color'):

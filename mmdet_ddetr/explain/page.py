@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ..apis.pictures import encode_picture, shrunk
 from .explanation import Explanation
 from .page_backbone import convolution_data, deformed_data
 from .page_numbers import positions, thinned, weights
@@ -154,7 +155,6 @@ def _encoder_grids(explanation: Explanation, room: float) -> list[dict]:
 
 def image_uri(image: np.ndarray) -> str:
     """An RGB image as the address of a JPEG inside a page, with sides of at most ``MAX_SIDE``."""
-    scale = min(MAX_SIDE / max(image.shape[:2]), 1)
-    bgr = cv2.resize(image[..., ::-1], None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    _, encoded = cv2.imencode('.jpg', bgr, [cv2.IMWRITE_JPEG_QUALITY, 92])
-    return f'data:image/jpeg;base64,{base64.b64encode(encoded).decode()}'
+    bgr = shrunk(image, MAX_SIDE)[..., ::-1]
+    data = encode_picture(bgr, '.jpg', cv2.IMWRITE_JPEG_QUALITY, 92)
+    return f'data:image/jpeg;base64,{base64.b64encode(data).decode()}'

@@ -1,9 +1,12 @@
 import functools
+from pathlib import Path
 
-import cv2
+import numpy as np
 from mmengine.logging import MMLogger
 from mmengine.visualization import LocalVisBackend
+from mmengine.visualization.vis_backend import force_init_env
 
+from ..apis.pictures import write_picture
 from ..registry import VISBACKENDS
 
 
@@ -14,7 +17,7 @@ def _reported(method):
     def call(self, *args, **kwargs):
         try:
             return method(self, *args, **kwargs)
-        except (OSError, cv2.error) as error:
+        except OSError as error:
             MMLogger.get_current_instance().error(f'scalars and pictures COULD NOT BE WRITTEN: {error}')
 
     return call
@@ -27,6 +30,11 @@ class SafeLocalVisBackend(LocalVisBackend):
     Arguments as in ``mmengine.visualization.LocalVisBackend``.
     """
 
-    add_image = _reported(LocalVisBackend.add_image)
+    @_reported
+    @force_init_env
+    def add_image(self, name: str, image: np.ndarray, step: int = 0, **kwargs) -> None:
+        """As the base class, which does not look at whether OpenCV wrote it."""
+        write_picture(Path(self._img_save_dir, f'{name}_{step}.png'), image[..., ::-1])
+
     add_scalar = _reported(LocalVisBackend.add_scalar)
     add_scalars = _reported(LocalVisBackend.add_scalars)
