@@ -3,7 +3,6 @@
 import ctypes
 import gc
 import multiprocessing
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -93,14 +92,9 @@ def _resident(field: str) -> float:
 
 def machine(device: str) -> str:
     """The device in words, with the versions that matter."""
-    if device == 'cpu':
-        info = Path('/proc/cpuinfo')
-        models = [line for line in info.read_text().splitlines() if 'model name' in line] if info.exists() else []
-        name = models[0].split(':')[1].strip() if models else platform.processor()
-        name += f', {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}'
-    else:
-        name = torch.cuda.get_device_name()
-    return f'{name}; torch {torch.__version__}; {time.strftime("%Y-%m-%d")}'
+    from mmdet_ddetr.apis.device_name import device_name
+
+    return f'{device_name(device)}; torch {torch.__version__}; {time.strftime("%Y-%m-%d")}'
 
 
 def build_model(config: dict) -> torch.nn.Module:

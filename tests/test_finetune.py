@@ -353,8 +353,8 @@ def test_end_to_end(shapes, tmp_path):
     assert 'AP   AP50   AP75    APs    APm    APl' in run.stdout
     for name in CLASSES:
         assert re.search(rf'  {name} +(0\.\d+|-)\n', run.stdout)
-    lies = dict(re.findall(r'^ *(checkpoint|config|log|pictures|metrics)  (.+)$', run.stdout, re.MULTILINE))
-    assert len(lies) == 5 and all(Path(path).exists() for path in lies.values())
+    lies = dict(re.findall(r'^ *(checkpoint|config|log|pictures|metrics|report)  (.+)$', run.stdout, re.MULTILINE))
+    assert len(lies) == 6 and all(Path(path).exists() for path in lies.values())
     metrics = json.loads(Path(lies['metrics']).read_text())
     assert metrics['split'] == 'test' and 0 <= metrics['coco/bbox_mAP'] <= 1
     assert len(list(Path(lies['pictures']).iterdir())) == 2

@@ -179,9 +179,9 @@ def test_key_of_a_data_loader():
 def test_a_log_that_is_gone_is_not_named(tmp_path, monkeypatch):
     logger = MMLogger('gone', log_file=str(tmp_path / 'run.log'))
     monkeypatch.setattr(MMLogger, '_instance_dict', {'gone': logger})
-    assert mistakes._keep_traceback(ValueError()) == f'\n(traceback: {tmp_path / "run.log"})'
+    assert mistakes.keep_traceback(ValueError()) == f'\n(traceback: {tmp_path / "run.log"})'
     (tmp_path / 'run.log').unlink()
-    assert mistakes._keep_traceback(ValueError()) == f'\n(traceback: set {DEBUG}=1)'
+    assert mistakes.keep_traceback(ValueError()) == f'\n(traceback: set {DEBUG}=1)'
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ from pathlib import Path
 from _cli import CFG_OPTIONS_HELP, IMAGE_SIZE_HELP, positive, read_config, run
 
 STORED = 'options.json'  # in the work directory, of the training there
-RESERVE = 10  # seconds for what comes after the test: inferencer and pictures
+RESERVE = 10  # seconds for what comes after the test: inferencer, pictures and report
 
 
-def parse_args(argv=None):
+def make_parser():
     parser = argparse.ArgumentParser(
         description='Train a detector on a folder of labelled images, evaluate it and write annotated pictures',
     )
@@ -108,8 +108,19 @@ def parse_args(argv=None):
         help='how many annotated pictures to write (default: %(default)s)',
     )
     parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help=CFG_OPTIONS_HELP)
+    return parser
+
+
+def parse_args(argv=None):
+    parser = make_parser()
     use_stored_options(parser, argv)
     return parser.parse_args(argv)
+
+
+def given(args):
+    """The options that are not at their defaults."""
+    parser = make_parser()
+    return {name: value for name, value in vars(args).items() if value != parser.get_default(name)}
 
 
 def use_stored_options(parser, argv):
@@ -161,6 +172,8 @@ def finetune(args, start):
     from mmdet_ddetr.apis.finetune_options import add_ema, add_tensorboard, set_backbone
     from mmdet_ddetr.apis.image_size import set_image_size
     from mmdet_ddetr.apis.pictures import write_comparisons
+    from mmdet_ddetr.apis.report import Training, write_report
+    from mmdet_ddetr.apis.report_results import keep_evaluation
     from mmdet_ddetr.checkpoints import check_exists
     from mmdet_ddetr.datasets import find_data, read_coco
     from mmdet_ddetr.hooks import ProgressBarHook
@@ -236,30 +249,52 @@ def finetune(args, start):
         ended_early = train(runner)
         checkpoint = checkpoint_to_keep(runner)
         runner.load_checkpoint(checkpoint)
+        keep_evaluation(runner)
         metrics = runner.test()
 
     split = folder.test.name
-    pictures = work_dir / 'pictures'
-    with silence():
-        inferencer = DDetrInferencer(weights=checkpoint, show_progress=False)
-        write_comparisons(inferencer, read_coco(folder.test.ann_file), folder.test.image_dir, pictures, args.pictures)
     config = work_dir / 'config.py'
     runner.cfg.dump(config)
     results = work_dir / 'metrics.json'
     minutes = (time.monotonic() - start) / 60
     figures = {key: None if value != value else value for key, value in metrics.items()}  # JSON has no NaN
     results.write_text(json.dumps(dict(split=split, minutes=minutes, checkpoint=str(checkpoint), **figures), indent=1))
-
     print(f'\n{table_of(metrics, classes)}')
-    print(f'measured on the {split} split, {minutes:.1f} minutes after the start{ended_early}')
+    print(f'measured on the {split} split, {minutes:.1f} minutes after the start{ended_early}\n', flush=True)
+
+    def draw():
+        inferencer = DDetrInferencer(weights=checkpoint, show_progress=False)
+        coco = read_coco(folder.test.ann_file)
+        write_comparisons(inferencer, coco, folder.test.image_dir, work_dir / 'pictures', args.pictures)
+        return work_dir / 'pictures'
+
+    def report():
+        training = Training(
+            runner, found, folder, classes, metrics, checkpoint, config, given(args), minutes, ended_early.lstrip('; ')
+        )
+        return write_report(training, work_dir / 'report.html')
+
     for name, path in (
         ('checkpoint', checkpoint),
         ('config', config),
         ('log', runner.logger.log_file),
-        ('pictures', pictures),
         ('metrics', results),
+        ('pictures', attempt(draw)),
+        ('report', attempt(report)),
     ):
         print(f'{name:>10}  {path}')
+
+
+def attempt(write):
+    """What ``write`` returns, or a sentence: where the training's results are safe, nothing else may take them away."""
+    from mmdet_ddetr.apis.finetune import silence
+    from mmdet_ddetr.apis.mistakes import keep_traceback
+
+    try:
+        with silence():
+            return write()
+    except Exception as error:
+        return f'could not be written: {type(error).__name__}: {error}{keep_traceback(error)}'
 
 
 def train(runner):

@@ -1,11 +1,8 @@
 """A page to look at before training: figures of a data set, what is wrong with it, and pictures with their boxes."""
 
-import html
 import random
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from importlib.resources import files
 from pathlib import Path
 
 import cv2
@@ -13,15 +10,15 @@ import numpy as np
 
 from ..datasets import DataError, Report, read_image
 from ..datasets.records import Annotation, ImageEntry
-from ..datasets.report import LEVELS, Finding, printable
+from ..datasets.report import printable
 from ..datasets.summary import class_table, split_table
 from ..explain.page import image_uri
 from .data_check import DataCheck
+from .page import count_table, findings, table, text, write_page
 from .pictures import draw_boxes, palette
 
 MAX_SIDE = 640  # px of a picture on the page
 SAMPLES = dict(train=12, val=6, test=6)
-PLACES = 5  # of a finding
 
 
 def write_data_page(check: DataCheck, path: str | Path, seed: int = 0) -> Path:
@@ -35,20 +32,16 @@ def write_data_page(check: DataCheck, path: str | Path, seed: int = 0) -> Path:
     splits, classes = split_table(check.reports), class_table(check.reports)
     colours = _colours(check.reports['train'])
     values = dict(
-        title=_text(check.title),
+        title=text(check.title),
         subtitle=f'{sum(int(row[1]) for row in splits[1:])} images, {sum(int(row[3]) for row in splits[1:])} boxes of '
         f'{len(classes) - 1} classes',
-        notes=''.join(f'<p>{_text(note)}</p>' for note in check.notes),
-        splits=_table(splits),
-        classes=_class_table(classes, {name: colour for name, colour in colours.values()}),
-        findings=_findings(check),
+        notes=''.join(f'<p>{text(note)}</p>' for note in check.notes),
+        splits=table(splits),
+        classes=count_table(classes, dict(colours.values())),
+        findings=findings(check.reports, check.between),
         pictures=''.join(_pictures(name, report, colours, seed) for name, report in check.reports.items()),
     )
-    template = files(__package__).joinpath('data_page.html').read_text(encoding='utf-8')
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(re.sub(r'{{(\w+)}}', lambda match: values[match[1]], template), encoding='utf-8')
-    return path
+    return write_page(path, 'data_page.html', values)
 
 
 # ------------------------------------------------------------------------------------------------------------- pictures
@@ -117,7 +110,7 @@ def _figure(
     try:
         pixels = read_image(report.image_dir / image.file_name)
     except DataError as error:
-        return f'<figure><figcaption>{_text(error)}</figcaption></figure>'
+        return f'<figure><figcaption>{text(error)}</figcaption></figure>'
     scale = min(1, MAX_SIDE / max(pixels.shape[:2]))
     pixels = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else pixels
     corners = np.array([box.bbox for box in boxes], float).reshape(-1, 4)
@@ -127,8 +120,8 @@ def _figure(
     labels = [ids.index(box.category_id) for box in boxes]
     drawn = draw_boxes(pixels, corners * scale, labels, names, palette_of_names)
     count = '1 box' if len(boxes) == 1 else f'{len(boxes)} boxes'
-    why = f'<b>{_text(why)}</b>' if why else ''
-    name = _text(image.file_name)
+    why = f'<b>{text(why)}</b>' if why else ''
+    name = text(image.file_name)
     caption = f'<figcaption>{why}{name} <span class="soft">{count}</span></figcaption>'
     picture = f'<img src="{image_uri(drawn[..., ::-1])}" alt="{name} with {count}">'
     return f'<figure>{picture}{caption}</figure>\n'
@@ -145,45 +138,3 @@ def _colours(report: Report) -> dict[int, tuple[str, tuple]]:
     """Name and colour of each category id."""
     categories = {category.id: printable(category.name) for category in report.categories}
     return {id: (name, colour) for (id, name), colour in zip(categories.items(), palette(len(categories)))}
-
-
-# --------------------------------------------------------------------------------------------------------------- tables
-def _text(value) -> str:
-    return html.escape(printable(value))
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = ([_text(cell) for cell in row] for row in rows)
-    lines = ''.join(f'<tr>{"".join(f"<td>{cell}</td>" for cell in row)}</tr>\n' for row in body)
-    return f'<table>\n<tr>{"".join(f"<th>{cell}</th>" for cell in head)}</tr>\n{lines}</table>'
-
-
-def _class_table(rows: Sequence[Sequence[str]], colours: dict[str, tuple]) -> str:
-    head, *body = rows
-    most = max((sum(map(int, row[1:])) for row in body), default=0) or 1
-    lines = []
-    for name, *counts in body:
-        chip = f'<span class="chip" style="background:rgb{colours.get(name, (128, 128, 128))}"></span>'
-        cells = ''.join(f'<td>{count}</td>' for count in counts)
-        bar = f'<td class="bar"><i style="width:{100 * sum(map(int, counts)) / most:.1f}%"></i></td>'
-        lines.append(f'<tr><td>{chip}{_text(name)}</td>{cells}{bar}</tr>\n')
-    titles = ''.join(f'<th>{_text(cell)}</th>' for cell in (*head, ''))
-    return f'<table>\n<tr>{titles}</tr>\n{"".join(lines)}</table>'
-
-
-def _findings(check: DataCheck) -> str:
-    items = [(finding, f'{name}: ') for name, report in check.reports.items() for finding in report.findings]
-    items += [(finding, '') for finding in check.between]
-    items.sort(key=lambda item: LEVELS.index(item[0].level))
-    return f'<ul>{"".join(_finding(*item) for item in items)}</ul>' if items else '<p>Nothing to mention.</p>'
-
-
-def _finding(finding: Finding, split: str) -> str:
-    places = [place for place in finding.places if place]
-    lines = [_text(place) for place in places[:PLACES]]
-    if len(places) > PLACES:
-        lines.append(f'... and {len(places) - PLACES} more')
-    remedy = f' ({finding.remedy})' if finding.remedy else ''
-    level = f'<span class="level {finding.level}">{finding.level}</span>'
-    rule = _text(f'{split}{len(finding.places)} x {finding.rule}{remedy}')
-    return f'<li>{level}{rule}{"".join(f"<div>{line}</div>" for line in lines)}</li>\n'

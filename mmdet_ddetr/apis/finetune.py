@@ -10,12 +10,13 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import torch
-from mmdet.evaluation import CocoMetric
+from mmdet.evaluation import CocoMetric as MMDetCocoMetric
 from mmengine.config import Config
 from mmengine.runner import Runner
 
 from ..checkpoints import CheckpointError, load
 from ..datasets import CocoDataset, CocoFolder, read_coco
+from ..evaluation import CocoMetric
 from ..hooks import FitCheckpointHook
 from ..registry import DATASETS, METRICS, is_a, our_class
 from .pictures import palette
@@ -68,7 +69,9 @@ def configure(
     for split, evaluator in ((folder.val, 'val_evaluator'), (folder.test, 'test_evaluator')):
         for metric in cfg[evaluator] if isinstance(cfg[evaluator], list) else [cfg[evaluator]]:
             metric.update(ann_file=str(split.ann_file.resolve()), format_only=False)
-            if is_a(metric.type, METRICS, CocoMetric):
+            if our_class(metric.type, METRICS) is CocoMetric:
+                metric.type = 'mmdet_ddetr.CocoMetric'  # of which report.html is made
+            if is_a(metric.type, METRICS, MMDetCocoMetric):
                 metric.classwise = True
     _set_num_classes(cfg.model, len(classes))
     optimizer = cfg.optim_wrapper.optimizer

@@ -43,7 +43,7 @@ def end(error: Exception, *known: type[Exception]) -> NoReturn:
     sentence = None if wants_everything() else explain(error)
     if sentence is None and (wants_everything() or not isinstance(error, known)):
         raise error
-    where = '' if isinstance(error, (*SENTENCES, *known)) else _keep_traceback(error)
+    where = '' if isinstance(error, (*SENTENCES, *known)) else keep_traceback(error)
     sys.exit(f'{Path(sys.argv[0]).name}: {sentence or error}{where}')
 
 
@@ -149,7 +149,7 @@ def _like(name: str, names) -> str:
     return f'; did you mean {" or ".join(near)}?' if near else ''
 
 
-def _keep_traceback(error: Exception) -> str:
+def keep_traceback(error: Exception) -> str:
     """Write the traceback to the run's log file, if there is one; where it is, for the sentence."""
     logger = MMLogger.get_current_instance() if MMLogger._instance_dict else None
     for handler in logger.handlers if logger else ():

@@ -24,12 +24,22 @@ def check_backend(name: str) -> None:
 
 
 @contextmanager
-def evaluated_by(name: str) -> Iterator[None]:
-    """Within it, mmdet's ``CocoMetric`` computes with a backend: mmdet has no argument for that."""
-    if name == 'pycocotools':
-        yield
-        return
-    from faster_coco_eval import COCOeval_faster
+def evaluated_by(name: str) -> Iterator[list]:
+    """Within it, mmdet's ``CocoMetric`` computes with a backend, for which mmdet has no argument.
 
-    with patch.object(coco_metric, 'COCOeval', partial(COCOeval_faster, print_function=print)):
-        yield
+    Returns:
+        the list that gets each ``COCOeval`` that is made: mmdet's metric gives a few of their figures only.
+    """
+    kinds = {kind: getattr(coco_metric, kind) for kind in ('COCOeval', 'COCOevalMP')}
+    if name != 'pycocotools':
+        from faster_coco_eval import COCOeval_faster
+
+        kinds['COCOeval'] = partial(COCOeval_faster, print_function=print)
+    made = []
+
+    def make(kind, *args):
+        made.append(kind(*args))
+        return made[-1]
+
+    with patch.multiple(coco_metric, **{name: partial(make, kind) for name, kind in kinds.items()}):
+        yield made

@@ -53,6 +53,10 @@ class CocoMetric(MetricByName, MMDetCocoMetric):
             the same in a fraction of the time.
         *args, **kwargs: as of mmdet's.
 
+    Attributes:
+        keep: whether to keep what computed the figures; False: it takes memory.
+        evaluations: then, the ``COCOeval`` of each kind, ``bbox`` or ``segm``; none where nothing was detected at all.
+
     Raises:
         ValueError: there is no such backend, or ``use_mp_eval`` asks for pycocotools.
         ImportError: its package is missing.
@@ -65,6 +69,8 @@ class CocoMetric(MetricByName, MMDetCocoMetric):
         if self.use_mp_eval and backend != 'pycocotools':
             raise ValueError(f'use_mp_eval must be False with backend={backend!r}: its processes run pycocotools')
         self.backend = backend
+        self.keep = False
+        self.evaluations = {}
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         if self._coco_api is not None:
@@ -72,8 +78,11 @@ class CocoMetric(MetricByName, MMDetCocoMetric):
             self.cat_ids = sorted(ids)
             rank = np.argsort(np.argsort(ids))  # of each label's id
             results = [(gt, dict(pred, labels=rank[pred['labels']])) for gt, pred in results]
-        with evaluated_by(self.backend):
-            return super().compute_metrics(results)
+        with evaluated_by(self.backend) as made:
+            figures = super().compute_metrics(results)
+        if self.keep:
+            self.evaluations = {evaluation.params.iouType: evaluation for evaluation in made}
+        return figures
 
 
 @METRICS.register_module()

@@ -153,8 +153,8 @@ def _encoder_grids(explanation: Explanation, room: float) -> list[dict]:
     return grids
 
 
-def image_uri(image: np.ndarray) -> str:
+def image_uri(image: np.ndarray, quality: int = 92) -> str:
     """An RGB image as the address of a JPEG inside a page, with sides of at most ``MAX_SIDE``."""
     bgr = shrunk(image, MAX_SIDE)[..., ::-1]
-    data = encode_picture(bgr, '.jpg', cv2.IMWRITE_JPEG_QUALITY, 92)
+    data = encode_picture(bgr, '.jpg', cv2.IMWRITE_JPEG_QUALITY, quality)
     return f'data:image/jpeg;base64,{base64.b64encode(data).decode()}'
