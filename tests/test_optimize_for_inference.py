@@ -44,17 +44,17 @@ def with_statistics(model: nn.Module) -> nn.Module:
     return model
 
 
-def predictions(model, sizes):
-    inputs, samples = make_batch(sizes, [0] * len(sizes), CLASSES)
+def predictions(model, sizes, seed=0):
+    inputs, samples = make_batch(sizes, [0] * len(sizes), CLASSES, seed)
     with torch.no_grad():
         return [sample.pred_instances for sample in model(inputs, samples, mode='predict')]
 
 
-def assert_same_predictions(model, other, sizes=SIZES):
+def assert_same_predictions(model, other, sizes=SIZES, seed=0):
     found, expected = (
         [
             [instances.bboxes[None], instances.scores[None], instances.labels[None]]
-            for instances in predictions(m, sizes)
+            for instances in predictions(m, sizes, seed)
         ]
         for m in (model, other)
     )
@@ -64,15 +64,34 @@ def assert_same_predictions(model, other, sizes=SIZES):
 
 @pytest.mark.parametrize('variant', NAMES)
 def test_same_detections(variant):
-    """Of a padded batch, one with other padding, one image, and the first again, whose positions are kept by then."""
+    """Of a padded batch, one with other padding, one image, and the first again, whose positions are kept by then.
+
+    Then of other images of its sizes: the operators of the first are recorded, those of the second are the record's.
+    """
     model = with_statistics(tiny_model(variant))
     before = {key: value.clone() for key, value in model.state_dict().items()}
     optimised = optimize_for_inference(model)
-    for sizes in (SIZES, [(80, 160), (96, 64), (50, 70)], [(64, 97)], SIZES):
-        assert_same_predictions(optimised, model, sizes)
+    for seed, sizes in enumerate((SIZES, [(80, 160), (96, 64), (50, 70)], [(64, 97)], SIZES, SIZES, SIZES)):
+        assert_same_predictions(optimised, model, sizes, seed)
+    assert sum(map(callable, optimised.programs.found.values())) == 1
     assert not any(isinstance(module, _BatchNorm) for module in optimised.modules())
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert isinstance(optimised, type(model)) and optimize_for_inference(optimised) is optimised
+
+
+def test_hooks_are_called():
+    """Also where the operators were recorded before."""
+    optimised = optimize_for_inference(with_statistics(tiny_model('two-stage')))
+    for _ in range(4):
+        found = predictions(optimised, SIZES)
+    maps = []
+    hook = optimised.backbone.register_forward_hook(lambda module, inputs, outputs: maps.append(outputs))
+    again = predictions(optimised, SIZES)
+    hook.remove()
+    predictions(optimised, SIZES)
+    assert len(maps) == 1
+    for ours, theirs in zip(again, found, strict=True):
+        torch.testing.assert_close(ours.bboxes, theirs.bboxes, rtol=0, atol=1e-3)
 
 
 def test_masks():

@@ -67,10 +67,16 @@ class Conv2dSame(nn.Conv2d):
 
     def pad(self, x):  # [B, C, H, W]
         """The input, padded where the convolution cannot do that, and the padding that is left to the convolution."""
-        if self.stride == (1, 1):  # symmetric for odd kernels: the convolution pads without a copy
-            return x, tuple(size // 2 for size in self.kernel_size)
-        (top, bottom), (left, right) = map(_same_padding, x.shape[-2:], self.kernel_size, self.stride)
+        (top, bottom), (left, right) = self.same_padding(x.shape[-2:])
+        if self.stride == (1, 1):  # the convolution pads without a copy
+            return x, (top, left)
         return F.pad(x, (left, right, top, bottom)), (0, 0)
+
+    def same_padding(self, size):
+        """Rows of zeros (above, below) a map of ``size`` (H, W), and columns (left, right) of it."""
+        if self.stride == (1, 1):  # symmetric for odd kernels
+            return tuple((size // 2, size // 2) for size in self.kernel_size)
+        return tuple(map(_same_padding, size, self.kernel_size, self.stride))
 
 
 def _same_padding(size, kernel_size, stride):

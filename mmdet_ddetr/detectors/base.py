@@ -5,6 +5,7 @@ import copy
 import torch
 from mmdet.models.detectors.base_detr import DetectionTransformer
 from mmdet.structures import OptSampleList, SampleList
+from mmdet.utils import InstanceList
 from torch import Tensor, nn
 
 from mmdet_ddetr.heads import LabelGuard
@@ -120,9 +121,12 @@ class BaseDETR(TrainingQueries, DetectionTransformer):
         return self.bbox_head.loss(**head_inputs, batch_data_samples=batch_data_samples)
 
     def predict(self, batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool = True) -> SampleList:
-        head_inputs = self._head_inputs(batch_inputs, batch_data_samples)
-        results = self.bbox_head.predict(**head_inputs, batch_data_samples=batch_data_samples, rescale=rescale)
+        results = self._detections(batch_inputs, batch_data_samples, rescale)
         return self.add_pred_to_datasample(batch_data_samples, results)
+
+    def _detections(self, batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool) -> InstanceList:
+        head_inputs = self._head_inputs(batch_inputs, batch_data_samples)
+        return self.bbox_head.predict(**head_inputs, batch_data_samples=batch_data_samples, rescale=rescale)
 
     def detect(self, batch_inputs: Tensor, sizes: ImageSizes) -> tuple[Tensor, ...]:
         """The detections of ``predict`` in tensors alone, for exported programs.

@@ -61,6 +61,8 @@ def _conv(conv: nn.Module, norm: nn.Module | None, activation: nn.Module | None,
         return None
     if conv.padding_mode != 'zeros' or isinstance(conv.padding, str):
         return None
+    if isinstance(conv, Conv2dSame) and conv.dilation != (1, 1):
+        return None
     weight, bias = (x if x is None else x.to(dtype) for x in folded(conv, norm))
     return Conv2d(conv, weight, bias, function)
 

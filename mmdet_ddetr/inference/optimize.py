@@ -7,6 +7,8 @@ from functools import cache
 
 import torch
 from mmdet.structures import OptSampleList, SampleList
+from mmdet.utils import InstanceList
+from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from mmdet_ddetr.detectors.base import BaseDETR
@@ -14,6 +16,7 @@ from mmdet_ddetr.layers import ImageSizes
 
 from .convolutions import fuse_convolutions
 from .memory import keep_freed_memory
+from .recording import Programs
 from .transformer import fuse_transformer
 
 DTYPES = 'float32', 'bfloat16', 'float16'
@@ -26,12 +29,13 @@ def optimize_for_inference(model: nn.Module, dtype: torch.dtype = torch.float32)
 
     Batch norms are folded into convolutions, activations and residuals computed with them, weights packed for the
     processor, the encoder's cells taken as many at a time as its cache holds, masks and positions kept by the sizes of
-    the images. What cannot be optimised stays as it is.
+    the images. On a CPU, the operators of ``predict`` are recorded for sizes that come a third time, and called without
+    the modules from then on, unless these have forward hooks. What cannot be optimised stays as it is.
 
     The copy has ``predict``, ``test_step`` and ``forward(mode='predict' or 'tensor')`` of ``model``. It can be neither
-    trained nor saved nor moved to another device. ``model`` itself is not changed; later changes to its weights do not
-    reach the copy. On a CPU, memory that this process frees is kept for its next use from then on, where the C library
-    is glibc.
+    trained nor saved nor moved to another device. ``model`` itself is not changed; later changes to its weights and
+    settings do not reach the copy, and the copy's own must not be changed. On a CPU, memory that this process frees is
+    kept for its next use from then on, where the C library is glibc.
 
     Args:
         model: a detector of this package, on the device to predict on, in fp32. One that is optimised already is given
@@ -62,6 +66,9 @@ def optimize_for_inference(model: nn.Module, dtype: torch.dtype = torch.float32)
         part = replace(replace(part, fuse_convolutions, dtype_of_part), fuse_transformer, dtype_of_part)
         setattr(model, name, part.to(memory_format=torch.channels_last))
     model.dtype, model.geometries, model.gives_all_proposals = dtype, OrderedDict(), False
+    model.programs = Programs(GEOMETRIES)
+    parts = (part for name, part in model.named_children() if name != 'data_preprocessor')
+    model.modules_in_use = tuple(module for part in parts for module in part.modules())
     model.__class__ = _optimized(type(model))
     if next(model.parameters()).is_cpu:
         keep_freed_memory()
@@ -96,6 +103,27 @@ class Optimized:
     def predict(self, batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool = True) -> SampleList:
         with torch.no_grad(), self._autocast(batch_inputs):
             return super().predict(batch_inputs, batch_data_samples, rescale)
+
+    def _detections(self, batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool) -> InstanceList:
+        """As of the detector. The operators follow from the sizes of the images, and are kept."""
+        detections = super()._detections
+        if not batch_inputs.is_cpu or torch.compiler.is_compiling() or self._has_hooks():
+            return detections(batch_inputs, batch_data_samples, rescale)
+        sizes = (
+            (*sample.img_shape[:2], *sample.batch_input_shape, *sample.get('scale_factor', ()))
+            for sample in batch_data_samples
+        )
+        key = batch_inputs.shape, batch_inputs.stride(), batch_inputs.dtype, rescale, *sizes
+        fields = self.programs(
+            key,
+            lambda x: [dict(result.items()) for result in detections(x, batch_data_samples, rescale)],
+            batch_inputs,
+        )
+        return [InstanceData(**tensors) for tensors in fields]
+
+    def _has_hooks(self) -> bool:
+        """Whether somebody else wants to see what the modules get or give."""
+        return any(module._forward_hooks or module._forward_pre_hooks for module in self.modules_in_use)
 
     def _forward(self, batch_inputs: Tensor, batch_data_samples: OptSampleList = None) -> tuple[Tensor, ...]:
         with torch.no_grad(), self._autocast(batch_inputs):

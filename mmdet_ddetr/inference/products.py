@@ -59,20 +59,21 @@ class Conv2d(nn.Module):
         self.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last), False)
         self.bias = bias if bias is None else nn.Parameter(bias, False)
         self.activation = activation
-        self.pad = getattr(conv, 'pad', None)  # of Conv2dSame: depends on the map's size
+        self.same_padding = getattr(conv, 'same_padding', None)  # of Conv2dSame: depends on the map's size
+        self.extended: dict[tuple[int, int], Tensor] = {}  # weights, by rows and columns of zeros before them
         self.groups, self.dilation, self.stride, self.padding = conv.groups, *_pairs(conv)
         self.by_onednn = has_onednn(weight)
         self.last: tuple[torch.Size, Tensor | None] = torch.Size(), None  # size of maps, weights packed for it
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         """x [B, C, H, W]; add like the output, which may take its memory."""
-        x, padding = (x, self.padding) if self.pad is None else self.pad(x)
         x = x.to(self.dtype, memory_format=torch.channels_last)
+        weight, padding = self._weight_and_padding(x.shape[-2:])
         arguments = padding, self.stride, self.dilation, self.groups
         if not self.by_onednn:
-            y = F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+            y = F.conv2d(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
             return self.activation.compute(y if add is None else y.add_(add))
-        weight = self._weight_for(x.shape, arguments)
+        weight = self._packed(weight, x.shape, arguments)
         name, scalars = self.activation[:2]
         if add is None:
             return torch.ops.mkldnn._convolution_pointwise.default(
@@ -84,13 +85,27 @@ class Conv2d(nn.Module):
             add, x, weight, self.bias, *arguments, 'add', 1.0, name, scalars, None
         )
 
-    def _weight_for(self, size: torch.Size, arguments: tuple) -> Tensor:
+    def _weight_and_padding(self, size: torch.Size) -> tuple[Tensor, tuple[int, int]]:
+        """With a row of zeros before the kernel where a map has one more behind it than before it.
+
+        Convolutions pad both ends alike. The zeros meet what they pad too much: without a copy of the map.
+        """
+        if self.same_padding is None:
+            return self.weight, self.padding
+        (top, bottom), (left, right) = self.same_padding(size)
+        more = bottom - top, right - left
+        if more not in self.extended:
+            weight = F.pad(self.weight, (more[1], 0, more[0], 0))
+            self.extended[more] = weight.contiguous(memory_format=torch.channels_last)
+        return self.extended[more], (bottom, right)
+
+    def _packed(self, weight: Tensor, size: torch.Size, arguments: tuple) -> Tensor:
         last, packed = self.last  # read once: other threads may write it
         if last != size:
             self.last = size, None
-            return self.weight
+            return weight
         if packed is None:
-            packed = torch._C._nn.mkldnn_reorder_conv2d_weight(self.weight.to_mkldnn(), *arguments, size)
+            packed = torch._C._nn.mkldnn_reorder_conv2d_weight(weight.to_mkldnn(), *arguments, size)
             self.last = size, packed
         return packed
 

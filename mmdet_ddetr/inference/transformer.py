@@ -157,8 +157,8 @@ class EncoderLayer(nn.Module):
         value = attention.project(query, key_padding_mask)
         reference_points = spread(reference_points, (B, S, attention.num_levels))
         output = torch.empty_like(query)
-        for image in range(B):
-            image = slice(image, image + 1)
+        images = max(1, ROWS * torch.get_num_threads() // max(S, 1))  # small ones together
+        for image in (slice(first, first + images) for first in range(0, B, images)):
             for cells in blocks(query[0]):
                 x = query[image, cells]
                 x = attention.attend(
