@@ -18,62 +18,36 @@ import argparse
 import json
 import math
 import multiprocessing
-import re
 import statistics
-import subprocess
 import sys
 import warnings
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from _measure import machine, milliseconds, peak_memory, table, times
+from _training import FIGURES, Model, draw_shapes, figures_of, on_folder, without_outputs
 from mmengine.device import get_device
 
 SHAPES = dict(size=128, train=1600, val=150, test=150)  # px and images
 MODELS = ('DETR=detr_lite0_shapes', 'Deformable DETR=deformable-detr_lite0_shapes')
-FIGURES = {'AP': 'coco/bbox_mAP', 'AP50': 'coco/bbox_mAP_50', 'small-object AP': 'coco/bbox_mAP_s'}
 PLOTTED = ('AP', 'small-object AP')
 EVALUATIONS = 16  # of a training; a trial has one
 
 
-@dataclass(frozen=True)
-class Model:
-    name: str
-    config: str
-    options: tuple[str, ...] = ()
-
-    @classmethod
-    def parse(cls, text: str) -> 'Model':
-        """Read 'NAME=CONFIG,key=value,...'; a value may be a list, as in key=[1,2]."""
-        name, _, rest = text.partition('=')
-        config, *options = re.split(r',(?=[\w.]+=)', rest)
-        if not name or not config:
-            raise argparse.ArgumentTypeError(f'{text!r}, expected NAME=CONFIG[,key=value...]')
-        return cls(name, config, tuple(options))
-
-    @property
-    def slug(self) -> str:
-        return re.sub(r'\W+', '-', self.name).strip('-').lower()
-
-
 def config_of(model: Model, data: str, epochs: int | None = None):
     """The model's config on the data, its plan stretched to ``epochs``."""
-    from mmdet_ddetr.apis import get_config, parse_options
-    from mmdet_ddetr.apis.finetune import configure, length_of
-    from mmdet_ddetr.datasets import find_coco_folder, read_coco
+    from mmdet_ddetr.apis import get_config
+    from mmdet_ddetr.apis.finetune import length_of
+    from mmdet_ddetr.datasets import find_coco_folder
 
     cfg = get_config(model.config)
-    if model.options:
-        cfg.merge_from_dict(parse_options(model.options, model.name))
+    model.change(cfg)
     if length_of(cfg)[1] != 'epochs':
         raise ValueError(f'{model.config} counts iterations, expected a config that counts epochs')
-    folder = find_coco_folder(data)
-    classes = [category['name'] for category in read_coco(folder.train.ann_file)['categories']]
-    cfg = configure(cfg, folder, classes, epochs=epochs)
-    cfg.default_hooks = dict(checkpoint=None, logger=dict(type='LoggerHook', interval=50))
-    cfg.randomness = dict(seed=0)
+    cfg = on_folder(cfg, find_coco_folder(data), epochs=epochs)
+    without_outputs(cfg, seed=0)
     return cfg
 
 
@@ -109,10 +83,6 @@ def make_step(model: Model, data: str, out: Path):
         batch = next(iter(runner.build_dataloader(runner.cfg.train_dataloader)))
     runner.model.train()
     return lambda: runner.model.train_step(batch, optim_wrapper)
-
-
-def figures_of(metrics: dict) -> dict[str, float]:
-    return {name: float(metrics[key]) for name, key in FIGURES.items()}
 
 
 def make_recorder(name: str, run: dict, console):
@@ -301,14 +271,6 @@ def plot(results: dict, path: Path):
     figure.savefig(path, dpi=110)
 
 
-def draw_shapes(out: Path) -> str:
-    """The folder of the shapes, drawn if it is not there."""
-    tool = Path(__file__).parents[1] / 'tools/make_shapes.py'
-    options = [f'--{name}={value}' for name, value in SHAPES.items()]
-    subprocess.run([sys.executable, tool, out / 'shapes', *options], check=True)
-    return str(out / 'shapes')
-
-
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -351,7 +313,7 @@ def main():
     warnings.filterwarnings('ignore')
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
-    data = args.data or draw_shapes(args.out)
+    data = args.data or draw_shapes(args.out, **SHAPES)
     planned = plan(args.models, data, args.out, args.seconds)
 
     def epochs(model: Model, minutes: float) -> int:

@@ -8,7 +8,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'benchmarks'))
 
-from convergence import Model, crossings, epoch_of  # noqa: E402
+from _training import Model  # noqa: E402
+from convergence import crossings, epoch_of  # noqa: E402
 
 
 def curve(*values):
