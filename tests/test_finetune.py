@@ -1,6 +1,7 @@
 """tools/finetune.py and what it is made of: config, schedule, pictures, and the whole at 64 px."""
 
 import copy
+import html
 import importlib.util
 import json
 import os
@@ -359,16 +360,25 @@ def test_end_to_end(shapes, tmp_path):
     assert metrics['split'] == 'test' and 0 <= metrics['coco/bbox_mAP'] <= 1
     assert len(list(Path(lies['pictures']).iterdir())) == 2
     assert Path(lies['config']).read_text().count("'ring'") >= 3
+    assert run.stdout.rstrip().endswith(f'    report  {work_dir}/report.html')
+    page = Path(lies['report']).read_text()
+    assert 'data: a detector of 5 classes' in page and 'train: 1 x bbox without an area' in page
+    assert page.count('<image ') >= 6 and '--drop-bad' in page
 
 
 @pytest.fixture
 def start(monkeypatch, capfd):
-    """``start(*args, at=None)``: the tool in a process of its own, Ctrl-C in iteration ``at``: code, stdout, stderr."""
+    """``start(*args, at=None)``: the tool in a process of its own, Ctrl-C in iteration ``at``: code, stdout, stderr.
+
+    With ``report=False`` its report fails.
+    """
     tool = load_tool(monkeypatch)
     monkeypatch.setattr(tool, 'RESERVE', 0)
 
-    def call(*args, at=None):
+    def call(*args, at=None, report=True):
         def run():
+            if not report:
+                monkeypatch.setattr('mmdet_ddetr.apis.report.results_of', lambda *args: 1 / 0)
             build_runner = finetune.build_runner
 
             def build(cfg):
@@ -390,8 +400,10 @@ def test_ctrl_c_and_resume(shapes, tmp_path, monkeypatch, start):
     minutes, common = 0.25, ['--work-dir', tmp_path / 'work', '--resume', '--pictures', '1']
     monkeypatch.chdir(shapes.parent)
     config = ['--config', 'deformable-detr-refine-twostage_lite0_shapes', '--batch-size', '2']
-    code, out, err = start(*common, '--data', shapes.name, *config, '--minutes', minutes, '--ema', *TINY, at=3)
+    options = ['--data', shapes.name, *config, '--minutes', minutes, '--ema', *TINY]
+    code, out, err = start(*common, *options, at=3, report=False)
     assert code == 0, out + err
+    assert re.search(r'report  could not be written: ZeroDivisionError: .*\n\(traceback: .*\.log\)\n$', out)
     assert 'no checkpoint to resume from: the training starts at the beginning' in out
     assert 'SIGINT: ending the training after this iteration, then evaluating what is there; once more' in err
     assert 'Training for 0.25 minutes in all on 12 images, 2 at a time' in out
@@ -408,8 +420,35 @@ def test_ctrl_c_and_resume(shapes, tmp_path, monkeypatch, start):
     assert budget['progress'] == 1 and 0.5 < budget['elapsed'] / (60 * minutes) < 1.2
     assert last['meta']['iter'] > 4 and 'ema_state_dict' in last
 
-    code, out, err = start(*common)  # a finished one: test and pictures once more
-    assert code == 0 and 'measured on the test split' in out, out + err
+    page = tmp_path / 'work' / 'report.html'
+    assert 'Ctrl-C' not in page.read_text()
+    page.unlink()
+    code, out, err = start(*common)  # a finished one: test, pictures and report once more
+    assert code == 0 and 'measured on the test split' in out and page.is_file(), out + err
+
+
+@pytest.mark.slow
+def test_commands_of_the_report(shapes, tmp_path, monkeypatch, start):
+    """Each runs as it is printed, in the folder that is named, with names that a shell takes apart."""
+    folder = tmp_path / "it's $HOME & co"
+    shutil.copytree(shapes, folder / '-data')
+    monkeypatch.chdir(folder)
+    options = ['--data=-data', '--work-dir', 'my work', '--config', 'deformable-detr-refine-twostage_lite0_shapes']
+    options += ['--iters', 60, '--batch-size', 6, '--ema', '--pictures', 0]
+    code, out, err = start(*options, '--cfg-options', *TINY[3:])
+    assert code == 0, out + err
+    page = Path('my work/report.html').read_text()
+    assert f'<code>{html.escape(str(folder))}</code>' in page
+    commands = [html.unescape(command) for command in re.findall('<pre>(.*?)</pre>', page, re.DOTALL)]
+    assert [re.search(r'-m mmdet_ddetr (\w+)', command)[1] for command in commands] == [
+        *('predict', 'explain', 'export', 'finetune', 'finetune')
+    ]
+    env = {**os.environ, 'PYTHONPATH': str(REPO), 'OMP_NUM_THREADS': '1'}
+    for command in commands:
+        run = subprocess.run(['bash', '-c', command], capture_output=True, text=True, env=env)
+        assert run.returncode == 0, command + run.stdout + run.stderr
+    assert Path('my work/detector.onnx').is_file() and Path('my work-2/report.html').is_file()
+    assert 'my work-2' in Path('my work-2/report.html').read_text()
 
 
 @pytest.mark.slow

@@ -137,7 +137,7 @@ def test_figures(report):
     assert re.search(r'none of these 2 0 0 - - - - - - - - - ', text), text
     assert '20.0 images a second' in text and '20.0 ms an image' in text and '100 iterations' in text
     assert f'torch {torch.__version__}' in text
-    assert text.count('it is a dog (IoU 1.00)') == 2 and text.count('taken for a cat') == 2
+    assert text.count('labelled dog (IoU 1.00)') == 2 and text.count(': taken for cat') == 2
 
 
 def test_hostile_names(report):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..evaluation.matching import CLASS, IGNORED, IOU, NOTHING, PLACE, RIGHT, SECOND
+from ..evaluation.matching import CLASS, IGNORED, IOU, NEAR, NOTHING, PLACE, RIGHT, SECOND
 from .page import table, text
 from .report_pictures import Mark, picture
 from .report_results import Results
@@ -155,18 +155,20 @@ class Pictures:
         matches, kind = results.outcome.matches, results.outcome.kind[d]
         there, iou = matches.near[d], matches.iou[d]
         if kind == CLASS:
-            return f'it is a {self._class(results.objects.label[there])} (IoU {iou:.2f})'
+            return f'labelled {self._class(results.objects.label[there])} (IoU {iou:.2f})'
         if kind == SECOND:
-            return f'second box on a {self._class(results.objects.label[there])} (IoU {iou:.2f})'
+            return f'second box on {self._class(results.objects.label[there])} (IoU {iou:.2f})'
         if kind == PLACE:
-            return f'badly placed: IoU {matches.near_own[d]:.2f} with the object'
-        return 'nothing there' if iou == 0 else f'nothing of this class there (IoU {iou:.2f} with another)'
+            return f'badly placed (IoU {matches.near_own[d]:.2f})'
+        if iou >= NEAR:
+            return f'only {self._class(results.objects.label[there])} there (IoU {iou:.2f})'
+        return 'nothing there'
 
     def _why_missed(self, o: int) -> str:
         results = self.results
         taken, score = results.outcome.taken_for[o], results.outcome.matches.score_of_objects()[o]
         if taken >= 0:
-            return f'taken for a {self._class(results.detections.label[taken])}'
+            return f'taken for {self._class(results.detections.label[taken])}'
         return f'found with a score of {score:.2f} only' if score else 'not found at any score'
 
     def _class(self, label: int) -> str:
