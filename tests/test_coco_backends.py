@@ -11,6 +11,7 @@ from pycocotools import mask as mask_api
 
 from mmdet_ddetr.evaluation import CocoMetric, backends
 from mmdet_ddetr.evaluation.backends import BACKENDS, evaluated_by
+from mmdet_ddetr.evaluation.precision import COLUMNS, Precision
 from mmdet_ddetr.registry import METRICS
 
 IMAGES, SIZE = 24, (160, 200)  # (h, w); large is above 96 x 96 px
@@ -67,7 +68,10 @@ def data(tmp_path_factory):
 
 
 def results_of(path, found, backend, **kwargs):
-    metric = CocoMetric(str(path), ['bbox', 'segm'], backend=backend, **kwargs)
+    return evaluate(CocoMetric(str(path), ['bbox', 'segm'], backend=backend, **kwargs), found)
+
+
+def evaluate(metric, found):
     metric.dataset_meta = dict(classes=CLASSES)
     for image, detections in found.items():
         boxes = torch.tensor([box for box, _, _ in detections]).float().view(-1, 4)
@@ -97,6 +101,24 @@ def test_figures_of_the_metric(data):
     assert 0 < theirs['coco/bbox_mAP_s'] < 1 and theirs['coco/bbox_mAP_l'] > 0
     assert 0 < theirs['coco/segm_mAP'] != theirs['coco/bbox_mAP'] and np.isnan(theirs['coco/absent_precision'])
     same(*(results_of(*data, backend, metric_items=['mAP', 'AR@1000', 'AR_m@1000']) for backend in BACKENDS))
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_what_the_metric_keeps(data, backend):
+    """Only where it is asked to; from it come the curves of the report."""
+    pytest.importorskip(backend)
+    path, found = data
+    metric = CocoMetric(str(path), ['bbox', 'segm'], backend=backend)
+    evaluate(metric, found)
+    assert metric.evaluations == {}
+    metric.keep = True
+    figures = evaluate(metric, found)
+    assert set(metric.evaluations) == {'bbox', 'segm'}
+    for kind, evaluation in metric.evaluations.items():
+        precision = Precision.of(evaluation, [1, 2, 3, 4])
+        for column, name in zip(COLUMNS, ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')):
+            assert precision.figure(column) == pytest.approx(figures[f'coco/{kind}_{name}'], abs=5e-4)
+        assert precision.curve(0.5, 0).shape == (101,)
 
 
 @pytest.mark.parametrize('kind', ['bbox', 'segm'])

@@ -133,7 +133,7 @@ def test_figures(report):
         ['·', '·', '·', '', ''],
     ]
     assert 'dog taken for cat : 2 of 4 (50%)' in text
-    assert re.search(r' cat 3 4 4 0.123 1.000 1.000 1.000 - 1.000 - 0.667 1.000 ', text)
+    assert re.search(r' cat 1.000 1.000 1.000 - 1.000 - 0.123 0.667 1.000 3 4 4 ', text)
     assert re.search(r'none of these 2 0 0 - - - - - - - - - ', text), text
     assert '20.0 images a second' in text and '20.0 ms an image' in text and '100 iterations' in text
     assert f'torch {torch.__version__}' in text
@@ -170,6 +170,13 @@ def test_ended_early_without_curves(report):
     path, text = report(['cat', 'dog'], curves=False, ended='Ctrl-C ended the training after iteration 4')
     assert 'Ctrl-C ended the training after iteration 4' in text and 'Go on with this training' in text
     assert 'leaves out LearningCurvesHook' in text
+
+
+def test_part_of_many_images(report, monkeypatch):
+    monkeypatch.setattr('mmdet_ddetr.apis.report_results.MAX_IMAGES', 2)
+    monkeypatch.setattr('mmdet_ddetr.apis.report_mistakes.SECONDS', 0)
+    path, text = report(['cat'])
+    assert 'Of 2 of the 4 images.' in text and path.read_text().count('<image ') == 1
 
 
 def test_images_that_are_gone(tmp_path):

@@ -96,10 +96,11 @@ def _of_results(training: Training, results: Results | None) -> dict[str, str]:
     if results is None:
         missing = "<p>Not measured: the config's test_evaluator has no CocoMetric of boxes.</p>"
         parts = dict.fromkeys(('samples', 'recall', 'mistakes', 'false_positives', 'misses'), missing)
-        return dict(parts, score='', commands=_commands(training, None))
-    pictures = Pictures(results, training.folder.test.image_dir)
+        return dict(parts, score='', part='', commands=_commands(training, None))
+    seen, pictures = len(results.images), Pictures(results, training.folder.test.image_dir)
     return dict(
         score=f'{results.outcome.score:.2f}',
+        part='' if seen == results.of_images else f' Of {seen} of the {results.of_images} images.',
         samples=pictures.samples(),
         recall=_recall(results),
         mistakes=f'<div class="beside"><div class="wide">{confusion(results)}</div>'
@@ -168,19 +169,18 @@ def _classes(training: Training, results: Results | None, on_val: Mapping) -> st
     """AP of each class; precision and recall from the page's score on."""
     counts = class_table(training.data.reports)
     boxes_of = {row[0]: row[1:] for row in counts[1:]}
-    columns = ['AP', 'AP50', 'AP75', 'APs', 'APm', 'APl']
     splits = [f'{name}&nbsp;boxes' for name in map(text, counts[0][1:])]
     has_val = len(on_val) > 1
-    rows = [['class', *splits, *(['AP&nbsp;val'] if has_val else []), *columns, 'precision', 'recall', '']]
+    head = ['class', *COLUMNS, *['AP&nbsp;val'] * has_val, 'precision', 'recall', '', *splits]
+    rows = []
     for label, (name, colour) in enumerate(zip(training.classes, palette(len(training.classes)))):
-        shown = printable(name)
-        row = [named(name, colour), *boxes_of.get(shown, ['-'] * len(splits))]
-        if has_val:
-            row.append(_figure(on_val.get(name, {}).get('AP', math.nan)))
-        row += [_figure(_of_class(training, results, column, label)) for column in columns]
-        rows.append([*row, *_precision_and_recall(results, label)])
-    order = sorted(range(1, len(rows)), key=lambda i: -_sortable(rows[i][1 + len(splits) + has_val]))
-    return html_table([rows[0], *(rows[i] for i in order)])
+        row = [_of_class(training, results, column, label) for column in COLUMNS]
+        row += [on_val.get(name, {}).get('AP', math.nan)] * has_val
+        own = boxes_of.get(printable(name), ['-'] * len(splits))
+        cells = [*map(_figure, row), *_precision_and_recall(results, label), *own]
+        rows.append((row[0], [named(name, colour), *cells]))
+    rows.sort(key=lambda row: -1 if math.isnan(row[0]) else row[0], reverse=True)
+    return html_table([head, *(cells for _, cells in rows)])
 
 
 def _of_class(training: Training, results: Results | None, column: str, label: int) -> float:
@@ -198,10 +198,6 @@ def _precision_and_recall(results: Results | None, label: int) -> list[str]:
     curve = results.precision and results.precision.curve(IOU, label)
     spark = '' if curve is None else sparkline(curve.tolist(), f'precision over recall of {results.classes[label]}')
     return [_figure(right / found if found else math.nan), _figure(right / there if there else math.nan), spark]
-
-
-def _sortable(cell: str) -> float:
-    return float(cell) if cell != '-' else -1
 
 
 def _figure(value: float) -> str:

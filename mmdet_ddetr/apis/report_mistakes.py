@@ -1,7 +1,8 @@
 """The parts of a report about mistakes: confusion matrix, false positives and misses."""
 
+import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from .report_results import Results
 PICTURES = 12  # of false positives, and of misses
 OF_AN_IMAGE = 2  # at most
 SAMPLES = 6
+SECONDS = 2  # for the pictures of each kind: of huge images there are fewer
 MAX_NAMES = 10  # of boxes in a sample; where there are more, those of mistakes stand at them, or none
 MAX_CLASSES = 16  # of the matrix; those with fewest mistakes are one row and column
 PAIRS = 8  # of classes that are taken for each other
@@ -109,46 +111,47 @@ class Pictures:
         """Images with objects, at even distances, with all that was found and missed."""
         images = sorted(set(self.results.objects.image.tolist())) or range(len(self.results.images))
         chosen = {images[round(i * (len(images) - 1) / (SAMPLES - 1))] for i in range(SAMPLES)} if images else ()
-        figures = []
-        for i in sorted(chosen):
-            kinds = self.results.outcome.kind[self._detections[i]]
-            right = int((kinds == RIGHT).sum())
-            said = f'{right} right, {len(kinds) - right} wrong, {len(self._missed[i])} missed'
-            taken = self.results.outcome.taken_for  # the name at the detection that took it is enough
-            marks = [replace(self._missed_mark(o), named=taken[o] < 0) for o in self._missed[i]]
-            marks += [self._detection_mark(d) for d in self._by_size(self._detections[i])]
-            if len(marks) > MAX_NAMES:
-                wrong = sum(mark.kind != 'right' for mark in marks)
-                marks = [replace(m, named=m.named and m.kind != 'right' and wrong <= MAX_NAMES) for m in marks]
-            figures.append(self._picture(i, marks, said))
-        return ''.join(figures)
+        return _in_time(map(self._sample, sorted(chosen)))
+
+    def _sample(self, image: int) -> str:
+        kinds, taken = self.results.outcome.kind[self._detections[image]], self.results.outcome.taken_for
+        marks = [replace(self._missed_mark(o), named=taken[o] < 0) for o in self._missed[image]]  # else by what took it
+        marks += [self._detection_mark(d) for d in self._by_size(self._detections[image])]
+        if len(marks) > MAX_NAMES:
+            wrong = sum(mark.kind != 'right' for mark in marks)
+            marks = [replace(m, named=m.named and m.kind != 'right' and wrong <= MAX_NAMES) for m in marks]
+        right = int((kinds == RIGHT).sum())
+        said = f'{right} right, {len(kinds) - right} wrong, {len(self._missed[image])} missed'
+        return self._picture(image, marks, said)
 
     def false_positives(self) -> str:
         """The detections of the highest scores that are wrong."""
         outcome, detections = self.results.outcome, self.results.detections
         wrong = np.flatnonzero((outcome.kind != RIGHT) & (outcome.kind != IGNORED))
-        figures = []
-        for d in self._first(wrong[np.argsort(-detections.score[wrong], kind='stable')], detections.image):
-            others = [self._detection_mark(other) for other in self._detections[detections.image[d]] if other != d]
-            others += [self._missed_mark(o) for o in self._missed[detections.image[d]]]
-            marks = [*map(_faint, others), self._detection_mark(d)]
-            figures.append(self._picture(detections.image[d], marks, self._why_wrong(d), detections.box[d]))
-        return ''.join(figures)
+        order = np.argsort(-detections.score[wrong], kind='stable')
+        return _in_time(map(self._false_positive, self._first(wrong[order], detections.image)))
+
+    def _false_positive(self, d: int) -> str:
+        image = self.results.detections.image[d]
+        others = [self._detection_mark(other) for other in self._detections[image] if other != d]
+        others += [self._missed_mark(o) for o in self._missed[image]]
+        marks = [*map(_faint, others), self._detection_mark(d)]
+        return self._picture(image, marks, self._why_wrong(d), self.results.detections.box[d])
 
     def misses(self) -> str:
         """The objects that the detector comes least near to, large ones first."""
-        results, objects = self.results, self.results.objects
-        missed = np.flatnonzero(results.outcome.missed)
-        scores = results.outcome.matches.score_of_objects()[missed]
+        objects = self.results.objects
+        missed = np.flatnonzero(self.results.outcome.missed)
+        scores = self.results.outcome.matches.score_of_objects()[missed]
         order = np.lexsort((-objects.box[missed, 2:].prod(1), scores))
-        figures = []
-        for o in self._first(missed[order], objects.image):
-            image = objects.image[o]
-            others = [self._missed_mark(other) for other in self._missed[image] if other != o]
-            others += [self._detection_mark(d) for d in self._detections[image]]
-            marks = [*map(_faint, others), self._missed_mark(o)]
-            figures.append(self._picture(image, marks, self._why_missed(o), objects.box[o]))
-        return ''.join(figures)
+        return _in_time(map(self._miss, self._first(missed[order], objects.image)))
+
+    def _miss(self, o: int) -> str:
+        image = self.results.objects.image[o]
+        others = [self._missed_mark(other) for other in self._missed[image] if other != o]
+        others += [self._detection_mark(d) for d in self._detections[image]]
+        marks = [*map(_faint, others), self._missed_mark(o)]
+        return self._picture(image, marks, self._why_missed(o), self.results.objects.box[o])
 
     def _why_wrong(self, d: int) -> str:
         results = self.results
@@ -162,7 +165,7 @@ class Pictures:
             return f'badly placed (IoU {matches.near_own[d]:.2f})'
         if iou >= NEAR:
             return f'only {self._class(results.objects.label[there])} there (IoU {iou:.2f})'
-        return 'nothing there'
+        return 'nothing labelled there'
 
     def _why_missed(self, o: int) -> str:
         results = self.results
@@ -202,6 +205,16 @@ class Pictures:
         title = '' if around is None else f'<b>{text(marks[-1].name)}: {text(said)}</b>'
         rest = text(name) if around is not None else f'{text(name)} <span class="soft">{text(said)}</span>'
         return picture(Path(self.image_dir, name), marks, title + rest, around)
+
+
+def _in_time(figures: Iterable[str]) -> str:
+    """Those that are drawn within SECONDS, but one at least."""
+    end, drawn = time.monotonic() + SECONDS, []
+    for figure in figures:
+        drawn.append(figure)
+        if time.monotonic() > end:
+            break
+    return ''.join(drawn)
 
 
 def _faint(mark: Mark) -> Mark:

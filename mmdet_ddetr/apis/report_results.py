@@ -25,13 +25,15 @@ class Results:
     """
     Attributes:
         classes: names; labels are their indices.
-        images: COCO's entries of the images that were looked at.
+        images: COCO's entries of the images whose mistakes are looked at.
+        of_images: how many there are in all.
         outcome: of their detections, from the score with the best F1 on.
         precision: of the whole split; None: nothing was detected.
     """
 
     classes: Sequence[str]
     images: list[dict]
+    of_images: int
     outcome: Outcome
     precision: Precision | None
 
@@ -72,14 +74,15 @@ def results_of(runner: Runner, classes: Sequence[str]) -> Results | None:
     truth, evaluation = metric._coco_api, metric.evaluations.get('bbox')
     categories = truth.get_cat_ids(cat_names=classes)
     images = sorted(truth.dataset['images'], key=lambda image: str(image['file_name']))
-    images = images[:: -(-len(images) // MAX_IMAGES) or 1]
+    of_images = len(images)
+    images = images[:: -(-of_images // MAX_IMAGES) or 1]
     index_of = {image['id']: i for i, image in enumerate(images)}
     label_of = {id: label for label, id in enumerate(categories)}
     found = evaluation.cocoDt.dataset['annotations'] if evaluation else []
     objects = Boxes.of(truth.dataset['annotations'], index_of, label_of)
     matches = match(objects, Boxes.of(found, index_of, label_of))
     precision = Precision.of(evaluation, categories) if evaluation else None
-    return Results(classes, images, matches.at(matches.best_score()), precision)
+    return Results(classes, images, of_images, matches.at(matches.best_score()), precision)
 
 
 def figures_on_val(runner: Runner, checkpoint: str | Path) -> dict[str | None, dict[str, float]]:
