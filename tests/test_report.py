@@ -134,7 +134,7 @@ def test_figures(report):
     ]
     assert 'dog taken for cat : 2 of 4 (50%)' in text
     assert re.search(r' cat 1.000 1.000 1.000 - 1.000 - 0.123 0.667 1.000 3 4 4 ', text)
-    assert re.search(r'none of these 2 0 0 - - - - - - - - - ', text), text
+    assert re.search(r'none of these - - - - - - - - - 2 0 0 ', text), text
     assert '20.0 images a second' in text and '20.0 ms an image' in text and '100 iterations' in text
     assert f'torch {torch.__version__}' in text
     assert text.count('labelled dog (IoU 1.00)') == 2 and text.count(': taken for cat') == 2
