@@ -31,6 +31,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(mmdet_ddetr, m) {
       "deform_conv2d_backward(Tensor grad_output, Tensor input, Tensor offset, Tensor weight, int[] stride,"
       " int[] padding, int[] dilation, Tensor? mask, bool needs_grad_samples, bool needs_grad_weight,"
       " bool deterministic) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "depthwise_conv2d(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding) -> Tensor");
+  // -> gradients of input, weight, bias; shape [0] of what was not asked for and of an absent bias
+  m.def(
+      "depthwise_conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor? bias, int[] stride,"
+      " int[] padding, bool needs_grad_input, bool needs_grad_weight, bool deterministic)"
+      " -> (Tensor, Tensor, Tensor)");
   // group_size 1: plain, more: position-sensitive; rounded: roi_bins.h
   m.def(
       "deform_roi_pool(Tensor input, Tensor rois, Tensor? offset, int[] output_size, float spatial_scale,"

@@ -16,6 +16,7 @@
 
 #include "deform_conv_kernels.h"
 #include "deform_roi_pool_kernels.h"
+#include "depthwise_conv_kernels.h"
 #include "dropout_kernels.h"
 #include "matching_cost_kernels.h"
 #include "ms_deform_attn_kernels.h"

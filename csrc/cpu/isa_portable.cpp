@@ -5,6 +5,7 @@
 #define MMDET_DDETR_BYTES 16
 #include "deform_conv_impl.h"
 #include "deform_roi_pool_impl.h"
+#include "depthwise_conv_impl.h"
 #include "dropout_impl.h"
 #include "matching_cost_impl.h"
 #include "ms_deform_attn_impl.h"

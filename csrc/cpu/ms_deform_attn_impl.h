@@ -11,25 +11,6 @@ namespace mmdet_ddetr::cpu::MMDET_DDETR_ISA {
 // after simd.h
 #include "placement.h"
 
-// Zeroed memory that begins at a cache line.
-template <typename E>
-class Buffer {
- public:
-  explicit Buffer(int64_t size) : data_(static_cast<E*>(::operator new(size * sizeof(E), kLine))) {
-    __builtin_memset(data_, 0, size * sizeof(E));
-  }
-  ~Buffer() { ::operator delete(data_, kLine); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-
-  operator E*() { return data_; }
-  operator const E*() const { return data_; }
-
- private:
-  static constexpr std::align_val_t kLine{64};
-  E* const data_;
-};
-
 // Rows of a tensor that is stored as T or as its compute type C, read and written as C.
 template <typename T>
 class Rows {

@@ -44,6 +44,25 @@ struct ComputeOf<double> {
 template <typename T>
 using Compute = typename ComputeOf<T>::type;
 
+// Zeroed memory that begins at a cache line.
+template <typename E>
+class Buffer {
+ public:
+  explicit Buffer(int64_t size) : data_(static_cast<E*>(::operator new(size * sizeof(E), kLine))) {
+    __builtin_memset(data_, 0, size * sizeof(E));
+  }
+  ~Buffer() { ::operator delete(data_, kLine); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+
+  operator E*() { return data_; }
+  operator const E*() const { return data_; }
+
+ private:
+  static constexpr std::align_val_t kLine{64};
+  E* const data_;
+};
+
 // ---- loads and stores of one vector, in order -------------------------------------------------------------------
 
 template <typename Vector>

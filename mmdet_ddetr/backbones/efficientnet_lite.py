@@ -4,24 +4,29 @@ Source: the Lite variants of https://github.com/tensorflow/tpu/tree/master/model
 "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", https://arxiv.org/abs/1905.11946.
 """
 
+from itertools import takewhile
 from math import ceil
 
 import torch
 from mmcv.cnn import ConvModule
-from mmdet.models.layers import InvertedResidual
 from mmdet.models.utils import make_divisible
 from mmengine.model import BaseModule, Sequential
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmdet_ddetr.processor import multiplies_bf16
 from mmdet_ddetr.registry import MODELS
 
+from .frozen import is_frozen, optimized
+from .inverted_residual import InvertedResidual
 from .stages import num_built
 
 SCHEME = 'efficientnet-lite://'  # checkpoint addresses, read by efficientnet_lite_weights.py
 
 ARCHS = {'lite0': (1.0, 1.0), 'lite1': (1.0, 1.1), 'lite2': (1.1, 1.2)}  # (width, depth) multipliers
+
+TRAIN_DTYPES = 'float32', 'bfloat16', 'auto'
 
 STEM_CHANNELS = 32  # the Lite family does not widen the stem
 
@@ -113,6 +118,9 @@ class EfficientNetLite(BaseModule):
             gradient and frozen batch norms stay in eval mode.
         norm_eval (bool): Keep every batch norm in eval mode during training, its statistics fixed. Its weight and bias
             are trained all the same.
+        train_dtype (str): What a CPU computes in while it trains, without autocast: 'float32', 'bfloat16', or 'auto',
+            which is bfloat16 where the processor has instructions for it. Weights, batch norms' folding and outputs are
+            fp32, and so is all of an evaluation.
         norm_cfg (dict): Normalisation. The default has the eps and momentum of the original.
         with_cp (bool): Save memory in training by recomputing each block in the backward pass.
         init_cfg (dict | list[dict], optional): mmengine initialisation.
@@ -130,12 +138,15 @@ class EfficientNetLite(BaseModule):
         out_indices=(2, 3, 4),
         frozen_stages=-1,
         norm_eval=False,
+        train_dtype='float32',
         norm_cfg=dict(type='BN', eps=1e-3, momentum=0.01),
         with_cp=False,
         init_cfg=None,
     ):
         if arch not in ARCHS:
             raise ValueError(f'arch: got {arch!r}, expected one of {", ".join(ARCHS)}')
+        if train_dtype not in TRAIN_DTYPES:
+            raise ValueError(f'train_dtype: got {train_dtype!r}, expected one of {", ".join(TRAIN_DTYPES)}')
         num_layers = num_built(out_indices, frozen_stages, len(STAGES))
         _check_pretrained_arch(init_cfg, arch)
 
@@ -144,6 +155,7 @@ class EfficientNetLite(BaseModule):
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
+        self.train_dtype = train_dtype
 
         common = dict(conv_cfg=dict(type=Conv2dSame), norm_cfg=norm_cfg, act_cfg=dict(type='ReLU6'))
         self.stem = ConvModule(3, STEM_CHANNELS, kernel_size=3, stride=2, **common)
@@ -175,13 +187,33 @@ class EfficientNetLite(BaseModule):
         """Return a tuple of features ``[B, out_channels[i], ceil(H / stride), ceil(W / stride)]``."""
         if x.device.type == 'cpu':  # oneDNN trains this network 1.2 to 1.8 times as fast in channels_last
             x = x.contiguous(memory_format=torch.channels_last)
-        x = self.stem(x)
+        layers = [self.stem, *(getattr(self, name) for name in self.layer_names)]
+        if x.device.type != 'cpu' or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._run(layers, x)
+        frozen = list(takewhile(is_frozen, layers))
+        if not self.training and len(frozen) < len(layers):  # gradients of a model that is not being trained
+            return self._run(layers, x)
+        dtype = self._train_dtype()
+        layers[: len(frozen)] = [optimized(layer, dtype) for layer in frozen]
+        if torch.is_autocast_enabled('cpu'):
+            return self._run(layers, x)
+        with torch.autocast('cpu', dtype, enabled=dtype != torch.float32):
+            return tuple(out.to(x.dtype) for out in self._run(layers, x))
+
+    def _run(self, layers, x):
+        """The outputs of ``layers``, which are the stem and the layers."""
         outs = []
-        for index, name in enumerate(self.layer_names):
-            x = getattr(self, name)(x)
+        for index, layer in enumerate(layers, -1):
+            x = layer(x)
             if index in self.out_indices:
                 outs.append(x)
         return tuple(outs)
+
+    def _train_dtype(self):
+        if torch.is_autocast_enabled('cpu'):
+            return torch.get_autocast_dtype('cpu')
+        narrow = self.train_dtype == 'bfloat16' or (self.train_dtype == 'auto' and multiplies_bf16())
+        return torch.bfloat16 if narrow else torch.float32
 
     def train(self, mode=True):
         """Set the mode, leaving frozen stages, and with ``norm_eval`` every batch norm, in eval mode."""

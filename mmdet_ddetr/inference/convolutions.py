@@ -137,7 +137,7 @@ def _residual_block(block: nn.Module, dtype: torch.dtype) -> ResidualBlock | Non
         names = '12' if isinstance(block, BasicBlock) else '123'
         parts = [(getattr(block, f'conv{i}'), getattr(block, f'norm{i}'), block.relu) for i in names]
         downsample = block.downsample
-    elif type(block) is InvertedResidual and block.with_res_shortcut and not block.with_se:
+    elif isinstance(block, InvertedResidual) and block.with_res_shortcut and not block.with_se:
         modules = [block.expand_conv] if block.with_expand_conv else []
         modules += block.depthwise_conv, block.linear_conv
         parts = [(module.conv, module.norm, getattr(module, 'activate', None)) for module in modules]

@@ -117,10 +117,53 @@ def check_deform_conv2d(
     return Ho, Wo
 
 
-def check_conv_grad_output(grad_output: Tensor, input: Tensor, expected: Sequence[int]):
-    _check_shape('grad_output', grad_output, 'B, C_out, Ho, Wo', expected)
+def check_conv_grad_output(grad_output: Tensor, input: Tensor, expected: Sequence[int], dims: str = 'B, C_out, Ho, Wo'):
+    _check_shape('grad_output', grad_output, dims, expected)
     _check_dtype('grad_output', grad_output, input.dtype, " (input's dtype)")
     _check_device('input', input, grad_output=grad_output)
+
+
+def check_depthwise_conv2d(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int]
+) -> tuple[int, int, int, int]:
+    """The output's shape."""
+    _check_shape('input', input, 'B, H, W, C', (None,) * 4)
+    _check_computable('input', input)
+    B, H, W, C = input.shape
+    for name, numbers, count, least in (('stride', stride, 2, 1), ('padding', padding, 4, 0)):
+        _check(len(numbers) == count, f'{name} must be {count} integers, got {len(numbers)}')
+        for number in numbers:
+            _check(
+                (number >= least) & (number <= MOST_CELLS),
+                f'{name} must be at least {least} and at most {MOST_CELLS}, got {tuple(numbers)}',
+            )
+    _check(_fits(weight.shape, (None, None, C)), f'weight must be [kh, kw, C] with C = {C}, got {list(weight.shape)}')
+    for name, tensor in dict(weight=weight, bias=bias).items():
+        if tensor is not None:
+            _check_dtype(name, tensor, input.dtype, " (input's dtype)")
+            _check_device('input', input, **{name: tensor})
+    if bias is not None:
+        _check_shape('bias', bias, 'C', (C,))
+    kh, kw, _ = weight.shape
+    for size in (kh, kw):
+        _check(size > 0, f'weight must have taps, got {list(weight.shape)}')
+    for size in (H, W, kh, kw):
+        _check(
+            size <= MOST_CELLS,
+            f'input and weight must have at most {MOST_CELLS} rows and columns, '
+            f'got {list(input.shape)} and {list(weight.shape)}',
+        )
+    top, left, bottom, right = padding
+    rows, columns = H + top + bottom - kh, W + left + right - kw
+    for room in (rows, columns):
+        _check(
+            room >= 0,
+            f'weight must not be larger than the padded input, got {list(weight.shape)} for {list(input.shape)}',
+        )
+    shape = B, rows // stride[0] + 1, columns // stride[1] + 1, C
+    _check_size("input's cells", input.shape)
+    _check_size('the output', shape)
+    return shape
 
 
 MOST_SAMPLING_RATIO = 1024

@@ -27,6 +27,9 @@ SCHEMAS = (
     'deform_conv2d_backward(Tensor grad_output, Tensor input, Tensor offset, Tensor weight, int[] stride, '
     'int[] padding, int[] dilation, Tensor? mask, bool needs_grad_samples, bool needs_grad_weight, '
     'bool deterministic) -> (Tensor, Tensor, Tensor, Tensor)',
+    'depthwise_conv2d(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding) -> Tensor',
+    'depthwise_conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor? bias, int[] stride, '
+    'int[] padding, bool needs_grad_input, bool needs_grad_weight, bool deterministic) -> (Tensor, Tensor, Tensor)',
     'deform_roi_pool(Tensor input, Tensor rois, Tensor? offset, int[] output_size, float spatial_scale, '
     'int sampling_ratio, float gamma, int group_size, bool rounded) -> Tensor',
     'deform_roi_pool_backward(Tensor grad_output, Tensor input, Tensor rois, Tensor? offset, int[] output_size, '

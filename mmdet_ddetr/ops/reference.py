@@ -4,7 +4,7 @@ Every native kernel is tested against these functions, and they serve where the 
 dimensions: B batch, S cells of all levels together, M heads, D channels a head, Q queries, L levels, K points.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -290,6 +290,26 @@ def deform_conv2d(
             tap = weight[:, :, u, v].to(dtype).reshape(groups, len(weight) // groups, C_group)
             output = output + (tap @ samples.reshape(B, groups, C_group, Ho * Wo)).reshape(output.shape)
     return (output if bias is None else output + bias.to(dtype)[:, None, None]).to(input.dtype)
+
+
+def depthwise_conv2d(
+    input: Tensor,  # [B, H, W, C]
+    weight: Tensor,  # [kh, kw, C]
+    bias: Tensor | None,  # [C]
+    stride: Sequence[int],  # (y, x)
+    padding: Sequence[int],  # (top, left, bottom, right)
+) -> Tensor:  # [B, Ho, Wo, C]
+    """A convolution of each channel with a kernel of its own, a tap after the other."""
+    (_, H, W, _), (kh, kw, _) = input.shape, weight.shape
+    (sy, sx), (top, left, bottom, right) = stride, padding
+    dtype = _compute_dtype(input)
+    padded = F.pad(input.to(dtype), (0, 0, left, right, top, bottom))
+    rows, columns = H + top + bottom - kh + 1, W + left + right - kw + 1
+    output = 0 if bias is None else bias.to(dtype)
+    for u in range(kh):
+        for v in range(kw):
+            output = output + weight[u, v].to(dtype) * padded[:, u : u + rows : sy, v : v + columns : sx]
+    return output.to(input.dtype)
 
 
 def deform_roi_pool(
