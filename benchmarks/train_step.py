@@ -2,14 +2,21 @@
 
     OMP_WAIT_POLICY=passive python benchmarks/train_step.py
     OMP_WAIT_POLICY=passive python benchmarks/train_step.py --model dab-detr --predict
+    OMP_WAIT_POLICY=passive python benchmarks/train_step.py --data DIR --config NAME[,key=value...] ... --tree OTHER
 
 MMDetection's config twice: as it is (attention by grid_sample where mmcv is not compiled), and with this package's
 detector and head. Of Conditional and DAB-DETR also Hugging Face's, where transformers is installed. Two images of 600 x
 800 with seven boxes each; forward, loss, backward, clipping, AdamW; in turns.
+
+With --config it is the step of that config, of this package, on a batch of the data in DIR, a folder in COCO format;
+with --tree beside the same of another checkout of the package, which is built there.
 """
 
 import argparse
 import importlib.util
+import os
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -110,9 +117,51 @@ def step(peer: partial, predicts: bool, size: tuple[int, int], images: int, devi
     return torch.no_grad()(lambda: predict(inputs, samples)) if predicts else train
 
 
+class OtherProcess:
+    """A config's step in a process of its own, with the package of a checkout."""
+
+    def __init__(self, tree: Path, config: str, data: str):
+        command = [sys.executable, '-W', 'ignore', __file__, '--serve', '--config', config, '--data', data]
+        environment = {**os.environ, 'PYTHONPATH': str(tree.resolve())}
+        self.process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def __call__(self):
+        print(file=self.process.stdin, flush=True)
+        if not self.process.stdout.readline():
+            sys.exit(f'the process ended with {self.process.wait()}; see above')
+
+
+def serve(config: str, data: str):
+    """A step for each line of stdin."""
+    from convergence import Model, make_step
+
+    answers, sys.stdout = sys.stdout, sys.stderr
+    step = make_step(Model.parse(f'{os.getpid()}={config}'), data, Path('work_dirs/benchmarks'))
+    for _ in sys.stdin:
+        step()
+        print(file=answers, flush=True)
+
+
+def compare_trees(configs: list[str], data: str, trees: list[Path], seconds: float) -> str:
+    here = Path(__file__).parents[1]
+    steps = {(config, tree): OtherProcess(tree, config, data) for config in configs for tree in (here, *trees)}
+    taken = times(steps, seconds)
+    rows = [
+        [config, '' if tree == here else str(tree), milliseconds(t), f'{min(t) / min(taken[config, here]):.2f}']
+        for (config, tree), t in taken.items()
+    ]
+    return table(['config', 'checkout', 'step, ms', 'x this'], rows)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--model', default='deformable-detr', choices=MODELS)
+    parser.add_argument('--config', nargs='+', help='the step of these configs on --data instead')
+    parser.add_argument('--data', help='folder in COCO format')
+    parser.add_argument('--tree', nargs='+', type=Path, default=[], help='other checkouts of this package')
+    parser.add_argument('--serve', action='store_true', help=argparse.SUPPRESS)
     parser.add_argument('--predict', action='store_true', help='a prediction instead of a training step')
     parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
     parser.add_argument('--size', nargs=2, type=int, default=[600, 800], metavar=('H', 'W'))
@@ -120,6 +169,15 @@ def main():
     parser.add_argument('--seconds', type=float, default=30, help='of each peer (default: %(default)s)')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmarks'), help='for the table, a .md file')
     args = parser.parse_args()
+    if args.config and not args.data:
+        parser.error('--config needs --data')
+    if args.serve:
+        return serve(*args.config, args.data)
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.config:
+        text = f'{machine("cpu")}\n\n{compare_trees(args.config, args.data, args.tree, args.seconds)}\n'
+        (args.out / 'train_step_configs.md').write_text(text)
+        return print(text)
     make = partial(step, predicts=args.predict, size=tuple(args.size), images=args.images, device=args.device)
     peers = peers_of(args.model)
 
@@ -138,7 +196,6 @@ def main():
     what = 'prediction' if args.predict else 'step'
     header = [args.model, f'{what}, ms', 'x ours', 'peak memory, MB', 'x ours']
     text = f'{machine(args.device)}\n\n{table(header, rows)}\n'
-    args.out.mkdir(parents=True, exist_ok=True)
     (args.out / f'{"predict" if args.predict else "train_step"}_{args.model}_{args.device}.md').write_text(text)
     print(text)
 

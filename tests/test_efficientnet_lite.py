@@ -1,6 +1,8 @@
 """EfficientNetLite against the network its weights come from, and against hand-computed sizes."""
 
+import copy
 import os
+import pickle
 import sys
 from pathlib import Path
 
@@ -243,3 +245,85 @@ def test_checkpointing_changes_no_gradient():
         sum(out.square().mean() for out in model(image)).backward()
     for (name, p), q in zip(plain.named_parameters(), recomputed.parameters()):
         torch.testing.assert_close(p.grad, q.grad, msg=name)
+
+
+# --- training on a CPU ------------------------------------------------------------------------------------------------
+
+
+def train_once(model, image):
+    """Outputs and all gradients of one step."""
+    model.train().zero_grad()
+    outs = model(image)
+    sum(out.double().square().mean() for out in outs).backward()
+    return outs, {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def plain(model, monkeypatch):
+    """Nothing is frozen ahead or trained by the block's own backward pass."""
+    monkeypatch.setattr('mmdet_ddetr.backbones.efficientnet_lite.is_frozen', lambda layer: False)
+    monkeypatch.setattr('mmdet_ddetr.backbones.inverted_residual.InvertedResidual._is_simple', lambda self, x: False)
+
+
+@pytest.mark.parametrize('arch', ['lite0', 'lite2'])
+@pytest.mark.parametrize('frozen_stages', [-1, 1, 2])
+def test_frozen_layers_and_fast_blocks_change_nothing(arch, frozen_stages, monkeypatch):
+    model = build(arch=arch, norm_eval=True, frozen_stages=frozen_stages).double()
+    image = torch.randn(2, 3, 97, 70, dtype=torch.double)
+    outs, gradients = train_once(model, image)
+    with monkeypatch.context() as patch:
+        plain(model, patch)
+        expected, expected_gradients = train_once(model, image)
+    torch.testing.assert_close(outs, expected)
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in gradients.items():
+        difference = (gradient - expected_gradients[name]).norm() / expected_gradients[name].norm()
+        assert difference < 1e-10, (name, difference)
+
+
+def test_frozen_layers_follow_their_weights_and_leave_no_trace():
+    model = build(norm_eval=True, frozen_stages=2)
+    keys, image = list(model.state_dict()), torch.randn(1, 3, 64, 64)
+    before, _ = train_once(model, image)
+    assert list(model.state_dict()) == keys
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(model)))
+    with torch.no_grad():
+        model.stem.conv.weight.mul_(1.5)  # in place, as load_state_dict and optimizers do
+    after, _ = train_once(model, image)
+    with torch.no_grad():
+        assert_features_close(after, model.eval()(image))
+        assert_features_close(before, twin.eval()(image))
+    assert not torch.allclose(before[0], after[0])
+
+
+def test_bf16_trains_with_gradients_like_those_of_fp32(pretrained):
+    """Half the time where the processor has AMX. Outputs, weights and gradients stay fp32, evaluation is the same."""
+    exact, narrow = (
+        build(norm_eval=True, frozen_stages=2),
+        build(norm_eval=True, frozen_stages=2, train_dtype='bfloat16'),
+    )
+    image = torch.randn(2, 3, 96, 96)
+    for model in (exact, narrow):
+        model.load_state_dict(pretrained.state_dict())
+    outs, gradients = train_once(exact, image)
+    narrow_outs, narrow_gradients = train_once(narrow, image)
+    for out, narrow_out in zip(outs, narrow_outs):
+        assert narrow_out.dtype == torch.float32
+        assert (out - narrow_out).norm() < 0.03 * out.norm()
+    for name, gradient in gradients.items():
+        assert narrow_gradients[name].dtype == torch.float32
+        assert torch.cosine_similarity(gradient.flatten(), narrow_gradients[name].flatten(), 0) > 0.98, name
+    with torch.no_grad():
+        for out, narrow_out in zip(exact.eval()(image), narrow.eval()(image)):
+            assert torch.equal(out, narrow_out)
+
+
+def test_autocast_decides_where_it_is_enabled():
+    model, image = build(norm_eval=True, frozen_stages=2), torch.randn(1, 3, 64, 64)
+    with torch.autocast('cpu', torch.bfloat16):
+        outs, _ = train_once(model, image)
+    assert all(out.dtype == torch.bfloat16 for out in outs)
+
+
+def test_train_dtype_is_checked():
+    with pytest.raises(ValueError, match="train_dtype: got 'half', expected one of float32, bfloat16, auto"):
+        build(train_dtype='half')

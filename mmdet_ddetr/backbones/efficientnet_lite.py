@@ -193,11 +193,11 @@ class EfficientNetLite(BaseModule):
         frozen = list(takewhile(is_frozen, layers))
         if not self.training and len(frozen) < len(layers):  # gradients of a model that is not being trained
             return self._run(layers, x)
-        dtype = self._train_dtype()
+        dtype = self._train_dtype(x)
         layers[: len(frozen)] = [optimized(layer, dtype) for layer in frozen]
         if torch.is_autocast_enabled('cpu'):
             return self._run(layers, x)
-        with torch.autocast('cpu', dtype, enabled=dtype != torch.float32):
+        with torch.autocast('cpu', dtype, enabled=dtype != x.dtype):
             return tuple(out.to(x.dtype) for out in self._run(layers, x))
 
     def _run(self, layers, x):
@@ -209,11 +209,11 @@ class EfficientNetLite(BaseModule):
                 outs.append(x)
         return tuple(outs)
 
-    def _train_dtype(self):
+    def _train_dtype(self, x):
         if torch.is_autocast_enabled('cpu'):
             return torch.get_autocast_dtype('cpu')
         narrow = self.train_dtype == 'bfloat16' or (self.train_dtype == 'auto' and multiplies_bf16())
-        return torch.bfloat16 if narrow else torch.float32
+        return torch.bfloat16 if narrow and x.dtype == torch.float32 else x.dtype
 
     def train(self, mode=True):
         """Set the mode, leaving frozen stages, and with ``norm_eval`` every batch norm, in eval mode."""

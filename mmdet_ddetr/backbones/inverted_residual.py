@@ -7,6 +7,7 @@ from mmdet.models.layers import InvertedResidual as _InvertedResidual
 from torch import Tensor, nn
 
 from mmdet_ddetr.ops import has_compiled_kernel
+from mmdet_ddetr.ops._private import beyond_first_order
 
 _DEPTHWISE = torch.ops.mmdet_ddetr.depthwise_conv2d.default
 _DEPTHWISE_BACKWARD = torch.ops.mmdet_ddetr.depthwise_conv2d_backward.default
@@ -26,7 +27,7 @@ class InvertedResidual(_InvertedResidual):
     def _is_simple(self, x: Tensor) -> bool:
         if not torch.is_grad_enabled() or self.with_cp or x.device.type != 'cpu' or torch.compiler.is_compiling():
             return False
-        if not has_compiled_kernel('depthwise_conv2d', 'cpu') or torch._C._are_functorch_transforms_active():
+        if not has_compiled_kernel('depthwise_conv2d', 'cpu') or beyond_first_order():
             return False
         layers = self._layers()
         return (

@@ -1,4 +1,4 @@
-"""What PyTorch has to know about the ops of deformable convolution and RoI pooling besides their kernels.
+"""What PyTorch has to know about the ops of convolution and RoI pooling besides their kernels.
 
 ``_register.py`` does the same for attention, whose ops share their arguments.
 """

@@ -72,6 +72,14 @@ def cases(rng):
     arguments = [torch.randn(B, 6, H, W), *arguments[:3], *geometry, mask, rng.random() < 0.5, rng.random() < 0.5]
     yield 'op deform_conv2d_backward', direct.deform_conv2d_backward, [*arguments, False]
 
+    C, padding = rng.choice((0, 1, 17)), [kernel // 2] * 4
+    arguments = [torch.randn(B, C, H, W), torch.randn(C, 1, kernel, kernel), torch.randn(C), [1, 1], padding]
+    yield 'depthwise_conv2d', ops.depthwise_conv2d, arguments
+    arguments = [torch.randn(B, H, W, C), torch.randn(kernel, kernel, C), torch.randn(C), [1, 1], padding]
+    yield 'op depthwise_conv2d', direct.depthwise_conv2d, arguments
+    arguments = [torch.randn(B, H, W, C), *arguments, rng.random() < 0.5, rng.random() < 0.5, False]
+    yield 'op depthwise_conv2d_backward', direct.depthwise_conv2d_backward, arguments
+
     R, size = rng.choice((0, 1, 4)), rng.choice((1, 3))
     rois = torch.cat((torch.zeros(R, 1), torch.rand(R, 4) * 30 - 5), 1)
     maps, offset = torch.randn(max(B, 1), 8, H, W), torch.randn(R, 2, size, size)

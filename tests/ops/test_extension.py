@@ -50,6 +50,7 @@ def test_every_instruction_set(name):
         'test_sigmoid_focal_loss.py',
         'test_matching_cost.py',
         'test_dropout.py',
+        'test_depthwise_conv.py',
         '-k',
         'not cuda and not gradcheck and not opcheck and not compile and not mmcv',
         '-q',

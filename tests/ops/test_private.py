@@ -60,7 +60,7 @@ ON_CUDA = [
     *('ms_deform_attn', 'ms_deform_attn_fused', 'deform_conv2d', 'deform_roi_pool'),
     *('sigmoid_focal_loss', 'matching_cost'),
 ]
-OPS = [*ON_CUDA, 'nms_keep', 'dropout']
+OPS = [*ON_CUDA, 'nms_keep', 'dropout', 'depthwise_conv2d']
 
 
 @pytest.mark.parametrize('name', OPS)

@@ -36,6 +36,11 @@ def deform_conv():
     return lambda *tensors: ops.deform_conv2d(*tensors[:4], padding=1, mask=tensors[4]), [x, offset, weight, bias, mask]
 
 
+def depthwise_conv():
+    tensors = [torch.randn(2, 4, 5, 6), torch.randn(4, 1, 3, 3), torch.randn(4)]
+    return lambda *tensors: ops.depthwise_conv2d(*tensors, (2, 1), (1, 0, 1, 2)), tensors
+
+
 def deform_roi_pool():
     rois = torch.tensor([[0, 1, 2, 5, 6], [1, 0, 1, 3, 4], [1, 2, 2, 4, 5.0]])
     return lambda *tensors: ops.deform_roi_pool(*tensors, 2), [torch.randn(2, 4, 5, 6), rois, torch.randn(3, 2, 2, 2)]
@@ -82,6 +87,7 @@ OPS = {
     'ms_deform_attn_fused, points': lambda: attention('points'),
     'ms_deform_attn_fused, boxes': lambda: attention('boxes'),
     'deform_conv2d': deform_conv,
+    'depthwise_conv2d': depthwise_conv,
     'deform_roi_pool': deform_roi_pool,
     'deform_ps_roi_pool': deform_ps_roi_pool,
     'sigmoid_focal_loss': lambda: focal_loss(False),
