@@ -188,8 +188,8 @@ def train_by_the_clock(cfg: Config, seconds: float, at_most: bool = False) -> Co
 def build_runner(cfg: Config) -> Runner:
     """mmengine's Runner, whose log goes to its file; the console gets errors only.
 
-    On a CPU, memory that the process frees is kept for its next use from then on, where the C library is glibc: a step of
-    a small model takes 7 % less time.
+    On a CPU, memory that the process frees is kept for its next use from then on, where the C library is glibc: a step
+    of a small model takes 7 % less time.
     """
     if not is_cuda_available():
         keep_freed_memory()
