@@ -31,8 +31,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(mmdet_ddetr, m) {
       "deform_conv2d_backward(Tensor grad_output, Tensor input, Tensor offset, Tensor weight, int[] stride,"
       " int[] padding, int[] dilation, Tensor? mask, bool needs_grad_samples, bool needs_grad_weight,"
       " bool deterministic) -> (Tensor, Tensor, Tensor, Tensor)");
-  m.def(
-      "depthwise_conv2d(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding) -> Tensor");
+  m.def("depthwise_conv2d(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding) -> Tensor");
   // -> gradients of input, weight, bias; shape [0] of what was not asked for and of an absent bias
   m.def(
       "depthwise_conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor? bias, int[] stride,"
