@@ -363,7 +363,7 @@ def test_end_to_end(shapes, tmp_path):
     assert run.stdout.rstrip().endswith(f'    report  {work_dir}/report.html')
     page = Path(lies['report']).read_text()
     assert 'data: a detector of 5 classes' in page and 'train: 1 x bbox without an area' in page
-    assert page.count('<image ') >= 6 and '--drop-bad' in page
+    assert page.count('<image ') >= 6 and 'left out the images and boxes that have errors' in page
 
 
 @pytest.fixture

@@ -123,7 +123,8 @@ def report(tmp_path):
 def test_figures(report):
     """4 images with an object of each class: all cats are found, of the dogs 2, and 2 are taken for cats."""
     path, text = report(['cat', 'dog', 'none of these'])
-    assert '0.321' in text and '0.123' in text, 'of val, when the checkpoint was evaluated'
+    assert ' val 0.321 0.500 0.400 - 0.300 - ' in text, 'when the checkpoint was evaluated'
+    assert 'AP of each class on val class AP AP50 AP75 APs APm APl cat 0.123 0.200 0.100 - 0.100 - ' in text
     assert 'Detections with a score of 0.69 or more' in text
     rows = re.findall(r'<tr><th scope="row">(.*?)</tr>', path.read_text())
     assert [re.findall(r'>([\d·]*)</td>', row) for row in rows] == [

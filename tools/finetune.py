@@ -13,7 +13,7 @@ from pathlib import Path
 from _cli import CFG_OPTIONS_HELP, IMAGE_SIZE_HELP, positive, read_config, run
 
 STORED = 'options.json'  # in the work directory, of the training there
-RESERVE = 10  # seconds for what comes after the test: inferencer, pictures and report
+RESERVE = 10  # seconds for what comes after the test: pictures and report take 2, many times that with a large model
 
 
 def make_parser():

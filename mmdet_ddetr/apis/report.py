@@ -84,6 +84,7 @@ def write_report(training: Training, path: str | Path) -> Path:
         figures=_figures(training, results, on_val),
         curves=_curves(training.runner),
         classes=_classes(training, results, on_val),
+        classes_on_val=_classes_on_val(training, on_val),
         data=_data(training.data),
         speed=_speed(training),
         where=text(os.getcwd()),
@@ -183,6 +184,15 @@ def _classes(training: Training, results: Results | None, on_val: Mapping) -> st
     return html_table([head, *(cells for _, cells in rows)])
 
 
+def _classes_on_val(training: Training, on_val: Mapping) -> str:
+    """The same figures of val, folded up."""
+    names = [name for name in training.classes if name in on_val]
+    if not names:
+        return ''
+    rows = [['class', *COLUMNS], *([name, *(_figure(on_val[name][key]) for key in COLUMNS)] for name in names)]
+    return f'<details><summary>AP of each class on val</summary><div class="wide tall">{table(rows)}</div></details>'
+
+
 def _of_class(training: Training, results: Results | None, column: str, label: int) -> float:
     if results is not None:
         return results.figure(column, label)
@@ -260,6 +270,8 @@ def _data(data: DataCheck) -> str:
     counts = class_table(data.reports)
     names = [printable(category.name) for category in data.reports['train'].categories]
     notes = ''.join(f'<p>{text(note)}</p>' for note in data.notes)
+    if data.n_errors:
+        notes += '<p>The training left out the images and boxes that have errors (--drop-bad).</p>'
     return (
         f'<p>{text(data.title)}</p>{notes}<div class="wide">{table(split_table(data.reports))}</div>'
         '<p class="soft">empty: images without boxes. an image: boxes, median. box size: side of a square of the '
