@@ -146,22 +146,28 @@ struct Points {
   }
 };
 
-// Channels that are treated at once: `pairs` pairs of vectors, or the last n < kPair channels.
-template <typename T, int pairs, bool part>
+// Channels that are treated at once: kPairs pairs of vectors; or one vector, half a pair; or the last n < a vector.
+enum class Width { kPairs, kVector, kPart };
+
+template <typename T, int pairs, Width width>
 struct Channels {
   using C = Compute<T>;
   static constexpr int kPairs = pairs;
   int n;
 
   MMDET_DDETR_INLINE Pair<C> load(const T* from, int i) const {
-    return part ? load_pair(from, n) : load_pair(from + i * kPair<T>);
+    if constexpr (width == Width::kPairs) return load_pair(from + i * kPair<T>);
+    if constexpr (width == Width::kVector) return {MMDET_DDETR_ISA::load(from), Vec<C>{}};
+    return load_pair(from, n);
   }
   MMDET_DDETR_INLINE void store(T* to, int i, Pair<C> v) const {
-    part ? store_pair(to, v, n) : store_pair(to + i * kPair<T>, v);
+    if constexpr (width == Width::kPairs) return store_pair(to + i * kPair<T>, v);
+    if constexpr (width == Width::kVector) return MMDET_DDETR_ISA::store(to, v.a);
+    store_pair(to, v, n);
   }
-  // May the channels of cells `stride` apart be written past the caches? Only aligned whole vectors may.
+  // May the channels of cells `stride` apart be written past the caches? Only aligned pairs may.
   bool streams(const T* to, int64_t stride) const {
-    return !part && reinterpret_cast<uintptr_t>(to) % MMDET_DDETR_BYTES == 0 &&
+    return width == Width::kPairs && reinterpret_cast<uintptr_t>(to) % MMDET_DDETR_BYTES == 0 &&
            stride * sizeof(T) % MMDET_DDETR_BYTES == 0;
   }
   MMDET_DDETR_INLINE void stream(T* to, int i, Pair<C> v) const { stream_pair(to + i * kPair<T>, v); }
@@ -170,13 +176,18 @@ struct Channels {
 // f(channels, d) for all channels from begin to end; d is the first of each.
 template <typename T, typename F>
 MMDET_DDETR_INLINE void for_channels(int64_t begin, int64_t end, const F& f) {
+  constexpr int64_t kVector = kPair<T> / 2;
   int64_t d = begin;
-  for (; d + 2 * kPair<T> <= end; d += 2 * kPair<T>) f(Channels<T, 2, false>{2 * kPair<T>}, d);
+  for (; d + 2 * kPair<T> <= end; d += 2 * kPair<T>) f(Channels<T, 2, Width::kPairs>{2 * kPair<T>}, d);
   if (d + kPair<T> <= end) {
-    f(Channels<T, 1, false>{kPair<T>}, d);
+    f(Channels<T, 1, Width::kPairs>{kPair<T>}, d);
     d += kPair<T>;
   }
-  if (d < end) f(Channels<T, 1, true>{static_cast<int>(end - d)}, d);
+  if (d + kVector <= end) {
+    f(Channels<T, 1, Width::kVector>{kVector}, d);
+    d += kVector;
+  }
+  if (d < end) f(Channels<T, 1, Width::kPart>{static_cast<int>(end - d)}, d);
 }
 
 template <typename C>

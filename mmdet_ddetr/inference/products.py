@@ -41,11 +41,40 @@ def has_onednn(weight: Tensor) -> bool:
     return weight.dtype is torch.float32
 
 
+def is_small(rows: int, weight: Tensor, activation: Activation) -> bool:
+    """Whether BLAS is faster than oneDNN, which takes 10 us to begin, but activates what it has just computed.
+
+    Args:
+        rows: of what is multiplied.
+        weight: [C_out, C_in, ...].
+    """
+    if weight.dtype is not torch.float32:
+        return False
+    return rows * weight.numel() <= 12 * 2**20 and (activation is IDENTITY or rows * weight.shape[0] <= 2**18)
+
+
+class BLASProduct:
+    """``activation(x weight^T + bias + add)`` in plain operators; the turned weight is made when it is first needed."""
+
+    def __init__(self, activation: Activation):
+        self.activation = activation
+        self.turned: Tensor | None = None
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None) -> Tensor:
+        """x [N, C_in], weight [C_out, C_in, 1, 1] or [C_out, C_in], add [N, C_out]."""
+        if self.turned is None:
+            weight = weight.to_dense() if weight.is_mkldnn else weight
+            self.turned = weight.flatten(1).t().contiguous()
+        y = torch.mm(x, self.turned) if bias is None else torch.addmm(bias, x, self.turned)
+        return self.activation.compute(y if add is None else y.add_(add))
+
+
 class Conv2d(nn.Module):
     """``activation(conv(x) + add)`` in channels-last memory.
 
     oneDNN packs the weights in a way that depends on the size of the maps. They are kept packed for a size that comes
     twice in a row, because to pack weights again that are packed in another way takes longer than the convolution.
+    On small maps, convolutions of single cells are products of BLAS.
 
     Args:
         conv: whose stride, padding, dilation and groups it has.
@@ -63,12 +92,19 @@ class Conv2d(nn.Module):
         self.extended: dict[tuple[int, int], Tensor] = {}  # weights, by rows and columns of zeros before them
         self.groups, self.dilation, self.stride, self.padding = conv.groups, *_pairs(conv)
         self.by_onednn = has_onednn(weight)
+        self.blas = None
+        if weight.shape[2:] == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0) and self.groups == 1:
+            self.blas = BLASProduct(activation)
         self.last: tuple[torch.Size, Tensor | None] = torch.Size(), None  # size of maps, weights packed for it
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         """x [B, C, H, W]; add like the output, which may take its memory."""
         x = x.to(self.dtype, memory_format=torch.channels_last)
-        weight, padding = self._weight_and_padding(x.shape[-2:])
+        if self.blas is not None and self.by_onednn and is_small(x[:, 0].numel(), self.weight, self.activation):
+            rows, add = (y if y is None else y.permute(0, 2, 3, 1).flatten(0, 2) for y in (x, add))
+            y = self.blas(rows, self.weight, self.bias, add)
+            return y.unflatten(0, (x.shape[0], *x.shape[2:])).permute(0, 3, 1, 2)
+        weight, x, padding = self._padded(x)
         arguments = padding, self.stride, self.dilation, self.groups
         if not self.by_onednn:
             y = F.conv2d(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
@@ -85,19 +121,22 @@ class Conv2d(nn.Module):
             add, x, weight, self.bias, *arguments, 'add', 1.0, name, scalars, None
         )
 
-    def _weight_and_padding(self, size: torch.Size) -> tuple[Tensor, tuple[int, int]]:
-        """With a row of zeros before the kernel where a map has one more behind it than before it.
+    def _padded(self, x: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
+        """Weight, map, and the padding of both its ends that is left to the convolution.
 
-        Convolutions pad both ends alike. The zeros meet what they pad too much: without a copy of the map.
+        Where a map has a row of padding more behind it than before it, a depthwise kernel gets a row of zeros before
+        it instead, which meets what is padded too much before the map: a copy of the map would take longer.
         """
         if self.same_padding is None:
-            return self.weight, self.padding
-        (top, bottom), (left, right) = self.same_padding(size)
+            return self.weight, x, self.padding
+        (top, bottom), (left, right) = self.same_padding(x.shape[-2:])
         more = bottom - top, right - left
+        if self.groups == 1 and any(more):
+            return self.weight, F.pad(x, (left, right, top, bottom)), (0, 0)
         if more not in self.extended:
             weight = F.pad(self.weight, (more[1], 0, more[0], 0))
             self.extended[more] = weight.contiguous(memory_format=torch.channels_last)
-        return self.extended[more], (bottom, right)
+        return self.extended[more], x, (bottom, right)
 
     def _packed(self, weight: Tensor, size: torch.Size, arguments: tuple) -> Tensor:
         last, packed = self.last  # read once: other threads may write it
@@ -130,6 +169,7 @@ class Linear(nn.Module):
         biases = [linear.bias for linear in linears]
         self.bias = None if biases[0] is None else nn.Parameter(torch.cat(biases).detach().to(dtype), False)
         self.packed = has_onednn(weight)
+        self.blas = BLASProduct(activation)
         if self.packed:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, 1024)
         else:
@@ -137,9 +177,13 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:  # [..., C_in] -> [..., C_out]
         x = x.to(self.dtype)
+        add = add if add is None else add.to(self.dtype)
         if not self.packed:
             y = F.linear(x, self.weight, self.bias)
             return self.activation.compute(y) if add is None else y.add_(add)
+        if is_small(x.shape[:-1].numel(), self.weight, self.activation):
+            rows, add = (y if y is None else y.flatten(0, -2) for y in (x, add))
+            return self.blas(rows, self.weight, self.bias, add).unflatten(0, x.shape[:-1])
         if add is None:
             return torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, *self.activation[:2], None)
-        return torch.ops.mkldnn._linear_pointwise.binary(x, add.to(self.dtype), self.weight, self.bias, 'add')
+        return torch.ops.mkldnn._linear_pointwise.binary(x, add, self.weight, self.bias, 'add')
