@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from mmdet.models.data_preprocessors import DetDataPreprocessor
 from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
 from mmengine.registry import init_default_scope
 from test_export import assert_same
 from tiny_model import CLASSES, NAMES, tiny_model
@@ -20,6 +22,7 @@ from mmdet_ddetr.detectors import DDetrTTAModel
 from mmdet_ddetr.export import DetectionProgram, ExportError
 from mmdet_ddetr.inference.convolutions import fuse_convolutions
 from mmdet_ddetr.inference.optimize import Optimized, replace
+from mmdet_ddetr.inference.preprocessing import Preprocessor
 from mmdet_ddetr.inference.products import Conv2d, Linear, activation_of
 from mmdet_ddetr.necks import BiFPN
 from mmdet_ddetr.registry import HOOKS
@@ -77,6 +80,28 @@ def test_same_detections(variant):
     assert not any(isinstance(module, _BatchNorm) for module in optimised.modules())
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert isinstance(optimised, type(model)) and optimize_for_inference(optimised) is optimised
+
+
+@pytest.mark.parametrize('divisor', [1, 32])
+@pytest.mark.parametrize('bgr_to_rgb', [True, False])
+def test_preprocessing(bgr_to_rgb, divisor):
+    """The same batches of images of unlike sizes, with what mmdet notes in their samples."""
+    arguments = dict(mean=[120.0, 110.0, 100.0], std=[58.0, 57.0, 56.0], bgr_to_rgb=bgr_to_rgb, pad_value=7)
+    expected = DetDataPreprocessor(pad_size_divisor=divisor, **arguments)
+    ours = Preprocessor(pad_size_divisor=divisor, **arguments)
+    rng = torch.Generator().manual_seed(0)
+    for sizes in ([(64, 96)], [(30, 50), (50, 40)], [(64, 96), (64, 96)]):
+        images = [torch.randint(256, (3, *size), dtype=torch.uint8, generator=rng) for size in sizes]
+        for batch in (images, [image.float() for image in images]):
+            found, theirs = (
+                preprocessor(dict(inputs=list(batch), data_samples=[DetDataSample() for _ in batch]))
+                for preprocessor in (ours, expected)
+            )
+            torch.testing.assert_close(found['inputs'], theirs['inputs'], rtol=0, atol=0)
+            metas = ([sample.metainfo for sample in result['data_samples']] for result in (found, theirs))
+            assert next(metas) == next(metas)
+        assert ours(dict(inputs=images))['data_samples'] is None
+    assert type(optimize_for_inference(tiny_model('base')).data_preprocessor) is Preprocessor
 
 
 def test_hooks_are_called():

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
+from mmdet.models.data_preprocessors import DetDataPreprocessor
 from mmdet.structures import OptSampleList, SampleList
 from mmdet.utils import InstanceList
 from mmengine.structures import InstanceData
@@ -16,6 +17,7 @@ from mmdet_ddetr.layers import ImageSizes
 
 from .convolutions import fuse_convolutions
 from .memory import keep_freed_memory
+from .preprocessing import Preprocessor
 from .recording import Programs
 from .transformer import fuse_transformer
 
@@ -67,8 +69,11 @@ def optimize_for_inference(model: nn.Module, dtype: torch.dtype = torch.float32)
         setattr(model, name, part.to(memory_format=torch.channels_last))
     model.dtype, model.geometries, model.gives_all_proposals = dtype, OrderedDict(), False
     model.programs = Programs(GEOMETRIES)
-    parts = (part for name, part in model.named_children() if name != 'data_preprocessor')
-    model.modules_in_use = tuple(module for part in parts for module in part.modules())
+    parts = [part for name, part in model.named_children() if name != 'data_preprocessor']
+    modules = [module for part in parts for module in part.modules()]
+    model.hooks = [hooks for module in modules for hooks in (module._forward_hooks, module._forward_pre_hooks)]
+    if type(model.data_preprocessor) is DetDataPreprocessor:
+        model.data_preprocessor.__class__ = Preprocessor
     model.__class__ = _optimized(type(model))
     if next(model.parameters()).is_cpu:
         keep_freed_memory()
@@ -107,7 +112,7 @@ class Optimized:
     def _detections(self, batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool) -> InstanceList:
         """As of the detector. The operators follow from the sizes of the images, and are kept."""
         detections = super()._detections
-        if not batch_inputs.is_cpu or torch.compiler.is_compiling() or self._has_hooks():
+        if not batch_inputs.is_cpu or torch.compiler.is_compiling() or any(self.hooks):  # which want modules
             return detections(batch_inputs, batch_data_samples, rescale)
         sizes = (
             (*sample.img_shape[:2], *sample.batch_input_shape, *sample.get('scale_factor', ()))
@@ -120,10 +125,6 @@ class Optimized:
             batch_inputs,
         )
         return [InstanceData(**tensors) for tensors in fields]
-
-    def _has_hooks(self) -> bool:
-        """Whether somebody else wants to see what the modules get or give."""
-        return any(module._forward_hooks or module._forward_pre_hooks for module in self.modules_in_use)
 
     def _forward(self, batch_inputs: Tensor, batch_data_samples: OptSampleList = None) -> tuple[Tensor, ...]:
         with torch.no_grad(), self._autocast(batch_inputs):

@@ -99,12 +99,12 @@ class Conv2d(nn.Module):
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         """x [B, C, H, W]; add like the output, which may take its memory."""
+        weight, x, padding = self._padded(x)  # before a copy of the image's planes to channels-last
         x = x.to(self.dtype, memory_format=torch.channels_last)
         if self.blas is not None and self.by_onednn and is_small(x[:, 0].numel(), self.weight, self.activation):
             rows, add = (y if y is None else y.permute(0, 2, 3, 1).flatten(0, 2) for y in (x, add))
             y = self.blas(rows, self.weight, self.bias, add)
             return y.unflatten(0, (x.shape[0], *x.shape[2:])).permute(0, 3, 1, 2)
-        weight, x, padding = self._padded(x)
         arguments = padding, self.stride, self.dilation, self.groups
         if not self.by_onednn:
             y = F.conv2d(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
