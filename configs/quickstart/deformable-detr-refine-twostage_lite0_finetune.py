@@ -50,7 +50,7 @@ model = dict(
 
 scale = (384, 288)
 train_pipeline = [
-    dict(type='mmdet_ddetr.LoadImageFromFile'),
+    dict(type='mmdet_ddetr.LoadImageOnce', scale=(2 * scale[0], 2 * scale[1])),  # crops of half an image are enlarged
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='RandomFlip', prob=0.5),
     dict(

@@ -20,6 +20,7 @@ BACKBONES = {  # backbone, channels of strides 8, 16 and 32, first of their outp
                 arch=arch,
                 frozen_stages=2,
                 norm_eval=True,
+                train_dtype='auto',
                 init_cfg=dict(type='Pretrained', checkpoint=f'efficientnet-lite://{arch}'),
             ),
             channels,
@@ -72,7 +73,7 @@ def set_backbone(cfg: Config, name: str) -> None:
     backbone, channels, first, pixels = BACKBONES[name]
     new = dict(backbone, out_indices=tuple(range(first + 3 - number, first + 3)))
     if (kind is EfficientNetLite) == name.startswith('lite'):
-        new.update({key: old[key] for key in ('frozen_stages', 'norm_eval') if key in old})
+        new.update({key: old[key] for key in ('frozen_stages', 'norm_eval', 'train_dtype') if key in old})
     if old.get('init_cfg', True) is None:  # from random weights, as the config has it
         new['init_cfg'] = None
     model.backbone = new

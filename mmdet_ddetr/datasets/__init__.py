@@ -5,6 +5,7 @@ from .coco_folder import CocoFolder, CocoSplit, find_coco_folder, read_coco
 from .errors import DataError
 from .formats import find_data
 from .image_file import decode_image, read_image
+from .load_once import LoadImageOnce
 from .loading import LoadImageFromFile
 from .lvis import LVISV05Dataset, LVISV1Dataset
 from .panoptic import LoadPanopticInstances
@@ -21,6 +22,7 @@ __all__ = [
     'LVISV05Dataset',
     'LVISV1Dataset',
     'LoadImageFromFile',
+    'LoadImageOnce',
     'LoadPanopticInstances',
     'Report',
     'VOCDataset',
