@@ -159,7 +159,7 @@ def test_number_of_classes(report, classes):
 def test_nothing_detected(report):
     path, text = report(['cat', 'dog'], detect=lambda folder: [([], [], [])] * 4)
     assert 'Nothing was detected' in text and 'not found at any score' in text and '0.000 AP on test' in text
-    assert ' explain ' not in text
+    assert ' explain ' not in text and 'At a score of 0.30, the usual one, as nothing is right at any' in text
 
 
 def test_no_test_split(report):

@@ -97,10 +97,13 @@ def _of_results(training: Training, results: Results | None) -> dict[str, str]:
     if results is None:
         missing = "<p>Not measured: the config's test_evaluator has no CocoMetric of boxes.</p>"
         parts = dict.fromkeys(('samples', 'recall', 'mistakes', 'false_positives', 'misses'), missing)
-        return dict(parts, score='', part='', commands=_commands(training, None))
+        return dict(parts, score='', why_score='', part='', commands=_commands(training, None))
     seen, pictures = len(results.images), Pictures(results, training.folder.test.image_dir)
     return dict(
         score=f'{results.outcome.score:.2f}',
+        why_score='where precision and recall are balanced best (the highest F1)'
+        if (results.outcome.matches.object_of >= 0).any()
+        else 'the usual one, as nothing is right at any',
         part='' if seen == results.of_images else f' Of {seen} of the {results.of_images} images.',
         samples=pictures.samples(),
         recall=_recall(results),
