@@ -28,6 +28,7 @@ ARCHITECTURES = {
     'SAM, DC5': 'sam-detr_r50-dc5_8xb1-12e_coco',
     'Lite0, DN': 'deformable-detr-refine-twostage-dn_lite0_shapes',
     'hybrid': 'deformable-detr-refine-twostage-dn-hybrid_r50_16xb2-50e_coco',
+    'SMCA, conv': 'smca-detr-multi-scale-conv_r50_8xb1-50e_coco',
 }
 OF_MMDET = {
     'mmdet': 'deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
@@ -44,6 +45,8 @@ def detector(name: str) -> nn.Module:
     init_default_scope('mmdet')
     if name in ARCHITECTURES:
         cfg = shrink(get_config(ARCHITECTURES[name]).model)
+        if name == 'SMCA, conv':
+            cfg.own_maps = False  # with it, there is no form for tensors of sizes
     else:
         cfg = _of_mmdet(OF_MMDET[name])
     cfg.encoder.num_layers = cfg.decoder.num_layers = 2

@@ -1,5 +1,7 @@
 """Exported files give PyTorch's detections: of batches of any size, padded, in each format and of each detector."""
 
+import copy
+import warnings
 from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
@@ -55,6 +57,7 @@ WITHOUT_SAMPLING = {
         'DN-DAB',
         'DAB, fixed',
         'anchor grid',
+        'SMCA, conv',
     )
 }
 RANKS = {'sam': 7, 'SAM, DC5': 7, 'DAT': 6}  # samples of RoIAlign, windows
@@ -123,9 +126,10 @@ def test_masks_of_tensors_are_those_of_samples(size):
             assert torch.equal(ours, theirs)
 
 
-def export_tiny(variant, path, format, attention=None, **kwargs):
-    model = detector(variant)
-    export(model, CFG, path, format, classes=NAMES_OF_CLASSES, attention=attention, **kwargs)
+def export_tiny(variant, path, format, attention=None, divisor=32, **kwargs):
+    model, cfg = detector(variant), copy.deepcopy(CFG)
+    cfg.model.data_preprocessor.pad_size_divisor = divisor
+    export(model, cfg, path, format, classes=NAMES_OF_CLASSES, attention=attention, **kwargs)
     return DetectionProgram(model)
 
 
@@ -159,6 +163,57 @@ def test_onnx_of_any_batch_and_size(variant, tmp_path, request):
     opened = ExportedDetector(path)
     assert opened.classes == NAMES_OF_CLASSES
     assert_same_in_any_batch(opened, program)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('variant', ['two-stage', 'masks', 'BiFPN', 'SMCA, conv'])
+def test_onnx_of_sizes_that_are_no_multiples(variant, tmp_path):
+    """As of the published configs, whose divisor is 1: maps of odd sides, rounded up."""
+    pytest.importorskip('onnxscript')
+    pytest.importorskip('onnxruntime')
+    path = tmp_path / 'detector.onnx'
+    program = export_tiny(variant, path, 'onnx', divisor=1)
+    opened = ExportedDetector(path)
+    for sizes, whole in (([(97, 131), (70, 160), (90, 64)], (97, 161)), ([(65, 203)], (65, 203))):
+        images, sizes = pixels(sizes, whole)
+        assert_same(opened.run(images.numpy(), sizes.numpy()), program(images, sizes))
+
+
+@pytest.mark.slow
+def test_windows_for_a_size(tmp_path):
+    """Windows of 7 cells are beyond ``torch.export`` in maps of any size, but not in multiples of 32 px or one size."""
+    pytest.importorskip('onnxscript')
+    pytest.importorskip('onnxruntime')
+    path = tmp_path / 'detector.onnx'
+    with pytest.raises(ExportError, match=r'DeformableDETR with DAT cannot be exported for any .* pad_size_divisor=32'):
+        export_tiny('DAT', path, 'onnx', divisor=1)
+    assert not path.exists()
+    program = export_tiny('DAT', path, 'onnx', divisor=1, size=(97, 161))
+    images, sizes = pixels(SIZES[:1], (97, 161))
+    images, sizes = images.repeat(2, 1, 1, 1), sizes.repeat(2, 1)
+    assert_same(ExportedDetector(path).run(images.numpy(), sizes.numpy()), program(images, sizes))
+
+
+def test_rounding_up_of_sizes(tmp_path):
+    """-(-H // 7) in the file as in Python, where ONNX's own division rounds to zero."""
+    for package in ('onnxscript', 'onnxruntime'):
+        pytest.importorskip(package)
+    from mmdet_ddetr.export.onnx_ops import translations
+
+    class Windows(torch.nn.Module):
+        def forward(self, x):
+            return x[:1] * -(-x.shape[0] // 7)
+
+    path, height = tmp_path / 'windows.onnx', torch.export.Dim('height', min=2, max=99)
+    exported = torch.export.export(Windows(), (torch.ones(9),), dynamic_shapes=dict(x={0: height}))
+    table = translations('gridsample')
+    torch.onnx.export(
+        *(exported, (), path), opset_version=20, optimize=False, verbose=False, custom_translation_table=table
+    )
+    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    for cells, windows in {2: 1, 7: 1, 8: 2, 13: 2, 14: 2, 15: 3}.items():
+        (found,) = session.run(None, dict(x=np.ones(cells, np.float32)))
+        assert found == windows
 
 
 def largest_rank(model):
@@ -232,12 +287,15 @@ OTHERS += [('two-stage', 'pt2', 'op'), ('two-stage', 'pt2', 'gather'), ('two-sta
 
 @pytest.mark.slow
 @pytest.mark.parametrize('variant, format, attention', OTHERS)
-def test_other_formats(variant, format, attention, tmp_path):
+def test_other_formats(variant, format, attention, tmp_path, capfd):
     if format == 'openvino':
         pytest.importorskip('openvino')
         pytest.importorskip('onnxscript')
     path = tmp_path / ('detector.xml' if format == 'openvino' else 'detector.pt2')
-    program = export_tiny(variant, path, format, attention)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter('always')
+        program = export_tiny(variant, path, format, attention)
+    assert told == [] and capfd.readouterr() == ('', '')
     opened = ExportedDetector(path)
     assert opened.classes == NAMES_OF_CLASSES
     assert_same_in_any_batch(opened, program)

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from mmdet_ddetr.layers.counts import check_counts, check_pairs
 from mmdet_ddetr.registry import MODELS
 
-from .dat_attention import DeformableAttention, LocalAttention
+from .dat_attention import DeformableAttention, LocalAttention, missing
 from .dat_weights import SCHEME, check_fits
 from .stages import num_built
 
@@ -79,7 +79,7 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, ceil(H / size), ceil(W / size), out_channels]
         H, W = x.shape[-2:]
-        x = F.pad(x, (0, -W % self.size, 0, -H % self.size))
+        x = F.pad(x, (0, missing(W, self.size), 0, missing(H, self.size)))
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
 

@@ -39,7 +39,7 @@ class LocalAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # [B, H, W, C]
         B, H, W, C = x.shape
         size, shift = self.window_size, self.shift_size
-        x = F.pad(x, (0, 0, 0, -W % size, 0, -H % size))
+        x = F.pad(x, (0, 0, 0, missing(W, size), 0, missing(H, size)))
         rows, columns = x.shape[1] // size, x.shape[2] // size
         bias = self.position_bias_table[self.position_index].permute(2, 0, 1)[None]  # [1, M, size^2, size^2]
         if shift:
@@ -143,6 +143,15 @@ class DeformableAttention(nn.Module):
         table = self.position_bias_table.unflatten(0, (self.num_groups, -1)).to(grid.dtype).repeat(B, 1, 1, 1)
         bias = F.grid_sample(table, grid, align_corners=True)  # [B*G, M/G, Q, S]
         return bias.view(B, self.position_bias_table.shape[0], *bias.shape[2:])
+
+
+def missing(cells: int, size: int) -> int:
+    """From ``cells`` up to a multiple of ``size``.
+
+    Not as -cells % size: with that on top, ``torch.export`` sees no multiple in cells that it traces as a symbol, and
+    proves it at every reshape, for more than ten minutes.
+    """
+    return (cells + size - 1) // size * size - cells
 
 
 def squeezed(points: Tensor, H: int, W: int) -> Tensor:  # [..., 2], (x, y), 0 and 1 the edges of the map

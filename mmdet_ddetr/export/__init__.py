@@ -6,7 +6,7 @@ from mmengine.config import Config
 from torch import nn
 
 from .description import ExportError, describe
-from .formats import FORMATS, check_format
+from .formats import FORMATS, check_format, quiet
 from .program import DetectionProgram, trace
 from .runtime import ExportedDetector
 
@@ -39,7 +39,8 @@ def export(
         size, batch: (height, width) and number of images, where they are to be fixed.
 
     Raises:
-        ExportError: another kind of model, an argument, or a test pipeline that does more than resize.
+        ExportError: another kind of model, an argument, a test pipeline that does more than resize, or a backbone whose
+            maps have no form for any size.
         ImportError: a package that the format needs is missing.
     """
     write, attention = check_format(format, attention)
@@ -55,4 +56,14 @@ def export(
         program.run_once()
     except NotImplementedError as error:
         raise ExportError(f'{type(model).__name__} cannot be exported as it is: {error}') from None
-    write(trace(program, size, batch), Path(path), description, attention)
+    from torch._dynamo.exc import UserError  # takes a second to import
+
+    try:
+        with quiet():
+            write(trace(program, size, batch), Path(path), description, attention)
+    except UserError as error:  # rules for height and width that the maps of such a backbone follow
+        raise ExportError(
+            f'{type(model).__name__} with {type(model.backbone).__name__} cannot be exported for any height and width '
+            f'that are multiples of {divisor}: fix them, size=(HEIGHT, WIDTH), or set pad_size_divisor=32 in the '
+            "config's data_preprocessor"
+        ) from error

@@ -61,26 +61,24 @@ def write_onnx(
     from .onnx_ops import translations
 
     outputs = OUTPUTS[: len(traced.graph_signature.user_outputs)]
-    with warnings.catch_warnings(), quiet_logs():
-        warnings.simplefilter('ignore')
-        exported = torch.onnx.export(
-            traced,
-            dynamo=True,
-            opset_version=OPSET,
-            optimize=False,  # it compares every node with every pattern: minutes, and runtimes do the same again
-            verbose=False,
-            input_names=['images', 'sizes'],
-            output_names=list(outputs),
-            custom_translation_table=translations(attention, has_deform_conv),
-        )
-        model = exported.model
-        onnxscript.optimizer.fold_constants(model)
-        for simplify in (
-            common.CommonSubexpressionEliminationPass(),
-            common.RemoveUnusedNodesPass(),
-            common.LiftConstantsToInitializersPass(lift_all_constants=True),
-        ):
-            simplify(model)
+    exported = torch.onnx.export(
+        traced,
+        dynamo=True,
+        opset_version=OPSET,
+        optimize=False,  # it compares every node with every pattern: minutes, and runtimes do the same again
+        verbose=False,
+        input_names=['images', 'sizes'],
+        output_names=list(outputs),
+        custom_translation_table=translations(attention, has_deform_conv),
+    )
+    model = exported.model
+    onnxscript.optimizer.fold_constants(model)
+    for simplify in (
+        common.CommonSubexpressionEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True),
+    ):
+        simplify(model)
     name_dimensions(model)
     for node in model.graph.all_nodes():
         node.metadata_props.clear()  # paths and source lines of this machine
@@ -156,12 +154,14 @@ def with_attention(traced: ExportedProgram, attention: str) -> ExportedProgram:
 
 
 @contextmanager
-def quiet_logs():
-    """Without what the exporter says of torchvision and of constants that it does not fold."""
+def quiet():
+    """Without what PyTorch says of itself: its own deprecated names, torchvision, constants that are not folded."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
     finally:
         logging.disable(before)
 

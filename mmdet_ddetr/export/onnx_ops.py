@@ -8,6 +8,7 @@ K points.
 """
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -64,7 +65,13 @@ def translations(attention: str, has_deform_conv: bool = True) -> dict[Callable,
         ops.ms_deform_attn_fused.default: ms_deform_attn_fused,
         ops.deform_conv2d.default: deform_conv2d if has_deform_conv else _deform_conv_with(sample),
         torch.ops.aten.repeat_interleave.self_int: repeat_interleave,
+        operator.floordiv: floordiv,
     }
+
+
+def floordiv(number, divisor):
+    """Of sizes, also of negative ones, as in -(-H // 2): torch's own translation rounds to zero, as ONNX does."""
+    return op.Div(op.Sub(number, op.Mod(number, divisor)), divisor)
 
 
 def deform_conv2d(input, offset, weight, stride, padding, dilation, mask=None):

@@ -60,7 +60,7 @@ class ConvExchange(BaseModule):
         spatial_shapes: Sequence[tuple[int, int]],  # (H, W) per level
         **kwargs,
     ) -> Tensor:  # [B, S, C]
-        halves = [(-(-H // 2), -(-W // 2)) for H, W in spatial_shapes]
+        halves = [((H - 1) // 2 + 1, (W - 1) // 2 + 1) for H, W in spatial_shapes]  # as a convolution has it
         if len(spatial_shapes) != self.num_levels or list(map(tuple, spatial_shapes[1:])) != halves[:-1]:
             raise ValueError(
                 f'spatial_shapes must be those of {self.num_levels} levels, num_levels, each half as large as the one '
