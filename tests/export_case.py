@@ -35,6 +35,37 @@ OF_MMDET = {
     'mmdet, two-stage': 'deformable_detr/deformable-detr-refine-twostage_r50_16xb2-50e_coco.py',
     'mmdet, DINO': 'dino/dino-4scale_r50_8xb2-12e_coco.py',
 }
+TITLES = {  # in docs/export.md
+    'DETR': 'detr',
+    'DETR with masks': 'masks',
+    'Deformable DETR': 'base',
+    'Deformable DETR, refined': 'refine',
+    'Deformable DETR, refined, two-stage': 'two-stage',
+    'Deformable DETR with masks': 'deformable masks',
+    'Deformable DETR with DCNv2': 'DCNv2',
+    'Deformable DETR with DAT': 'DAT',
+    'Deformable DETR with FPN': 'FPN',
+    'Deformable DETR with BiFPN': 'BiFPN',
+    'Deformable DETR, own level': 'own level',
+    'Deformable DETR, one scale of DC5': 'DC5',
+    'Deformable DETR with EfficientNet-Lite0, trained with denoising': 'Lite0, DN',
+    'Deformable DETR, trained with one-to-many branches': 'hybrid',
+    'Conditional DETR': 'conditional',
+    'DAB-DETR': 'dab',
+    'DAB-DETR, fixed x and y': 'DAB, fixed',
+    'DAB-Deformable DETR': 'dab-deformable',
+    'DN-DAB-DETR': 'DN-DAB',
+    'Anchor DETR': 'anchor',
+    'Anchor DETR, grid': 'anchor grid',
+    'SAM-DETR, multi-scale': 'sam',
+    'SAM-DETR, DC5': 'SAM, DC5',
+    'SMCA': 'smca',
+    'SMCA, multi-scale': 'smca-multi-scale',
+    'SMCA, multi-scale of the released archive': 'SMCA, conv',
+    "mmdet's Deformable DETR": 'mmdet',
+    "mmdet's Deformable DETR, refined, two-stage": 'mmdet, two-stage',
+    "mmdet's DINO": 'mmdet, DINO',
+}
 ALL = *NAMES, *ARCHITECTURES, *OF_MMDET
 
 
