@@ -284,6 +284,7 @@ def test_another_python_and_torch(version, torch, wheel, tmp_path, monkeypatch):
 
     found = run(python, '-c', 'import torch, mmdet_ddetr.ops._load as l; print(l.EXTENSION_LOADED)', cwd=tmp_path)
     assert found.split()[-1] == 'True'
+    assert 'finetune' in run(tmp_path / 'env/bin/mmdet-ddetr', '--help', cwd=tmp_path)
     mim = partial(run, python, '-m', 'mim', cwd=tmp_path)
     mim('run', 'mmdet_ddetr', 'make_shapes', 'data/shapes', '--size=96', '--train=4', '--val=2', '--test=2')
     options = ['--gpus=0', '--work-dir=wd', '--cfg-options', *IN_PROCESS]
