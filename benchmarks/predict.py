@@ -4,7 +4,10 @@
     OMP_WAIT_POLICY=passive python benchmarks/predict.py --model r50 --images 1
 
 Batches of images of one size and random weights, the same for our own model, its exported files and mmdet's; peers in
-turns. Exported files are of a fixed size and are kept in the folder of ``--out``.
+turns. Exported files are of a fixed size and are kept in the folder of ``--out``, where each run adds its table to
+``predict.md``. All peers are in memory at once: where there is too little of it, name some at a time, mmdet among them.
+
+    OMP_WAIT_POLICY=passive python benchmarks/predict.py --images 4 --peers mmdet optimised onnxruntime OpenVINO
 """
 
 import argparse
@@ -219,6 +222,8 @@ def main():
     )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    file = args.out / 'predict.md'
+    before = file.read_text() + '\n' if file.exists() else ''
     rows, header = [], ['model', 'images', 'peer', 'ms', "times mmdet's speed"]
     for name in args.model:
         for images in args.images:
@@ -241,7 +246,7 @@ def main():
             for step in steps.values():
                 step.process.kill()
             text = f'{machine("cpu")}\n\n{table(header, rows)}\n'
-            (args.out / 'predict.md').write_text(text)
+            file.write_text(before + text)
     print(text)
 
 

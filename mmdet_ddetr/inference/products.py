@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmdet_ddetr.ops import has_compiled_kernel
+
 
 class Activation(NamedTuple):
     """What oneDNN calls it, its numbers there, and what computes it in place elsewhere."""
@@ -21,7 +23,7 @@ _ACTIVATIONS = {
     type(None): IDENTITY,
     nn.Identity: IDENTITY,
     nn.ReLU: Activation('relu', [], F.relu_),
-    nn.ReLU6: Activation('hardtanh', [0.0, 6.0], lambda x: F.hardtanh_(x, 0.0, 6.0)),
+    nn.ReLU6: Activation('hardtanh', [0.0, 6.0], lambda x: x.clamp_(0.0, 6.0)),
 }
 
 
@@ -41,6 +43,9 @@ def has_onednn(weight: Tensor) -> bool:
     return weight.dtype is torch.float32
 
 
+FEW = 2**18  # outputs that are activated in a pass of its own without loss
+
+
 def is_small(rows: int, weight: Tensor, activation: Activation) -> bool:
     """Whether BLAS is faster than oneDNN, which takes 10 us to begin, but activates what it has just computed.
 
@@ -50,7 +55,7 @@ def is_small(rows: int, weight: Tensor, activation: Activation) -> bool:
     """
     if weight.dtype is not torch.float32:
         return False
-    return rows * weight.numel() <= 12 * 2**20 and (activation is IDENTITY or rows * weight.shape[0] <= 2**18)
+    return rows * weight.numel() <= 12 * 2**20 and (activation is IDENTITY or rows * weight.shape[0] <= FEW)
 
 
 class BLASProduct:
@@ -74,7 +79,8 @@ class Conv2d(nn.Module):
 
     oneDNN packs the weights in a way that depends on the size of the maps. They are kept packed for a size that comes
     twice in a row, because to pack weights again that are packed in another way takes longer than the convolution.
-    On small maps, convolutions of single cells are products of BLAS.
+    On small maps, convolutions of single cells are products of BLAS. Depthwise ones are an op of this package, where it
+    is faster: on small maps, and where a map is not padded alike at both ends, which would be a copy for oneDNN.
 
     Args:
         conv: whose stride, padding, dilation and groups it has.
@@ -89,27 +95,37 @@ class Conv2d(nn.Module):
         self.bias = bias if bias is None else nn.Parameter(bias, False)
         self.activation = activation
         self.same_padding = getattr(conv, 'same_padding', None)  # of Conv2dSame: depends on the map's size
-        self.extended: dict[tuple[int, int], Tensor] = {}  # weights, by rows and columns of zeros before them
         self.groups, self.dilation, self.stride, self.padding = conv.groups, *_pairs(conv)
         self.by_onednn = has_onednn(weight)
         self.blas = None
         if weight.shape[2:] == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0) and self.groups == 1:
             self.blas = BLASProduct(activation)
+        self.taps = None  # [kh, kw, C] of a depthwise convolution
+        is_depthwise = self.groups == conv.in_channels == conv.out_channels and self.dilation == (1, 1)
+        if is_depthwise and self.by_onednn and has_compiled_kernel('depthwise_conv2d', 'cpu'):
+            self.taps = nn.Parameter(weight[:, 0].permute(1, 2, 0).contiguous(), False)
         self.last: tuple[torch.Size, Tensor | None] = torch.Size(), None  # size of maps, weights packed for it
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         """x [B, C, H, W]; add like the output, which may take its memory."""
-        weight, x, padding = self._padded(x)  # before a copy of the image's planes to channels-last
+        top, left, bottom, right = self._padding(x.shape[-2:])
+        is_even = (top, left) == (bottom, right)
+        by_taps = self.taps is not None and (not is_even or self._has_few_outputs(x))
+        if not is_even and not by_taps:  # before planes of an image become channels-last
+            x, top, left = F.pad(x, (left, right, top, bottom)), 0, 0
         x = x.to(self.dtype, memory_format=torch.channels_last)
+        if by_taps:
+            padding = top, left, bottom, right
+            y = torch.ops.mmdet_ddetr.depthwise_conv2d(_cells(x), self.taps, self.bias, self.stride, padding)
+            return self.activation.compute(_maps(y if add is None else y.add_(_cells(add))))
         if self.blas is not None and self.by_onednn and is_small(x[:, 0].numel(), self.weight, self.activation):
-            rows, add = (y if y is None else y.permute(0, 2, 3, 1).flatten(0, 2) for y in (x, add))
-            y = self.blas(rows, self.weight, self.bias, add)
-            return y.unflatten(0, (x.shape[0], *x.shape[2:])).permute(0, 3, 1, 2)
-        arguments = padding, self.stride, self.dilation, self.groups
+            rows, add = (y if y is None else _cells(y).flatten(0, 2) for y in (x, add))
+            return _maps(self.blas(rows, self.weight, self.bias, add).unflatten(0, _cells(x).shape[:3]))
+        arguments = (top, left), self.stride, self.dilation, self.groups
         if not self.by_onednn:
-            y = F.conv2d(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
+            y = F.conv2d(x, self.weight, self.bias, self.stride, (top, left), self.dilation, self.groups)
             return self.activation.compute(y if add is None else y.add_(add))
-        weight = self._packed(weight, x.shape, arguments)
+        weight = self._packed(x.shape, arguments)
         name, scalars = self.activation[:2]
         if add is None:
             return torch.ops.mkldnn._convolution_pointwise.default(
@@ -121,32 +137,34 @@ class Conv2d(nn.Module):
             add, x, weight, self.bias, *arguments, 'add', 1.0, name, scalars, None
         )
 
-    def _padded(self, x: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
-        """Weight, map, and the padding of both its ends that is left to the convolution.
-
-        Where a map has a row of padding more behind it than before it, a depthwise kernel gets a row of zeros before
-        it instead, which meets what is padded too much before the map: a copy of the map would take longer.
-        """
+    def _padding(self, size: torch.Size) -> tuple[int, int, int, int]:
+        """Rows and columns of zeros (top, left, bottom, right)."""
         if self.same_padding is None:
-            return self.weight, x, self.padding
-        (top, bottom), (left, right) = self.same_padding(x.shape[-2:])
-        more = bottom - top, right - left
-        if self.groups == 1 and any(more):
-            return self.weight, F.pad(x, (left, right, top, bottom)), (0, 0)
-        if more not in self.extended:
-            weight = F.pad(self.weight, (more[1], 0, more[0], 0))
-            self.extended[more] = weight.contiguous(memory_format=torch.channels_last)
-        return self.extended[more], x, (bottom, right)
+            return *self.padding, *self.padding
+        (top, bottom), (left, right) = self.same_padding(size)
+        return top, left, bottom, right
 
-    def _packed(self, weight: Tensor, size: torch.Size, arguments: tuple) -> Tensor:
+    def _has_few_outputs(self, x: Tensor) -> bool:
+        """Few enough to activate them in a pass of its own."""
+        return self.dtype is torch.float32 and x.numel() <= FEW * self.stride[0] * self.stride[1]
+
+    def _packed(self, size: torch.Size, arguments: tuple) -> Tensor:
         last, packed = self.last  # read once: other threads may write it
         if last != size:
             self.last = size, None
-            return weight
+            return self.weight
         if packed is None:
-            packed = torch._C._nn.mkldnn_reorder_conv2d_weight(weight.to_mkldnn(), *arguments, size)
+            packed = torch._C._nn.mkldnn_reorder_conv2d_weight(self.weight.to_mkldnn(), *arguments, size)
             self.last = size, packed
         return packed
+
+
+def _cells(x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, H, W, C]
+    return x.permute(0, 2, 3, 1)
+
+
+def _maps(x: Tensor) -> Tensor:  # the inverse of _cells
+    return x.permute(0, 3, 1, 2)
 
 
 def _pairs(conv: nn.Conv2d) -> tuple[tuple[int, int], ...]:

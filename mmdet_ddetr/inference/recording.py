@@ -37,6 +37,7 @@ class Recorder(TorchDispatchMode):
         self.memory_of_input = _memory(x)
         self.nodes = WeakTensorKeyDictionary({x: self.input})  # of all that depends on x
         self.wholes = WeakTensorKeyDictionary()  # view -> what an operator has computed
+        self.views: dict[tuple, fx.Node] = {}  # by node of the whole, shape, strides, offset
         self.constants: dict[int, tuple[Tensor, fx.Node]] = {}  # by id
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -86,24 +87,27 @@ class Recorder(TorchDispatchMode):
             for index, part in enumerate(output):
                 self._remember(part, self.graph.call_function(operator.getitem, (node, index)), source)
         elif isinstance(output, Tensor):
-            self.nodes[output] = self._view(output, source) or node
+            self.nodes[output] = node if source is None else self._view(output, source, node)
 
-    def _view(self, view: Tensor, source: Tensor | None) -> fx.Node | None:
-        """Of a view of a view, the node that views the whole; None where ``view`` is none, or is one of the whole.
+    def _view(self, view: Tensor, source: Tensor, node: fx.Node) -> fx.Node:
+        """``node`` where ``view`` is none of ``source``; of a view of a view, what views the whole, once for each view.
 
         Not of the input, which may begin anywhere in its memory.
         """
-        if source is None or _memory(view) is None or _memory(source) != _memory(view) or view.dtype != source.dtype:
-            return None
-        if _memory(view) == self.memory_of_input:
-            return None
+        if _memory(view) in (None, self.memory_of_input) or _memory(source) != _memory(view):
+            return node
+        if view.dtype != source.dtype:
+            return node
         whole = self.wholes[view] = self.wholes.get(source, source)
-        placed, placed_whole = ((list(x.shape), list(x.stride()), x.storage_offset()) for x in (view, whole))
+        placed, placed_whole = ((tuple(x.shape), x.stride(), x.storage_offset()) for x in (view, whole))
         if placed == placed_whole:
             return self.nodes[whole]
-        if whole is source:
-            return None
-        return self.graph.call_function(torch.as_strided, (self.nodes[whole], *placed))
+        key = self.nodes[whole], *placed
+        if key not in self.views:
+            if whole is not source:
+                node = self.graph.call_function(torch.as_strided, key)
+            self.views[key] = node
+        return self.views[key]
 
     def program(self, result: Any) -> Callable[[Tensor], Any]:
         """What gives, of another input, what ``result`` is of ``x``: tensors in lists and dicts."""
