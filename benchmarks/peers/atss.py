@@ -1,5 +1,5 @@
-# ATSS as mmdet has it, at 64 channels, at which a step takes 0.75 s of a core, at 128 1.2 s; the rest as in
-# retinanet.py.
+# ATSS as mmdet has it, at 64 channels, at which a step takes 0.75 s of a core, at 128 1.2 s. After 100 steps on BCCD
+# at half the size its AP was 0.154 at a rate of 1e-3, 0.132 at 3e-3; the rest as in retinanet.py.
 _base_ = 'retinanet.py'
 C = 64
 model = dict(

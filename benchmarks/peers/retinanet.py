@@ -1,5 +1,6 @@
-# RetinaNet as mmdet has it, with 64 channels instead of 256, whose head would take most of a step on a CPU, group
-# norm and AdamW. Low scores count in AP: the threshold is that of RTMDet instead of 0.05.
+# RetinaNet as mmdet has it, with 64 channels instead of 256, whose head would take most of a step on a CPU, and group
+# norm. After 100 steps on BCCD at half the size its AP was 0.269 with AdamW at 1e-3, 0.097 at 3e-3, and 0.208 with
+# mmdet's SGD at 0.01. Low scores count in AP: the threshold is that of RTMDet instead of 0.05.
 _base_ = 'mmdet::_base_/models/retinanet_r50_fpn.py'
 C = 64
 model = dict(
