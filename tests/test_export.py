@@ -283,7 +283,7 @@ def test_deformable_convolution(form, tmp_path):
 FORMATS_OF = {
     'openvino': ('detr', 'two-stage', 'DCNv2', 'masks', 'mmdet, DINO'),
     'pt2': ('detr', 'two-stage', 'DCNv2'),
-    'aoti': ('two-stage',),
+    'aoti': ('detr',),
 }
 OTHERS = [(variant, format, None) for format, variants in FORMATS_OF.items() for variant in variants]
 OTHERS += [('two-stage', 'pt2', 'op'), ('two-stage', 'pt2', 'gather'), ('two-stage', 'openvino', 'gather')]
