@@ -13,6 +13,7 @@ with --tree beside the same of another checkout of the package, which is built t
 """
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import subprocess
@@ -128,7 +129,8 @@ class OtherProcess:
         )
 
     def __call__(self):
-        print(file=self.process.stdin, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and said why
+            print(file=self.process.stdin, flush=True)
         if not self.process.stdout.readline():
             sys.exit(f'the process ended with {self.process.wait()}; see above')
 
