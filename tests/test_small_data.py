@@ -41,7 +41,12 @@ def test_every_model_of_the_table_has_a_config():
     assert set(NAMES) <= set(MODELS_THERE)
 
 
-@pytest.mark.parametrize('name', MODELS_THERE)
+FAST = ('ours', 'atss', 'faster_rcnn')
+
+
+@pytest.mark.parametrize(
+    'name', [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in MODELS_THERE]
+)
 def test_peers_are_mmdet_s_with_what_is_ours_else(name, data):
     cfg, ours = config_of(name, data), config_of(OURS, data)
     assert cfg.train_dataloader == ours.train_dataloader and cfg.param_scheduler == ours.param_scheduler
