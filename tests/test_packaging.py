@@ -190,6 +190,7 @@ def test_mim_search(mim):
     assert found[0] == 46.2
 
 
+@pytest.mark.slow
 def test_mim_train_test_resume(mim):
     """`mim run` makes the data, `mim train` runs two iterations, `mim test` evaluates, `mim train --resume` goes on."""
     mim('run', 'mmdet_ddetr', 'make_shapes', 'data/shapes', '--size=96', '--train=4', '--val=2', '--test=1')

@@ -106,6 +106,7 @@ def in_this_process(monkeypatch):
         monkeypatch.setenv(name, '1')  # restored after the benchmark has set it
 
 
+@pytest.mark.slow
 def test_a_training_leaves_its_line(data, tmp_path, in_this_process):
     """The tests' process is older than the minutes given: there is time for the two iterations at least."""
     options = ['--models', 'tiny=retinanet,model.bbox_head.stacked_convs=1', '--minutes', '0.01', '--threads', '1']

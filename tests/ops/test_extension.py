@@ -35,7 +35,8 @@ def run(*command, **environment):
 
 
 @needs_extension
-@pytest.mark.parametrize('name', [pytest.param('portable', marks=pytest.mark.slow), *INSTRUCTION_SETS[1:]])
+@pytest.mark.slow
+@pytest.mark.parametrize('name', INSTRUCTION_SETS)
 def test_every_instruction_set(name):
     """All values and gradients again, with the instruction set named by the environment."""
     best = torch.ops.mmdet_ddetr.cpu_instruction_set()
