@@ -35,7 +35,6 @@ class LoadImageOnce(LoadImageFromFile):
             if super().transform(results) is None:
                 return None
             image, shape = results['img'], results['ori_shape']
-            height, width = shape
             if max(self.scale) < max(shape) or min(self.scale) < min(shape):
                 image = mmcv.imrescale(image, self.scale, interpolation='area')
             if image.nbytes > self._free:
