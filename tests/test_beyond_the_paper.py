@@ -10,8 +10,11 @@ from mmengine.structures import InstanceData
 
 from mmdet_ddetr import get_config
 from mmdet_ddetr.checkpoints import fit
+from mmdet_ddetr.checkpoints.fitting import take_classes
+from mmdet_ddetr.checkpoints.report import ConversionReport
 from mmdet_ddetr.heads import SetHead
 from mmdet_ddetr.layers import QueryGroups
+from mmdet_ddetr.task_modules import task_aligned_match
 from mmdet_ddetr.testing import make_batch, randomise, shrink, without_dropout
 
 CLASSES, Q, K, MANY = 3, 20, 2, 30
@@ -170,12 +173,78 @@ def test_mixed_selection():
         assert kwargs[name].shape == plain_kwargs[name].shape
 
 
+def test_pure_selection():
+    """Contents are the proposals' features, which no gradient of the decoder changes; all else is as without it."""
+    inputs, samples = make_batch(SHAPES, [3, 2], CLASSES)
+    calls = {}
+    for pure in (False, True):
+        model = make_model(pure_selection=pure).eval()
+        model.decoder.register_forward_pre_hook(
+            lambda _, args, kwargs, p=pure: calls.__setitem__(p, (args[0], kwargs)), with_kwargs=True
+        )
+        seen = []
+        model.memory_trans_norm.register_forward_hook(lambda *args, s=seen: s.append(args[2]))
+        decode(model, inputs, samples)
+    (features,), (query, kwargs) = seen, calls[True]
+    assert not query.requires_grad
+    same = (query[:, :, None] == features[:, None]).all(-1)  # [B, Q, S]
+    assert same.any(-1).all() and (same.sum(1) <= 1).all(), 'each query has the features of a cell of its own'
+    for name in ('query_pos', 'reference_points'):
+        assert torch.equal(kwargs[name], calls[False][1][name])
+    with pytest.raises(ValueError, match='mixed_selection and pure_selection exclude each other'):
+        make_model(mixed_selection=True, pure_selection=True)
+
+
+def test_dense_loss():
+    """It is that of the assigned cells, reaches the encoder and the backbone, and leaves all else as it is."""
+    model = make_model(bbox_head=dict(num_classes=CLASSES, dense_loss=dict(topk=2, loss_weight=0.5))).train()
+    inputs, samples = make_batch(SHAPES, [3, 2], CLASSES)
+    head = model.bbox_head
+    assert len(head.cls_branches) == len(head.reg_branches) == model.decoder.num_layers + 2
+    losses = model(inputs, samples, mode='loss')
+
+    head_inputs = decode(model, inputs, samples)
+    features, places = head_inputs['cells']
+    targets = head.collect_targets([s.gt_instances for s in samples], [s.metainfo for s in samples])
+    logits = head.cls_branches[-1](features)
+    boxes = (head.reg_branches[-1](features) + places).sigmoid()
+    usable = places.isfinite().all(-1)
+    match = task_aligned_match(logits, boxes, places[..., :2].sigmoid(), usable, targets, topk=2)
+    assert 5 <= match.per_layer <= 10 and usable[match.image, match.query].all()
+    difference = boxes[match.image, match.query] - targets.boxes[match.target]
+    expected = 0.5 * 5.0 * difference.abs().sum() / match.per_layer
+    torch.testing.assert_close(losses['dense_loss_bbox'], expected)
+
+    dense = sum(value for name, value in losses.items() if name.startswith('dense_'))
+    dense.backward()
+    taught = {name.split('.')[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert taught == {'backbone', 'neck', 'encoder', 'level_embed', 'memory_trans_fc', 'memory_trans_norm', 'bbox_head'}
+    assert 'cells' not in decode(model.eval(), inputs, samples)
+
+    plain = make_model().train()
+    plain.load_state_dict({key: value for key, value in model.state_dict().items() if key in plain.state_dict()})
+    for name, value in plain(inputs, samples, mode='loss').items():
+        torch.testing.assert_close(value, losses[name])
+
+
+def test_dense_loss_fits():
+    for wrong in (dict(as_two_stage=False), dict(with_box_refine=False, as_two_stage=False)):
+        with pytest.raises(ValueError, match='dense_loss needs as_two_stage=True'):
+            make_model(**wrong, bbox_head=dict(num_classes=CLASSES, dense_loss=dict()))
+    source = make_model(bbox_head=dict(num_classes=CLASSES, dense_loss=dict()))
+    model = make_model(bbox_head=dict(num_classes=5, dense_loss=dict()))
+    rows = take_classes(source.state_dict(), model, 'abc', 'xcbya', ConversionReport())
+    weight = f'bbox_head.cls_branches.{len(model.bbox_head.cls_branches) - 1}.weight'
+    assert torch.equal(rows[weight][[4, 2, 1]], source.state_dict()[weight])
+
+
 @pytest.mark.parametrize('counts', [[2, 1], [0, 1], [0, 0]])
 def test_every_parameter_has_a_gradient(counts):
     """With and without boxes, on whatever rank."""
-    model = make_model(**SWITCHES).train()
+    model = make_model(**SWITCHES, bbox_head=dict(num_classes=CLASSES, dense_loss=dict())).train()
     losses = model(*make_batch(SHAPES, counts, CLASSES), mode='loss')
-    assert {'dn_loss_cls', 'd1.dn_loss_iou', 'one2many_loss_cls', 'd0.one2many_loss_bbox'} < set(losses)
+    names = {'dn_loss_cls', 'd1.dn_loss_iou', 'one2many_loss_cls', 'd0.one2many_loss_bbox', 'dense_loss_iou'}
+    assert names < set(losses)
     total = sum(losses.values())
     assert torch.isfinite(total)
     total.backward()
@@ -241,7 +310,7 @@ def test_weights_of_other_classes_fit():
     assert torch.equal(model.query_embedding.weight, source.query_embedding.weight)
 
 
-@pytest.mark.parametrize('switches', [dict(mixed_selection=True), dict(dn_cfg=dict())])
+@pytest.mark.parametrize('switches', [dict(mixed_selection=True), dict(pure_selection=True), dict(dn_cfg=dict())])
 def test_what_needs_two_stages_says_so(switches):
     with pytest.raises(ValueError, match='(needs|without) as_two_stage=True'):
         make_model(as_two_stage=False, **switches)

@@ -1,7 +1,14 @@
 # `make demo`: the shapes with what costs little and learns in fewer steps (docs/beyond_the_paper.md).
 _base_ = 'deformable-detr-refine-twostage_lite0_shapes.py'
 model = dict(
-    mixed_selection=True,
+    pure_selection=True,
     decoder=dict(look_forward_twice=True),
     dn_cfg=dict(group_cfg=dict(dynamic=True, num_dn_queries=40)),
+    bbox_head=dict(dense_loss=dict()),
+)
+full_rate = dict(lr_mult=1.0)
+optim_wrapper = dict(
+    paramwise_cfg=dict(
+        custom_keys=dict(backbone=full_rate, sampling_offsets=full_rate, reference_points=full_rate),
+    )
 )

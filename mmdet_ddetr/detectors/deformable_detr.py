@@ -10,11 +10,11 @@ from mmdet_ddetr.registry import MODELS
 
 from .base import BaseDETR
 from .levels import tie_levels
-from .mixed_selection import MixedSelection
+from .query_selection import QuerySelection
 
 
 @MODELS.register_module()
-class DeformableDETR(MixedSelection, BaseDETR):
+class DeformableDETR(QuerySelection, BaseDETR):
     """DETR with multi-scale deformable attention, iterative box refinement and a two-stage variant.
 
     Takes mmdet's ``DeformableDETR`` config and state_dict.
@@ -25,7 +25,7 @@ class DeformableDETR(MixedSelection, BaseDETR):
         num_feature_levels: levels L that the neck gives; the attentions' ``num_levels`` follows unless set.
         proposals_on_padding: two-stage only; let queries start on the padding of a batch, as the official code and
             mmdet's do, so that an image's detections depend on its neighbours. By default none does.
-        **kwargs: as ``MixedSelection``'s and ``BaseDETR``'s.
+        **kwargs: as ``QuerySelection``'s and ``BaseDETR``'s.
     """
 
     encoder_type = DeformableEncoder
@@ -158,7 +158,10 @@ class DeformableDETR(MixedSelection, BaseDETR):
         queries = self.select_contents(queries)
         if not self.gives_all_proposals or self.bbox_head.classifies_proposals:  # the losses are of those chosen
             logits, boxes_unact = of_best(logits), chosen
-        return dict(queries, memory=memory), dict(enc_outputs_class=logits, enc_outputs_coord=boxes_unact.sigmoid())
+        head_inputs = dict(enc_outputs_class=logits, enc_outputs_coord=boxes_unact.sigmoid())
+        if self.training and self.bbox_head.dense_loss is not None:
+            head_inputs['cells'] = features, places
+        return dict(queries, memory=memory), head_inputs
 
     def _boxes_of_proposals(self, features: Tensor, places: Tensor) -> Tensor:  # [B, *, C], [B, *, 4] -> [B, *, 4]
         """Before the sigmoid."""
@@ -166,7 +169,7 @@ class DeformableDETR(MixedSelection, BaseDETR):
 
     def queries_of_proposals(self, features: Tensor, boxes: Tensor) -> dict[str, Tensor]:
         """The decoder's inputs of queries that start from proposals: their memory [B, Q, C] and boxes [B, Q, 4]."""
-        return self.queries_of_boxes(None, boxes, features.dtype)
+        return self.queries_of_boxes(features if self.pure_selection else None, boxes, features.dtype)
 
     def learned_queries(self, batch_size: int) -> dict[str, Tensor]:
         """Contents, positions and first references, [B, Q, n] each, the same for every image."""

@@ -96,7 +96,8 @@ class WithMasks:
         check_labels(instances, metas, head.num_classes)
         targets = head.collect_targets(instances, metas)
         encoder = map(head_inputs.get, ('enc_outputs_class', 'enc_outputs_coord'))
-        losses, match = head.loss_and_match(*head(**head_inputs), *encoder, targets, head_inputs.get('groups'))
+        others = map(head_inputs.get, ('groups', 'cells'))
+        losses, match = head.loss_and_match(*head(**head_inputs), *encoder, targets, *others)
         logits = self._mask_logits(
             hidden[match.image, match.query], match.image, memory, maps, finer, batch_data_samples
         )

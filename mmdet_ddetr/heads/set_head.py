@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmdet_ddetr.layers import QueryGroups, refine_box
 from mmdet_ddetr.registry import MODELS, TASK_UTILS, our_class
-from mmdet_ddetr.task_modules import Match, Targets
+from mmdet_ddetr.task_modules import Match, Targets, task_aligned_match
 
 from .labels import check_labels
 from .losses import box_quality, build_box_loss, build_class_loss, class_loss
@@ -52,6 +52,10 @@ class SetHead(BaseModule):
         num_pred_layer: branches; one more than decoder layers with a two-stage encoder head.
         as_two_stage: the last branch scores the encoder's proposals.
         classifies_proposals: it tells their classes, too. By default it says "object" alone, as class 0.
+        dense_loss: a further branch, in training only, for all cells of a two-stage detector's encoder. Each object
+            teaches the cells that find it best, so that the encoder has many positives an object where one-to-one
+            matching gives it one. ``loss_weight`` (default 1) beside the decoder's losses, and ``topk``, ``alpha``,
+            ``beta`` of ``task_aligned_match``; {} for the defaults.
         wh_bias: initial bias of w and h in the first box branch (0 with ``as_two_stage``). All else in the last layer
             of the box branches starts at 0, so boxes start at their reference. None: PyTorch's initialisation, for
             boxes without a reference (DETR).
@@ -73,6 +77,7 @@ class SetHead(BaseModule):
         num_pred_layer: int = 6,
         as_two_stage: bool = False,
         classifies_proposals: bool = False,
+        dense_loss: dict | None = None,
         wh_bias: float | None = -2.0,
         reference_eps: float = 1e-5,
         train_cfg: dict | None = None,
@@ -87,6 +92,7 @@ class SetHead(BaseModule):
         self.num_pred_layer = num_pred_layer
         self.as_two_stage = as_two_stage
         self.classifies_proposals = classifies_proposals
+        self.dense_loss = dense_loss
         self.wh_bias = wh_bias
         self.reference_eps = reference_eps
         self.train_cfg = train_cfg
@@ -95,6 +101,8 @@ class SetHead(BaseModule):
         self.loss_cls, self.bg_cls_weight = build_class_loss(loss_cls, num_classes)
         self.loss_bbox = build_box_loss(loss_bbox, 'loss_bbox')
         self.loss_iou = build_box_loss(loss_iou, 'loss_iou')
+        if dense_loss is not None and not (as_two_stage and self.loss_cls.use_sigmoid):
+            raise ValueError('dense_loss needs as_two_stage=True and a loss_cls with use_sigmoid=True')
         self.cls_out_channels = num_classes + (0 if self.loss_cls.use_sigmoid else 1)
         self.sync_cls_avg_factor = self.loss_cls.use_sigmoid if sync_cls_avg_factor is None else sync_cls_avg_factor
         self._init_branches()
@@ -120,6 +128,9 @@ class SetHead(BaseModule):
         clone = (lambda module: module) if self.share_pred_layer else copy.deepcopy
         self.cls_branches = nn.ModuleList(clone(cls_branch) for _ in range(self.num_pred_layer))
         self.reg_branches = nn.ModuleList(clone(reg_branch) for _ in range(self.num_pred_layer))
+        if self.dense_loss is not None:  # the last, of its own in any case
+            self.cls_branches.append(copy.deepcopy(cls_branch))
+            self.reg_branches.append(copy.deepcopy(reg_branch))
 
     def init_weights(self) -> None:
         """Class prior 0.01 with a sigmoid loss; first-layer boxes of sigmoid(wh_bias), by default 0.12 of the image."""
@@ -184,8 +195,14 @@ class SetHead(BaseModule):
         enc_outputs_class: Tensor | None = None,  # [B, S, classes]
         enc_outputs_coord: Tensor | None = None,  # [B, S, 4]
         groups: QueryGroups | None = None,
+        cells: tuple[Tensor, Tensor] | None = None,  # [B, S, C], [B, S, 4]
     ) -> dict[str, Tensor]:
-        """Losses of all decoder layers, of the encoder's proposals and of each group of queries where there are any."""
+        """Losses of all decoder layers, of the encoder's proposals and of each group of queries where there are any.
+
+        Args:
+            cells: the encoder's memory as the branches see it, and what its boxes are relative to, before the sigmoid
+                (infinite where no object can be), for ``dense_loss``.
+        """
         logits, boxes = self(hidden, reference)
         return self.loss_by_feat(
             logits,
@@ -195,6 +212,7 @@ class SetHead(BaseModule):
             [sample.gt_instances for sample in batch_data_samples],
             [sample.metainfo for sample in batch_data_samples],
             groups,
+            cells,
         )
 
     def loss_by_feat(
@@ -206,20 +224,23 @@ class SetHead(BaseModule):
         batch_gt_instances: InstanceList,
         batch_img_metas: list[dict],
         groups: QueryGroups | None = None,
+        cells: tuple[Tensor, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Match and compute the losses, in fp32 whatever autocast is doing.
 
         Args:
             groups: the kinds of queries among the Q; None: all of them are matched one-to-one.
+            cells: as of ``loss``.
 
         Returns:
             ``loss_cls``, ``loss_bbox``, ``loss_iou`` of the last layer, ``d{i}.*`` of layer i; ``enc_*`` of the
-            encoder, ``one2many_*``, ``d{i}.one2many_*``, ``dn_*`` and ``d{i}.dn_*`` of those queries.
+            encoder, ``dense_*`` of its cells; ``one2many_*``, ``d{i}.one2many_*``, ``dn_*`` and ``d{i}.dn_*`` of those
+            queries.
         """
         check_labels(batch_gt_instances, batch_img_metas, self.num_classes)
         targets = self.collect_targets(batch_gt_instances, batch_img_metas)
         return self.loss_and_match(
-            all_layers_cls_scores, all_layers_bbox_preds, enc_cls_scores, enc_bbox_preds, targets, groups
+            all_layers_cls_scores, all_layers_bbox_preds, enc_cls_scores, enc_bbox_preds, targets, groups, cells
         )[0]
 
     def loss_and_match(
@@ -230,6 +251,7 @@ class SetHead(BaseModule):
         enc_bbox_preds: Tensor | None,  # [B, S, 4]
         targets: Targets,
         groups: QueryGroups | None = None,
+        cells: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[dict[str, Tensor], Match]:
         """The losses of ``loss_by_feat``, and which queries of the last layer were matched one-to-one."""
         groups = groups or QueryGroups(matching=all_layers_cls_scores.shape[2])
@@ -257,6 +279,8 @@ class SetHead(BaseModule):
                 match = self.denoising_match(groups, targets, len(matching[0]))
                 with_loss = groups.dn_with_loss(targets.counts, denoising[0].device)
                 terms['dn_'] = self._set_loss(*denoising, match, targets, with_loss)
+            if cells is not None:
+                terms['dense_'] = self._dense_loss(*cells, targets)
 
         losses = {}
         for prefix, values_of_layers in terms.items():
@@ -264,6 +288,22 @@ class SetHead(BaseModule):
             for layer in range(len(values_of_layers['loss_cls']) - 1):
                 losses.update({f'd{layer}.{prefix}{name}': v[layer] for name, v in values_of_layers.items()})
         return losses, matches[0].last_layer
+
+    def _dense_loss(
+        self,
+        features: Tensor,  # [B, S, C]
+        places: Tensor,  # [B, S, 4] before the sigmoid, infinite where no object can be
+        targets: Targets,
+    ) -> dict[str, Tensor]:
+        """Losses of the encoder's cells, each told one object at most, an object told to several."""
+        options = dict(self.dense_loss)
+        weight = options.pop('loss_weight', 1.0)
+        logits = self.cls_branches[-1](features).float()
+        boxes = (self.reg_branches[-1](features).float() + places).sigmoid()
+        usable = places.isfinite().all(-1)
+        match = task_aligned_match(logits, boxes, places[..., :2].sigmoid(), usable, targets, **options)
+        losses = self._set_loss(logits[None], boxes[None], match, targets)
+        return {name: weight * loss for name, loss in losses.items()}
 
     @staticmethod
     def denoising_match(groups: QueryGroups, targets: Targets, num_layers: int) -> Match:
