@@ -12,6 +12,7 @@ from .configs import ConfigError
 LAST = {EfficientNetLite: 4, ResNet: 3}  # output of stride 32
 LITE = dict(mean=[127.0] * 3, std=[128.0] * 3)
 IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
+PAPERS_LR_MULT = 0.1  # of a ResNet, which has more to lose than a small backbone (Deformable DETR, section 5)
 BACKBONES = {  # backbone, channels of strides 8, 16 and 32, first of their outputs, normalisation of images
     **{
         arch: (
@@ -48,7 +49,10 @@ BACKBONES = {  # backbone, channels of strides 8, 16 and 32, first of their outp
 
 
 def set_backbone(cfg: Config, name: str) -> None:
-    """Give a detector another backbone and what belongs to it: channels of the neck, normalisation of the images.
+    """Give a detector another backbone and what belongs to it.
+
+    That is the neck's channels, the normalisation of the images, and for a ResNet in place of a small one the papers'
+    learning rate.
 
     Args:
         cfg: changed in place; its backbone is one of those that end at stride 32, its neck has ``in_channels``.
@@ -78,6 +82,9 @@ def set_backbone(cfg: Config, name: str) -> None:
         new['init_cfg'] = None
     model.backbone = new
     neck.in_channels = list(channels[-number:])
+    keys = ((cfg.get('optim_wrapper') or {}).get('paramwise_cfg') or {}).get('custom_keys') or {}
+    if name == 'r50' and kind is EfficientNetLite and 'backbone' in keys:
+        keys.backbone = dict(lr_mult=PAPERS_LR_MULT)
     model.data_preprocessor.update(pixels, bgr_to_rgb=True)
 
 
