@@ -9,7 +9,8 @@ model = dict(
 # A small backbone and few steps: what a large one keeps of ImageNet is little beside what all parts can learn.
 full_rate = dict(lr_mult=1.0)
 optim_wrapper = dict(
+    optimizer=dict(lr=2e-3),
     paramwise_cfg=dict(
         custom_keys=dict(backbone=full_rate, sampling_offsets=full_rate, reference_points=full_rate),
-    )
+    ),
 )
