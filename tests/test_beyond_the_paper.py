@@ -1,6 +1,7 @@
 """The switches that are off by default: what they change, and what they must not change."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -319,3 +320,29 @@ def test_what_needs_two_stages_says_so(switches):
 def test_look_forward_twice_needs_refinement():
     with pytest.raises(ValueError, match='look_forward_twice must be False: .* without with_box_refine=True'):
         make_model(with_box_refine=False, decoder=dict(look_forward_twice=True))
+
+
+def test_relative_boxes():
+    """A unit of x is a tenth of the reference's width, of w a factor of e^0.2, at every stage; else the paper's sum."""
+    model = make_model(bbox_head=dict(num_classes=CLASSES, dense_loss=dict(), relative_boxes=True)).train()
+    head = model.bbox_head
+    reference = torch.tensor([[[0.5, 0.4, 0.2, 0.1]]])
+    for branch in head.reg_branches:
+        torch.nn.init.zeros_(branch[-1].weight)
+        branch[-1].bias.data = torch.tensor([1.0, -2.0, 1.0, 100.0])
+    moved = torch.tensor([[[0.52, 0.38, 0.2 * math.exp(0.2), 0.1 * 62.5]]])
+    torch.testing.assert_close(head.refine(0, torch.zeros(1, 1, 32), reference), moved)
+    torch.testing.assert_close(head.boxes_of_cells(-1, torch.zeros(1, 1, 32), reference.logit()), moved)
+    point = reference[..., :2]  # no size to take shares of
+    expected = torch.tensor([1.0, -2.0, 1.0, 100.0]) + torch.nn.functional.pad(point.logit(), (0, 2))
+    torch.testing.assert_close(head.refine(0, torch.zeros(1, 1, 32), point), expected.sigmoid())
+
+    inputs, samples = make_batch(SHAPES, [3, 0], CLASSES)
+    losses = model(inputs, samples, mode='loss')
+    assert torch.isfinite(sum(losses.values())), 'also with padding, where no object can be'
+    enlarged = decode(model.eval(), inputs, samples)['reference']
+    assert (enlarged[1:, ..., 3] > 1).any() and torch.isfinite(enlarged).all()
+    for result in model(inputs, samples, mode='predict'):
+        h, w = result.ori_shape
+        boxes = result.pred_instances.bboxes
+        assert (boxes >= 0).all() and (boxes <= torch.tensor([w, h, w, h])).all()

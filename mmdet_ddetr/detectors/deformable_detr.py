@@ -149,23 +149,20 @@ class DeformableDETR(QuerySelection, BaseDETR):
             return x.gather(1, best.expand(-1, -1, x.shape[-1]))
 
         content = of_best(features)
+        branch = self.decoder.num_layers
         if self.gives_all_proposals:
-            boxes_unact = self._boxes_of_proposals(features, places)
-            chosen = of_best(boxes_unact)
+            boxes = self.bbox_head.boxes_of_cells(branch, features, places)
+            chosen = of_best(boxes)
         else:
-            boxes_unact = chosen = self._boxes_of_proposals(content, of_best(places))
-        queries = self.queries_of_proposals(content.detach(), chosen.detach().sigmoid())
+            boxes = chosen = self.bbox_head.boxes_of_cells(branch, content, of_best(places))
+        queries = self.queries_of_proposals(content.detach(), chosen.detach())
         queries = self.select_contents(queries)
         if not self.gives_all_proposals or self.bbox_head.classifies_proposals:  # the losses are of those chosen
-            logits, boxes_unact = of_best(logits), chosen
-        head_inputs = dict(enc_outputs_class=logits, enc_outputs_coord=boxes_unact.sigmoid())
+            logits, boxes = of_best(logits), chosen
+        head_inputs = dict(enc_outputs_class=logits, enc_outputs_coord=boxes)
         if self.training and self.bbox_head.dense_loss is not None:
             head_inputs['cells'] = features, places
         return dict(queries, memory=memory), head_inputs
-
-    def _boxes_of_proposals(self, features: Tensor, places: Tensor) -> Tensor:  # [B, *, C], [B, *, 4] -> [B, *, 4]
-        """Before the sigmoid."""
-        return self.bbox_head.reg_branches[self.decoder.num_layers](features).float() + places
 
     def queries_of_proposals(self, features: Tensor, boxes: Tensor) -> dict[str, Tensor]:
         """The decoder's inputs of queries that start from proposals: their memory [B, Q, C] and boxes [B, Q, 4]."""

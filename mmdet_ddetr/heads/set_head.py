@@ -11,7 +11,7 @@ from mmengine.model import BaseModule, bias_init_with_prob, constant_init
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from mmdet_ddetr.layers import QueryGroups, refine_box
+from mmdet_ddetr.layers import QueryGroups, refine_box, shift_box
 from mmdet_ddetr.registry import MODELS, TASK_UTILS, our_class
 from mmdet_ddetr.task_modules import Match, Targets, task_aligned_match
 
@@ -56,6 +56,8 @@ class SetHead(BaseModule):
             teaches the cells that find it best, so that the encoder has many positives an object where one-to-one
             matching gives it one. ``loss_weight`` (default 1) beside the decoder's losses, and ``topk``, ``alpha``,
             ``beta`` of ``task_aligned_match``; {} for the defaults.
+        relative_boxes: boxes are those they start from, moved by shares of their size (``shift_box``), where they start
+            from boxes; by default the sum is one before a sigmoid (``refine_box``).
         wh_bias: initial bias of w and h in the first box branch (0 with ``as_two_stage``). All else in the last layer
             of the box branches starts at 0, so boxes start at their reference. None: PyTorch's initialisation, for
             boxes without a reference (DETR).
@@ -78,6 +80,7 @@ class SetHead(BaseModule):
         as_two_stage: bool = False,
         classifies_proposals: bool = False,
         dense_loss: dict | None = None,
+        relative_boxes: bool = False,
         wh_bias: float | None = -2.0,
         reference_eps: float = 1e-5,
         train_cfg: dict | None = None,
@@ -93,6 +96,7 @@ class SetHead(BaseModule):
         self.as_two_stage = as_two_stage
         self.classifies_proposals = classifies_proposals
         self.dense_loss = dense_loss
+        self.relative_boxes = relative_boxes
         self.wh_bias = wh_bias
         self.reference_eps = reference_eps
         self.train_cfg = train_cfg
@@ -162,7 +166,15 @@ class SetHead(BaseModule):
 
     def refine(self, layer: int, hidden: Tensor, reference: Tensor) -> Tensor:
         """Boxes of decoder layer ``layer``: hidden [B, Q, C], reference [B, Q, 2 or 4] -> [B, Q, 4]."""
-        return refine_box(self.reg_branches[layer](hidden), reference, self.reference_eps)
+        delta = self.reg_branches[layer](hidden)
+        if self.relative_boxes and reference is not None and reference.shape[-1] == 4:
+            return shift_box(delta, reference)
+        return refine_box(delta, reference, self.reference_eps)
+
+    def boxes_of_cells(self, branch: int, features: Tensor, places: Tensor) -> Tensor:
+        """Boxes of an encoder's cells, by one of the branches: [B, S, C], [B, S, 4] before the sigmoid -> [B, S, 4]."""
+        delta = self.reg_branches[branch](features).float()
+        return shift_box(delta, places.sigmoid()) if self.relative_boxes else (delta + places).sigmoid()
 
     def forward(
         self,
@@ -299,7 +311,7 @@ class SetHead(BaseModule):
         options = dict(self.dense_loss)
         weight = options.pop('loss_weight', 1.0)
         logits = self.cls_branches[-1](features).float()
-        boxes = (self.reg_branches[-1](features).float() + places).sigmoid()
+        boxes = self.boxes_of_cells(-1, features, places)
         usable = places.isfinite().all(-1)
         match = task_aligned_match(logits, boxes, places[..., :2].sigmoid(), usable, targets, **options)
         losses = self._set_loss(logits[None], boxes[None], match, targets)

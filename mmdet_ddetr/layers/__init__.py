@@ -1,5 +1,5 @@
 from .anchor_queries import FixedCentres, at_every_place
-from .boxes import inverse_sigmoid, refine_box
+from .boxes import inverse_sigmoid, refine_box, shift_box
 from .conditional_attn import ConditionalAttention
 from .conditional_transformer import ConditionalDecoder, ConditionalDecoderLayer
 from .conv_exchange import ConvExchange
@@ -107,6 +107,7 @@ __all__ = [
     'own_sizes_in_cells',
     'padding_masks',
     'refine_box',
+    'shift_box',
     'roi_align',
     'shapes_on_own_maps',
     'sine_embedding',

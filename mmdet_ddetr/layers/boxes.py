@@ -1,7 +1,12 @@
 """Box arithmetic in fp32, whatever autocast is doing."""
 
+import math
+
 import torch
 from torch import Tensor
+
+POSITION_STEP, SIZE_STEP = 0.1, 0.2  # the standard deviations of Fast R-CNN's targets, as mmdet's box coders have them
+MAX_GROWTH = 1000 / 16  # of a size, as in mmdet's box coders
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
@@ -11,6 +16,25 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     """
     x = x.to(torch.promote_types(x.dtype, torch.float32)).clamp(0, 1)
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
+
+
+def shift_box(delta: Tensor, reference: Tensor) -> Tensor:
+    """A box moved by shares of its own size, in fp32 at least (Girshick, Fast R-CNN, 2015).
+
+    A step is finer the smaller the box; those of ``refine_box`` are the same for every size.
+
+    Args:
+        delta: regression output [..., 4]: the centre moves by 0.1 of the reference's size per unit, the size grows by
+            exp(0.2) per unit.
+        reference: [..., 4] (cx, cy, w, h) in [0, 1].
+
+    Returns:
+        Boxes [..., 4], (cx, cy, w, h); they may reach beyond [0, 1].
+    """
+    delta = delta.to(torch.promote_types(delta.dtype, torch.float32))
+    centre, size = reference[..., :2], reference[..., 2:]
+    growth = (SIZE_STEP * delta[..., 2:]).clamp(max=math.log(MAX_GROWTH)).exp()
+    return torch.cat([centre + POSITION_STEP * delta[..., :2] * size, size * growth], -1)
 
 
 def refine_box(delta: Tensor, reference: Tensor | None, eps: float = 1e-5) -> Tensor:
