@@ -154,20 +154,24 @@ def test_look_forward_twice():
     assert taught[True] == [False, True, True, False]
 
 
+def given_to_decoder(model, inputs, samples):
+    """Its queries and its keyword arguments, in a prediction."""
+    given = []
+    hook = model.eval().decoder.register_forward_pre_hook(
+        lambda _, args, kwargs: given.append((args[0], kwargs)), with_kwargs=True
+    )
+    decode(model, inputs, samples)
+    hook.remove()
+    return given[0]
+
+
 def test_mixed_selection():
     """Contents are learned and the same for every image; positions and references are the image's own."""
     inputs, samples = make_batch(SHAPES, [3, 2], CLASSES)
-    calls = {}
-    for mixed in (False, True):
-        model = make_model(mixed_selection=mixed).eval()
-        model.decoder.register_forward_pre_hook(
-            lambda _, args, kwargs, m=mixed: calls.__setitem__(m, (args[0], kwargs)), with_kwargs=True
-        )
-        with torch.no_grad():
-            decode(model, inputs, samples)
-    query, kwargs = calls[True]
+    plain_query, plain_kwargs = given_to_decoder(make_model(), inputs, samples)
+    model = make_model(mixed_selection=True)
+    query, kwargs = given_to_decoder(model, inputs, samples)
     assert torch.equal(query, model.query_embedding.weight.expand(2, Q, 32))
-    plain_query, plain_kwargs = calls[False]
     assert not torch.equal(plain_query[0], plain_query[1])
     for name in ('query_pos', 'reference_points'):
         assert not torch.equal(kwargs[name][0], kwargs[name][1])
@@ -177,21 +181,16 @@ def test_mixed_selection():
 def test_pure_selection():
     """Contents are the proposals' features, which no gradient of the decoder changes; all else is as without it."""
     inputs, samples = make_batch(SHAPES, [3, 2], CLASSES)
-    calls = {}
-    for pure in (False, True):
-        model = make_model(pure_selection=pure).eval()
-        model.decoder.register_forward_pre_hook(
-            lambda _, args, kwargs, p=pure: calls.__setitem__(p, (args[0], kwargs)), with_kwargs=True
-        )
-        seen = []
-        model.memory_trans_norm.register_forward_hook(lambda *args, s=seen: s.append(args[2]))
-        decode(model, inputs, samples)
-    (features,), (query, kwargs) = seen, calls[True]
+    _, plain_kwargs = given_to_decoder(make_model(), inputs, samples)
+    model, seen = make_model(pure_selection=True), []
+    model.memory_trans_norm.register_forward_hook(lambda *args: seen.append(args[2]))
+    query, kwargs = given_to_decoder(model, inputs, samples)
+    (features,) = seen
     assert not query.requires_grad
     same = (query[:, :, None] == features[:, None]).all(-1)  # [B, Q, S]
     assert same.any(-1).all() and (same.sum(1) <= 1).all(), 'each query has the features of a cell of its own'
     for name in ('query_pos', 'reference_points'):
-        assert torch.equal(kwargs[name], calls[False][1][name])
+        assert torch.equal(kwargs[name], plain_kwargs[name])
     with pytest.raises(ValueError, match='mixed_selection and pure_selection exclude each other'):
         make_model(mixed_selection=True, pure_selection=True)
 

@@ -1,7 +1,7 @@
 """One-to-many assignment of cells to targets (TOOD, Feng et al., ICCV 2021, arXiv:2108.07755, section 3.3)."""
 
 import torch
-from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
+from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_overlaps
 from torch import Tensor
 
 from .hungarian_assigner import Match
@@ -32,7 +32,7 @@ def task_aligned_match(
     corners = bbox_cxcywh_to_xyxy(targets.boxes)[:, None]  # [T, 1, 4]
     centres = centres[image]  # [T, S, 2]
     inside = ((centres > corners[..., :2]) & (centres < corners[..., 2:])).all(-1) & usable[image]
-    overlap = _iou(bbox_cxcywh_to_xyxy(boxes)[image], corners)  # [T, S]
+    overlap = bbox_overlaps(bbox_cxcywh_to_xyxy(boxes)[image], corners).squeeze(-1)  # [T, S]
     score = logits.sigmoid()[image, :, targets.labels]  # [T, S]
     alignment = (score**alpha * overlap**beta).masked_fill(~inside, 0.0)
     best, cells = alignment.topk(min(topk, S), 1)
@@ -49,11 +49,3 @@ def task_aligned_match(
     kept = first.scatter_reduce_(0, flat, target, 'amin')[flat] == target
     target, query = target[kept], query[kept]
     return Match(torch.zeros_like(query), image[target], query, target, per_layer=len(query))
-
-
-def _iou(boxes: Tensor, others: Tensor) -> Tensor:  # [..., 4] corners, twice -> [...]
-    """Plain, as the boxes broadcast; a share of the image's area is a share of the pixels, too."""
-    corner = torch.maximum(boxes[..., :2], others[..., :2])
-    shared = (torch.minimum(boxes[..., 2:], others[..., 2:]) - corner).clamp(min=0).prod(-1)
-    area, other = ((b[..., 2:] - b[..., :2]).prod(-1) for b in (boxes, others))
-    return shared / (area + other - shared).clamp(min=torch.finfo(shared.dtype).tiny)
