@@ -317,6 +317,15 @@ def test_bf16_trains_with_gradients_like_those_of_fp32(pretrained):
             assert torch.equal(out, narrow_out)
 
 
+@pytest.mark.parametrize('requires_grad', [True, False])
+def test_eval_mode_is_fp32_also_where_gradients_are_enabled(requires_grad):
+    model = build(train_dtype='bfloat16').eval().requires_grad_(requires_grad)
+    image = torch.randn(1, 3, 64, 96)
+    outs = model(image)
+    with torch.no_grad():
+        assert_features_close(outs, model(image))
+
+
 def test_autocast_decides_where_it_is_enabled():
     model, image = build(norm_eval=True, frozen_stages=2), torch.randn(1, 3, 64, 64)
     with torch.autocast('cpu', torch.bfloat16):

@@ -120,7 +120,7 @@ class EfficientNetLite(BaseModule):
             are trained all the same.
         train_dtype (str): What a CPU computes in while it trains, without autocast: 'float32', 'bfloat16', or 'auto',
             which is bfloat16 where the processor has instructions for it. Weights, batch norms' folding and outputs are
-            fp32, and so is all of an evaluation.
+            fp32, and so is all that is computed in eval mode.
         norm_cfg (dict): Normalisation. The default has the eps and momentum of the original.
         with_cp (bool): Save memory in training by recomputing each block in the backward pass.
         init_cfg (dict | list[dict], optional): mmengine initialisation.
@@ -213,7 +213,7 @@ class EfficientNetLite(BaseModule):
         if torch.is_autocast_enabled('cpu'):
             return torch.get_autocast_dtype('cpu')
         narrow = self.train_dtype == 'bfloat16' or (self.train_dtype == 'auto' and multiplies_bf16())
-        return torch.bfloat16 if narrow and x.dtype == torch.float32 else x.dtype
+        return torch.bfloat16 if narrow and self.training and x.dtype == torch.float32 else x.dtype
 
     def train(self, mode=True):
         """Set the mode, leaving frozen stages, and with ``norm_eval`` every batch norm, in eval mode."""
