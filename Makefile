@@ -35,8 +35,7 @@ ARGS ?=
 OPTIONS = $(if $(BACKBONE),--backbone $(BACKBONE)) $(if $(IMAGE_SIZE),--image-size $(IMAGE_SIZE)) $(if $(EMA),--ema) \
     $(if $(TENSORBOARD),--tensorboard) $(if $(PATIENCE),--patience $(PATIENCE)) $(if $(RESUME),--resume) $(ARGS)
 
-# MINUTES bounds training and evaluation together. Threads that spin while they wait lose to whatever else runs: passive.
-demo: export OMP_WAIT_POLICY = passive
+# MINUTES bounds training and evaluation together.
 demo: install ## Train, evaluate and draw on generated shapes, or on your own folder: make demo DATA=path [MINUTES=60 BACKBONE=lite1 IMAGE_SIZE=512 EMA=1]
 ifeq ($(DATA),)
 	@$(BIN)/python tools/make_shapes.py data/shapes

@@ -1,7 +1,11 @@
 """The Deformable DETR family as a MMDetection extension."""
 
-from . import compat
-from .version import __version__
+from . import waiting
+
+waiting.wait_briefly()  # before PyTorch is imported
+
+from . import compat  # noqa: E402
+from .version import __version__  # noqa: E402
 
 compat.install()  # before anything of mmdet: mmdet imports compiled mmcv ops at import time
 
