@@ -36,6 +36,7 @@ def test_backbone(config, name):
     assert cfg.model.data_preprocessor.mean[0] == pytest.approx(123.675 if name == 'r50' else 127)
     rate = cfg.optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult
     assert rate == (0.1 if name == 'r50' or config == R50 else 1.0)
+    assert cfg.get('load_from') == ('drawings://lite0' if (config, name) == (FINETUNE, 'lite0') else None)
     maps = backbone(torch.rand(1, 3, 64, 64))
     assert [m.shape[-1] for m in maps] == [8, 4, 2]
     assert len(neck(maps)) == cfg.model.neck.num_outs

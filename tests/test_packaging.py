@@ -109,7 +109,7 @@ def test_wheel_contents(wheel):
         metadata = message_from_string(
             archive.read(next(name for name in names if name.endswith('/METADATA'))).decode()
         )
-    pages = [path for path in (ROOT / 'mmdet_ddetr').rglob('*') if path.suffix in ('.html', '.css', '.js')]
+    pages = [path for path in (ROOT / 'mmdet_ddetr').rglob('*') if path.suffix in ('.html', '.css', '.js', '.pth')]
     assert pages and {str(path.relative_to(ROOT)) for path in pages} <= set(names)
     assert top_level == ['mmdet_ddetr'], 'mim takes the first line for the package'
     assert metadata['Name'] == 'mmdet_ddetr', 'mim finds the files only if distribution and module have one name'

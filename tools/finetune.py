@@ -208,7 +208,7 @@ def finetune(args, start):
     cfg = configure(cfg, folder, classes, epochs=args.epochs, iters=args.iters, batch_size=args.batch_size, lr=args.lr)
     cfg.work_dir = str(work_dir)
     resumes = args.resume and has_checkpoint(work_dir)
-    cfg.resume, cfg.load_from = resumes, None if resumes else args.load_from
+    cfg.resume, cfg.load_from = resumes, None if resumes else args.load_from or cfg.get('load_from')
     if args.resume and not resumes:
         print(f'{work_dir} has no checkpoint to resume from: the training starts at the beginning')
     cfg.randomness = dict(seed=args.seed)
@@ -238,11 +238,13 @@ def finetune(args, start):
     store_options(args)
     if cfg.load_from:
         with silence():
-            n_loaded, unfit, notes = unfit_weights(runner.model, args.load_from, classes, hook_of(runner))
+            n_loaded, unfit, notes = unfit_weights(runner.model, cfg.load_from, classes, hook_of(runner))
         if not n_loaded:
-            sys.exit(f'--load-from {args.load_from}: no tensor in it fits the model')
-        print(f'{n_loaded} tensors from {args.load_from}; new, or in part: {", ".join(unfit) or "none"}')
-        print(*notes, sep='\n', end='\n' * bool(notes))
+            sys.exit(f'load_from {cfg.load_from}: no tensor in it fits the model')
+        print(f'{n_loaded} tensors from {cfg.load_from}', end='')
+        if args.load_from:  # whose the config's own are not is known
+            print(f'; new, or in part: {", ".join(unfit) or "none"}', *notes, sep='\n', end='')
+        print(flush=True)
     if resumes or (cfg.load_from and not any(name.startswith('backbone.') for name in unfit)):
         runner.model.backbone.init_cfg = None  # its ImageNet weights would be downloaded for nothing
     with silence():

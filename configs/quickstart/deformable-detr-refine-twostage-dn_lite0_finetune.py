@@ -14,3 +14,5 @@ optim_wrapper = dict(
         custom_keys=dict(backbone=full_rate, sampling_offsets=full_rate, reference_points=full_rate),
     ),
 )
+# All but the backbone has learnt from drawings (..._pretrain.py); classes are new.
+load_from = 'drawings://lite0'

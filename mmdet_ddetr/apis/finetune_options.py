@@ -52,7 +52,7 @@ def set_backbone(cfg: Config, name: str) -> None:
     """Give a detector another backbone and what belongs to it.
 
     That is the neck's channels, the normalisation of the images, and for a ResNet in place of a small one the papers'
-    learning rate.
+    learning rate. Weights to start from that were trained with the old backbone (``load_from``) are left out.
 
     Args:
         cfg: changed in place; its backbone is one of those that end at stride 32, its neck has ``in_channels``.
@@ -78,6 +78,8 @@ def set_backbone(cfg: Config, name: str) -> None:
     new = dict(backbone, out_indices=tuple(range(first + 3 - number, first + 3)))
     if (kind is EfficientNetLite) == name.startswith('lite'):
         new.update({key: old[key] for key in ('frozen_stages', 'norm_eval', 'train_dtype') if key in old})
+    if new.get('arch') != old.get('arch'):
+        cfg.pop('load_from', None)
     if old.get('init_cfg', True) is None:  # from random weights, as the config has it
         new['init_cfg'] = None
     model.backbone = new

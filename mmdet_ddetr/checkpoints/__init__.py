@@ -1,6 +1,6 @@
 """Weights of DETR and Deformable DETR from and to the official codes, the Hugging Face hub, MMDetection and detrex."""
 
-from . import sources  # noqa: F401  registers the loaders of all addresses
+from . import drawings, sources  # noqa: F401  register the loaders of all addresses
 from .class_rows import names_in
 from .conversion import convert, weights_of
 from .description import describe
