@@ -79,12 +79,14 @@ def test_full_size(config):
 def test_runner_sections(config):
     """What mmengine's Runner and mim need is there."""
     for section in ('train', 'val', 'test'):
-        last = config[f'{section}_dataloader']['dataset']['pipeline'][-1]['type']
-        assert getattr(last, '__name__', last).endswith('PackDetInputs')
+        dataset = config[f'{section}_dataloader']['dataset']
+        for part in dataset.get('datasets', [dataset]):
+            last = part['pipeline'][-1]['type']
+            assert getattr(last, '__name__', last).endswith('PackDetInputs')
+            assert is_a(part.type, DATASETS, LabelsByName)
+            assert section != 'train' or part.filter_cfg.get('min_size') == 0
         assert config[f'{section}_cfg']
     assert is_a(config.val_evaluator.type, METRICS, MetricByName)
-    assert is_a(config.train_dataloader.dataset.type, DATASETS, LabelsByName)
-    assert config.train_dataloader.dataset.filter_cfg.get('min_size') == 0
     assert config.default_scope == 'mmdet'
     hooks = config.default_hooks
     assert {'logger', 'checkpoint', 'visualization', 'param_scheduler', 'timer', 'sampler_seed'} <= set(hooks)

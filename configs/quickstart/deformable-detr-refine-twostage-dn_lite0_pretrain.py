@@ -16,7 +16,7 @@ drawings = dict(
     ann_file='annotations/train.json',
     data_prefix=dict(img='images/train/'),
     metainfo=dict(classes=('circle', 'square', 'triangle', 'star', 'ring')),
-    filter_cfg=dict(filter_empty_gt=False),
+    filter_cfg=dict(filter_empty_gt=False, min_size=0),
     pipeline=train_pipeline,
 )
 train_dataloader = dict(
