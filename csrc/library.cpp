@@ -37,6 +37,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(mmdet_ddetr, m) {
       "depthwise_conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor? bias, int[] stride,"
       " int[] padding, bool needs_grad_input, bool needs_grad_weight, bool deterministic)"
       " -> (Tensor, Tensor, Tensor)");
+  // for inference: without a gradient, but with bounds of the output
+  m.def(
+      "depthwise_conv2d_clamped(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, float low,"
+      " float high) -> Tensor");
+  m.def("packed_linear(Tensor x, Tensor packed, Tensor bias, Tensor? add, float low, float high) -> Tensor");
   // group_size 1: plain, more: position-sensitive; rounded: roi_bins.h
   m.def(
       "deform_roi_pool(Tensor input, Tensor rois, Tensor? offset, int[] output_size, float spatial_scale,"

@@ -1,13 +1,10 @@
-// The matrix products of deformable convolution on the CPU. Included like simd.h.
+// The matrix products of deformable convolution on the CPU. Included like simd.h, after product.h.
 //
-// A tile of kTileRows x 2 vectors of the result stays in registers while it is summed: each step takes a number of each
-// row and broadcasts it over two vectors of the other factor. A number of the result sums in the same order wherever
-// its tile begins, so results do not depend on how cells are shared out among threads.
+// A number of the result sums in the same order wherever its tile begins, so results do not depend on how cells are
+// shared out among threads.
 #pragma once
 
-constexpr int kTileRows = MMDET_DDETR_BYTES == 64 ? 12 : 6;  // with 2 vectors each: most of the registers
-constexpr int kFewRows = kTileRows / 3;                      // where fewer are left
-constexpr int64_t kDepth = 192;                              // steps whose vectors stay in the first cache
+constexpr int64_t kDepth = 192;  // steps whose vectors stay in the first cache
 
 static_assert(kTileCells % kTileRows == 0);
 
@@ -17,7 +14,8 @@ constexpr int64_t kBlock = 2 * Simd<C>::N;  // lanes of a tile
 // c [R, kBlock] (+)= a b over k steps, the first W vectors of each row. Number i of row r is
 // a[i / run * jump + i % run * step + r * row]; b [k, kBlock].
 template <typename C, int R, int W, int64_t row, int64_t step>
-MMDET_DDETR_INLINE void multiply_tile(const C* a, int64_t run, int64_t jump, const C* b, C* c, int64_t k, bool add) {
+MMDET_DDETR_INLINE void multiply_tile(const C* a, int64_t run, int64_t jump, const C* b, C* c, int64_t k, bool add,
+                                      Ahead& ahead) {
   constexpr int N = Simd<C>::N;
   Vec<C> sums[R][W];
 #pragma GCC unroll 12
@@ -25,19 +23,8 @@ MMDET_DDETR_INLINE void multiply_tile(const C* a, int64_t run, int64_t jump, con
 #pragma GCC unroll 2
     for (int w = 0; w < W; ++w) sums[r][w] = add ? load(c + r * kBlock<C> + w * N) : Vec<C>{};
   }
-  for (; k > 0; k -= run, a += jump) {
-    const C* number = a;
-    for (int64_t i = std::min(run, k); i > 0; --i, number += step, b += kBlock<C>) {
-      Vec<C> other[W];
-#pragma GCC unroll 2
-      for (int w = 0; w < W; ++w) other[w] = load(b + w * N);
-#pragma GCC unroll 12
-      for (int r = 0; r < R; ++r) {
-        const Vec<C> x = broadcast<C>(number[r * row]);
-#pragma GCC unroll 2
-        for (int w = 0; w < W; ++w) sums[r][w] = multiply_add(x, other[w], sums[r][w]);
-      }
-    }
+  for (; k > 0; k -= run, a += jump, b += run * kBlock<C>) {
+    add_products<C, R, W, kBlock<C>, step>(a, std::integral_constant<int64_t, row>(), b, std::min(run, k), sums, ahead);
   }
 #pragma GCC unroll 12
   for (int r = 0; r < R; ++r) {
@@ -51,12 +38,10 @@ template <typename C, int R, int W, int64_t row, int64_t step>
 MMDET_DDETR_INLINE void multiply_rows(const C* a, int64_t run, int64_t jump, const C* b, C* c, int64_t k, bool add,
                                       int64_t rows) {
   if (rows == 0) return;
-  // What the next call reads comes from afar in the meantime.
-  const char* next = reinterpret_cast<const char*>(b + k * kBlock<C>);
-  const int64_t share = (k * kBlock<C> * static_cast<int64_t>(sizeof(C)) * R / rows + 63) / 64 * 64;
-  for (int64_t r = 0; r < rows; r += R, next += share) {
-    for (int64_t i = 0; i < share; i += 64) __builtin_prefetch(next + i, 0, 2);
-    multiply_tile<C, R, W, row, step>(a + r * row, run, jump, b, c + r * kBlock<C>, k, add);
+  Ahead ahead = {reinterpret_cast<const char*>(b + k * kBlock<C>),
+                 kBlock<C> * static_cast<int64_t>(sizeof(C)) * R / rows};
+  for (int64_t r = 0; r < rows; r += R) {
+    multiply_tile<C, R, W, row, step>(a + r * row, run, jump, b, c + r * kBlock<C>, k, add, ahead);
   }
 }
 

@@ -9,8 +9,10 @@ namespace mmdet_ddetr::cpu::MMDET_DDETR_ISA {
 
 #include "simd.h"
 // after simd.h
-#include "conv_product.h"
 #include "placement.h"
+#include "product.h"
+// after product.h
+#include "conv_product.h"
 
 static_assert(kCells % Simd<float>::N == 0 && kCells % Simd<double>::N == 0);
 

@@ -4,22 +4,25 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <limits>
 #include <tuple>
 
+#include "../tensors.h"
 #include "depthwise_conv_kernels.h"
 #include "isa_choice.h"
 
 namespace mmdet_ddetr::cpu {
 namespace {
 
-using torch::stable::contiguous;
 using torch::stable::new_empty;
 using torch::stable::parallel_for;
 
 using Integers = std::vector<int64_t>;
 
-// The smallest share of a thread, in rows: some 10 us.
-int64_t rows_per_grain(int64_t products) { return std::max<int64_t>(1, (1 << 18) / std::max<int64_t>(1, products)); }
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+// The smallest share of a thread, in rows: some 40 us, as long as it takes to wake one that sleeps.
+int64_t rows_per_grain(int64_t products) { return std::max<int64_t>(1, (1 << 20) / std::max<int64_t>(1, products)); }
 
 DepthwiseInput input_of(const DepthwiseSizes& n, const Tensor& input, const Tensor& weight, const void* bias) {
   return {n.B,
@@ -38,21 +41,29 @@ DepthwiseInput input_of(const DepthwiseSizes& n, const Tensor& input, const Tens
           weight.const_data_ptr(),
           bias,
           nullptr,
-          false};
+          false,
+          -kInfinity,
+          kInfinity};
 }
 
-Tensor depthwise_conv2d(const Tensor& input_, const Tensor& weight_, const std::optional<Tensor>& bias_,
-                        const Integers& stride, const Integers& padding) {
+Tensor depthwise_conv2d_clamped(const Tensor& input_, const Tensor& weight_, const std::optional<Tensor>& bias_,
+                                const Integers& stride, const Integers& padding, double low, double high) {
   const DepthwiseSizes n = check_depthwise_conv2d(input_, weight_, bias_, stride, padding);
-  const Tensor input = contiguous(input_), weight = contiguous(weight_);
-  const std::optional<Tensor> bias = bias_ ? std::optional(contiguous(*bias_)) : std::nullopt;
+  const Tensor input = compact(input_), weight = compact(weight_);
+  const std::optional<Tensor> bias = compact(bias_);
   Tensor output = new_empty(input, {n.B, n.Ho, n.Wo, n.C});
-  const DepthwiseInput in = input_of(n, input, weight, bias ? bias->const_data_ptr() : nullptr);
+  DepthwiseInput in = input_of(n, input, weight, bias ? bias->const_data_ptr() : nullptr);
+  in.low = low, in.high = high;
   void* to = output.mutable_data_ptr();
   const DepthwiseKernels& kernels = MMDET_DDETR_CHOSEN(_depthwise_kernels)(input.scalar_type(), n.kw);
   parallel_for(0, n.B * n.Ho, rows_per_grain(n.Wo * n.C * n.kh * n.kw),
                [&](int64_t begin, int64_t end) { kernels.forward(in, to, begin, end); });
   return output;
+}
+
+Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                        const Integers& stride, const Integers& padding) {
+  return depthwise_conv2d_clamped(input, weight, bias, stride, padding, -kInfinity, kInfinity);
 }
 
 std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& grad_output_, const Tensor& input_,
@@ -62,7 +73,7 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& grad_
                                                              bool /*deterministic*/) {
   const DepthwiseSizes n = check_depthwise_conv2d(input_, weight_, bias_, stride, padding);
   check_grad_output(grad_output_, input_, n);
-  const Tensor grad_output = contiguous(grad_output_), input = contiguous(input_), weight = contiguous(weight_);
+  const Tensor grad_output = compact(grad_output_), input = compact(input_), weight = compact(weight_);
   const DepthwiseKernels& kernels = MMDET_DDETR_CHOSEN(_depthwise_kernels)(input.scalar_type(), n.kw);
   DepthwiseInput in = input_of(n, input, weight, nullptr);
   in.grad_output = grad_output.const_data_ptr();
@@ -73,8 +84,8 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& grad_
     const int64_t grain = rows_per_grain(n.W * n.C * n.kh * n.kw / (n.sy * n.sx));
     if (n.sy == 1 && n.sx == 1) {  // a convolution of the output's gradient, with the taps in reverse
       DepthwiseInput back = {
-          n.B, n.Ho, n.Wo,           n.C,       n.kh,    n.kw,    1,   1, n.kh - 1 - n.top, n.kw - 1 - n.left,
-          n.H, n.W,  in.grad_output, in.weight, nullptr, nullptr, true};
+          n.B, n.Ho, n.Wo,           n.C,       n.kh,    n.kw,    1,    1,          n.kh - 1 - n.top, n.kw - 1 - n.left,
+          n.H, n.W,  in.grad_output, in.weight, nullptr, nullptr, true, -kInfinity, kInfinity};
       parallel_for(0, n.B * n.H, grain, [&](int64_t begin, int64_t end) { kernels.forward(back, to, begin, end); });
     } else {
       parallel_for(0, n.B * n.H, grain,
@@ -96,6 +107,7 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(const Tensor& grad_
 
 STABLE_TORCH_LIBRARY_IMPL(mmdet_ddetr, CPU, m) {
   m.impl("depthwise_conv2d", TORCH_BOX(&depthwise_conv2d));
+  m.impl("depthwise_conv2d_clamped", TORCH_BOX(&depthwise_conv2d_clamped));
   m.impl("depthwise_conv2d_backward", TORCH_BOX(&depthwise_conv2d_backward));
 }
 

@@ -100,7 +100,11 @@ MMDET_DDETR_INLINE void convolve(const DepthwiseInput& in, const T* image, int64
       for (int64_t v = v0; v < v1; ++v) tap(v);
     }
   }
-  for (int cell = 0; cell < cells; ++cell) block.store(to + cell * in.C, sum[cell]);
+  const V low = broadcast(static_cast<Compute<T>>(in.low)), high = broadcast(static_cast<Compute<T>>(in.high));
+  for (int cell = 0; cell < cells; ++cell) {
+    for (int i = 0; i < Block::kVectors; ++i) sum[cell][i] = clamp(sum[cell][i], low, high);
+    block.store(to + cell * in.C, sum[cell]);
+  }
 }
 
 template <typename T, int kw>

@@ -15,6 +15,7 @@ struct DepthwiseInput {
   const void *input, *weight, *bias;  // bias: null for zeros
   const void* grad_output;            // null in the forward
   bool flipped;                       // the kernel's last tap first
+  double low, high;                   // bounds of the output of the forward
 };
 
 struct DepthwiseKernels {

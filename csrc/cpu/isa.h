@@ -18,6 +18,7 @@
 #include "deform_roi_pool_kernels.h"
 #include "depthwise_conv_kernels.h"
 #include "dropout_kernels.h"
+#include "linear_kernels.h"
 #include "matching_cost_kernels.h"
 #include "ms_deform_attn_kernels.h"
 #include "sigmoid_focal_loss_kernels.h"

@@ -7,6 +7,7 @@
 #include "deform_roi_pool_impl.h"
 #include "depthwise_conv_impl.h"
 #include "dropout_impl.h"
+#include "linear_impl.h"
 #include "matching_cost_impl.h"
 #include "ms_deform_attn_impl.h"
 #include "sigmoid_focal_loss_impl.h"

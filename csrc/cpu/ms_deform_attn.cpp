@@ -7,21 +7,21 @@
 #include <array>
 #include <optional>
 
+#include "../tensors.h"
 #include "isa_choice.h"
 #include "ms_deform_attn_kernels.h"
 
 namespace mmdet_ddetr::cpu {
 namespace {
 
-using torch::stable::contiguous;
 using torch::stable::new_empty;
 using torch::stable::new_zeros;
 using torch::stable::parallel_for;
 
 using Shapes = std::vector<int64_t>;
 
-// The smallest share of a thread, in samples: some 10 us.
-constexpr int64_t kGrain = 2048;
+// The smallest share of a thread, in samples: some 40 us, as long as it takes to wake one that sleeps.
+constexpr int64_t kGrain = 8192;
 
 int64_t queries_per_grain(const Sizes& n) {
   return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, n.M * n.L * n.K));
@@ -54,12 +54,12 @@ class Call {
        const Tensor& points, const Tensor& weights, const std::optional<Tensor>& grad_output = std::nullopt)
       : n_(n),
         levels_(levels_of(spatial_shapes)),
-        value_(contiguous(value)),
-        points_(contiguous(points)),
-        weights_(contiguous(weights)),
+        value_(compact(value)),
+        points_(compact(points)),
+        weights_(compact(weights)),
         kernels_(MMDET_DDETR_CHOSEN(_kernels)(value.scalar_type())) {
-    if (reference_points) reference_points_ = contiguous(*reference_points);
-    if (grad_output) grad_output_ = contiguous(*grad_output);
+    if (reference_points) reference_points_ = compact(*reference_points);
+    if (grad_output) grad_output_ = compact(*grad_output);
     in_ = {n_,
            levels_.data(),
            value_.const_data_ptr(),

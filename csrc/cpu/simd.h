@@ -164,6 +164,16 @@ MMDET_DDETR_INLINE void store_part(T* to, int64_t n, Vec<Compute<T>> v) {
   for (int i = 0; i < n; ++i) to[i] = part[i];
 }
 
+#if MMDET_DDETR_BYTES == 64
+MMDET_DDETR_INLINE __mmask16 first_lanes(int64_t n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : (1 << n) - 1; }
+MMDET_DDETR_INLINE Vec<float> load_part(const float* from, int64_t n) {
+  return (Vec<float>)_mm512_maskz_loadu_ps(first_lanes(n), from);
+}
+MMDET_DDETR_INLINE void store_part(float* to, int64_t n, Vec<float> v) {
+  _mm512_mask_storeu_ps(to, first_lanes(n), (__m512)v);
+}
+#endif
+
 // ---- channels: two vectors at once, in an order of their own ----------------------------------------------------
 
 // 2 N channels. bf16 splits 32-bit words into even and odd channels, which costs two operations and no shuffle; sums
@@ -229,6 +239,13 @@ MMDET_DDETR_INLINE void store_pair(T* to, Pair<Compute<T>> v, int n) {
 template <typename C>
 MMDET_DDETR_INLINE Vec<C> broadcast(C x) {
   return x - Vec<C>{};
+}
+
+// NaN stays NaN.
+template <typename V>
+MMDET_DDETR_INLINE V clamp(V x, V low, V high) {
+  x = x < low ? low : x;
+  return x > high ? high : x;
 }
 
 // a b + c, rounded once where the instruction set can. The compiler may round a sum of the language's operators once in

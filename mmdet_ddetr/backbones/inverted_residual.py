@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mmdet_ddetr.ops import has_compiled_kernel
 from mmdet_ddetr.ops._private import beyond_first_order
 
-_DEPTHWISE = torch.ops.mmdet_ddetr.depthwise_conv2d.default
+_DEPTHWISE = torch.ops.mmdet_ddetr.depthwise_conv2d_clamped.default
 _DEPTHWISE_BACKWARD = torch.ops.mmdet_ddetr.depthwise_conv2d_backward.default
 _hardtanh_backward = torch.ops.aten.hardtanh_backward.default
 
@@ -27,7 +27,7 @@ class InvertedResidual(_InvertedResidual):
     def _is_simple(self, x: Tensor) -> bool:
         if not torch.is_grad_enabled() or self.with_cp or x.device.type != 'cpu' or torch.compiler.is_compiling():
             return False
-        if not has_compiled_kernel('depthwise_conv2d', 'cpu') or beyond_first_order():
+        if not has_compiled_kernel('depthwise_conv2d_clamped', 'cpu') or beyond_first_order():
             return False
         layers = self._layers()
         return (
@@ -72,7 +72,7 @@ class _Block(torch.autograd.Function):
     def forward(ctx, x, expand, expand_bias, taps, bias, project, project_bias, stride, padding, shortcut):
         with torch.autocast('cpu', enabled=False):
             wide = x if expand is None else F.linear(x, expand, expand_bias).clamp_(0, 6)
-            deep = _DEPTHWISE(wide, taps, bias, stride, padding).clamp_(0, 6)
+            deep = _DEPTHWISE(wide, taps, bias, stride, padding, 0.0, 6.0)
             output = F.linear(deep, project, project_bias)
         ctx.save_for_backward(x, wide, deep, expand, taps, bias, project)
         ctx.geometry, ctx.shortcut = (stride, padding), shortcut

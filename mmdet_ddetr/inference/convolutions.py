@@ -106,7 +106,7 @@ def _fuse_sequence(sequence: nn.Sequential, dtype: torch.dtype) -> None:
         if type(layer) in PLAIN:
             fused = _conv(layer, norm, activation, dtype)
         elif type(layer) is nn.Linear and norm is None:
-            fused = Linear(layer, dtype=dtype, activation=activation_of(activation))
+            fused = Linear(layer.weight, layer.bias, dtype, activation_of(activation))
         else:
             fused = None
         if fused is not None:

@@ -1,6 +1,6 @@
 """Convolutions and linear layers that also add and activate, in one call. All that is said to oneDNN is said here."""
 
-from collections.abc import Callable
+from math import inf
 from typing import NamedTuple
 
 import torch
@@ -8,22 +8,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmdet_ddetr.ops import has_compiled_kernel
+from mmdet_ddetr.ops.packed_linear import pack
 
 
 class Activation(NamedTuple):
-    """What oneDNN calls it, its numbers there, and what computes it in place elsewhere."""
+    """Bounds of the output, and what oneDNN calls it, with its numbers there."""
 
+    low: float
+    high: float
     name: str
     scalars: list[float]
-    compute: Callable[[Tensor], Tensor]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """In place."""
+        return x if self is IDENTITY else x.clamp_(self.low, self.high)
 
 
-IDENTITY = Activation('none', [], lambda x: x)
+IDENTITY = Activation(-inf, inf, 'none', [])
 _ACTIVATIONS = {
     type(None): IDENTITY,
     nn.Identity: IDENTITY,
-    nn.ReLU: Activation('relu', [], F.relu_),
-    nn.ReLU6: Activation('hardtanh', [0.0, 6.0], lambda x: x.clamp_(0.0, 6.0)),
+    nn.ReLU: Activation(0.0, inf, 'relu', []),
+    nn.ReLU6: Activation(0.0, 6.0, 'hardtanh', [0.0, 6.0]),
 }
 
 
@@ -43,35 +49,36 @@ def has_onednn(weight: Tensor) -> bool:
     return weight.dtype is torch.float32
 
 
-FEW = 2**18  # outputs that are activated in a pass of its own without loss
+SMALL = 2**26  # multiplications, up to which this package's op is faster than oneDNN, which takes 20 us to begin
+FEW = 2**19  # outputs of a depthwise convolution; with more of them, oneDNN is the faster one
 
 
-def is_small(rows: int, weight: Tensor, activation: Activation) -> bool:
-    """Whether BLAS is faster than oneDNN, which takes 10 us to begin, but activates what it has just computed.
+class SmallProduct:
+    """``activation(x weight^T + bias + add)`` by this package's op; the weight is packed when it is first needed.
 
     Args:
-        rows: of what is multiplied.
-        weight: [C_out, C_in, ...].
+        weight: [C_out, C_in, ...], the last dimensions of size 1.
     """
-    if weight.dtype is not torch.float32:
-        return False
-    return rows * weight.numel() <= 12 * 2**20 and (activation is IDENTITY or rows * weight.shape[0] <= FEW)
 
+    def __init__(self, weight: Tensor, bias: Tensor | None, activation: Activation):
+        self.bias = weight.new_zeros(len(weight)) if bias is None else bias
+        self.bounds = activation.low, activation.high
+        self.packed: Tensor | None = None
+        is_possible = (
+            has_onednn(weight) and weight.dtype is torch.float32 and has_compiled_kernel('packed_linear', 'cpu')
+        )
+        self.most_rows = SMALL // max(weight.numel(), 1) if is_possible else -1
 
-class BLASProduct:
-    """``activation(x weight^T + bias + add)`` in plain operators; the turned weight is made when it is first needed."""
+    def takes(self, x: Tensor) -> bool:
+        """Whether it is faster than oneDNN; x [..., C_in]."""
+        return x.shape[:-1].numel() <= self.most_rows
 
-    def __init__(self, activation: Activation):
-        self.activation = activation
-        self.turned: Tensor | None = None
-
-    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None) -> Tensor:
-        """x [N, C_in], weight [C_out, C_in, 1, 1] or [C_out, C_in], add [N, C_out]."""
-        if self.turned is None:
+    def __call__(self, x: Tensor, weight: Tensor, add: Tensor | None) -> Tensor:
+        """x [..., C_in], add [..., C_out]."""
+        if self.packed is None:
             weight = weight.to_dense() if weight.is_mkldnn else weight
-            self.turned = weight.flatten(1).t().contiguous()
-        y = torch.mm(x, self.turned) if bias is None else torch.addmm(bias, x, self.turned)
-        return self.activation.compute(y if add is None else y.add_(add))
+            self.packed = pack(weight.flatten(1))
+        return torch.ops.mmdet_ddetr.packed_linear(x, self.packed, self.bias, add, *self.bounds)
 
 
 class Conv2d(nn.Module):
@@ -79,8 +86,8 @@ class Conv2d(nn.Module):
 
     oneDNN packs the weights in a way that depends on the size of the maps. They are kept packed for a size that comes
     twice in a row, because to pack weights again that are packed in another way takes longer than the convolution.
-    On small maps, convolutions of single cells are products of BLAS. Depthwise ones are an op of this package, where it
-    is faster: on small maps, and where a map is not padded alike at both ends, which would be a copy for oneDNN.
+    Ops of this package compute what they are faster at: convolutions of single cells on small maps, and depthwise ones
+    on small maps and where a map is not padded alike at both ends, which would be a copy for oneDNN.
 
     Args:
         conv: whose stride, padding, dilation and groups it has.
@@ -97,12 +104,12 @@ class Conv2d(nn.Module):
         self.same_padding = getattr(conv, 'same_padding', None)  # of Conv2dSame: depends on the map's size
         self.groups, self.dilation, self.stride, self.padding = conv.groups, *_pairs(conv)
         self.by_onednn = has_onednn(weight)
-        self.blas = None
+        self.product = None
         if weight.shape[2:] == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0) and self.groups == 1:
-            self.blas = BLASProduct(activation)
+            self.product = SmallProduct(weight, bias, activation)
         self.taps = None  # [kh, kw, C] of a depthwise convolution
         is_depthwise = self.groups == conv.in_channels == conv.out_channels and self.dilation == (1, 1)
-        if is_depthwise and self.by_onednn and has_compiled_kernel('depthwise_conv2d', 'cpu'):
+        if is_depthwise and self.by_onednn and has_compiled_kernel('depthwise_conv2d_clamped', 'cpu'):
             self.taps = nn.Parameter(weight[:, 0].permute(1, 2, 0).contiguous(), False)
         self.last: tuple[torch.Size, Tensor | None] = torch.Size(), None  # size of maps, weights packed for it
 
@@ -116,17 +123,19 @@ class Conv2d(nn.Module):
         x = x.to(self.dtype, memory_format=torch.channels_last)
         if by_taps:
             padding = top, left, bottom, right
-            y = torch.ops.mmdet_ddetr.depthwise_conv2d(_cells(x), self.taps, self.bias, self.stride, padding)
-            return self.activation.compute(_maps(y if add is None else y.add_(_cells(add))))
-        if self.blas is not None and self.by_onednn and is_small(x[:, 0].numel(), self.weight, self.activation):
-            rows, add = (y if y is None else _cells(y).flatten(0, 2) for y in (x, add))
-            return _maps(self.blas(rows, self.weight, self.bias, add).unflatten(0, _cells(x).shape[:3]))
+            bounds = self.activation[:2] if add is None else IDENTITY[:2]
+            y = torch.ops.mmdet_ddetr.depthwise_conv2d_clamped(
+                _cells(x), self.taps, self.bias, self.stride, padding, *bounds
+            )
+            return _maps(y if add is None else self.activation(y.add_(_cells(add))))
+        if self.product is not None and self.product.takes(_cells(x)):
+            return _maps(self.product(_cells(x), self.weight, add if add is None else _cells(add)))
         arguments = (top, left), self.stride, self.dilation, self.groups
         if not self.by_onednn:
             y = F.conv2d(x, self.weight, self.bias, self.stride, (top, left), self.dilation, self.groups)
-            return self.activation.compute(y if add is None else y.add_(add))
+            return self.activation(y if add is None else y.add_(add))
         weight = self._packed(x.shape, arguments)
-        name, scalars = self.activation[:2]
+        _, _, name, scalars = self.activation
         if add is None:
             return torch.ops.mkldnn._convolution_pointwise.default(
                 x, weight, self.bias, *arguments, name, scalars, None
@@ -145,7 +154,7 @@ class Conv2d(nn.Module):
         return top, left, bottom, right
 
     def _has_few_outputs(self, x: Tensor) -> bool:
-        """Few enough to activate them in a pass of its own."""
+        """Few enough for the op of this package to be faster than oneDNN."""
         return self.dtype is torch.float32 and x.numel() <= FEW * self.stride[0] * self.stride[1]
 
     def _packed(self, size: torch.Size, arguments: tuple) -> Tensor:
@@ -175,19 +184,18 @@ class Linear(nn.Module):
     """``activation(linear(x) + add)`` with weights that are packed once; of the two, one is given.
 
     Args:
-        *linears: layers of the same input, whose outputs are one tensor, one after the other.
+        weight, bias: of a linear layer.
         dtype: to compute in.
         activation: of the output.
     """
 
-    def __init__(self, *linears: nn.Linear, dtype: torch.dtype, activation: Activation = IDENTITY):
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, activation: Activation = IDENTITY):
         super().__init__()
         self.dtype, self.activation = dtype, activation
-        weight = torch.cat([linear.weight.detach() for linear in linears]).to(dtype)
-        biases = [linear.bias for linear in linears]
-        self.bias = None if biases[0] is None else nn.Parameter(torch.cat(biases).detach().to(dtype), False)
+        weight = weight.detach().to(dtype)
+        self.bias = None if bias is None else nn.Parameter(bias.detach().to(dtype), False)
         self.packed = has_onednn(weight)
-        self.blas = BLASProduct(activation)
+        self.product = SmallProduct(weight, self.bias, activation)
         if self.packed:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, 1024)
         else:
@@ -198,10 +206,9 @@ class Linear(nn.Module):
         add = add if add is None else add.to(self.dtype)
         if not self.packed:
             y = F.linear(x, self.weight, self.bias)
-            return self.activation.compute(y) if add is None else y.add_(add)
-        if is_small(x.shape[:-1].numel(), self.weight, self.activation):
-            rows, add = (y if y is None else y.flatten(0, -2) for y in (x, add))
-            return self.blas(rows, self.weight, self.bias, add).unflatten(0, x.shape[:-1])
+            return self.activation(y) if add is None else y.add_(add)
+        if self.product.takes(x):
+            return self.product(x, self.weight, add)
         if add is None:
-            return torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, *self.activation[:2], None)
+            return torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, *self.activation[2:], None)
         return torch.ops.mkldnn._linear_pointwise.binary(x, add, self.weight, self.bias, 'add')

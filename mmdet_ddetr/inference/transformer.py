@@ -6,7 +6,7 @@ import torch
 from mmcv.cnn.bricks.wrappers import Linear as MMCVLinear
 from torch import Tensor, nn
 
-from mmdet_ddetr.layers import FFN, DeformableEncoderLayer, MSDeformAttn
+from mmdet_ddetr.layers import FFN, DeformableEncoderLayer, MSDeformAttn, MultiheadAttention
 from mmdet_ddetr.layers.ms_deform_attn import spread
 from mmdet_ddetr.ops import host_shapes, ms_deform_attn_fused
 
@@ -18,9 +18,11 @@ ROWS = 1024  # cells of a block for each thread: the hidden layer of an FFN then
 def fuse_transformer(module: nn.Module, dtype: torch.dtype) -> nn.Module | None:
     """As :func:`fuse_convolutions`, of what encoders, decoders and heads are made of."""
     if type(module) in (nn.Linear, MMCVLinear):
-        return Linear(module, dtype=dtype)
+        return Linear(module.weight, module.bias, dtype)
     if type(module) is FFN and _is_plain(module):
         return FusedFFN(module, dtype)
+    if type(module) is MultiheadAttention:
+        return FusedMultiheadAttention(module, dtype)
     if type(module) is MSDeformAttn:
         return FusedMSDeformAttn(module, dtype)
     if type(module) is DeformableEncoderLayer:
@@ -55,8 +57,8 @@ class FusedFFN(nn.Module):
         super().__init__()
         (first, *rest), last = ffn.layers[0], ffn.layers[1]
         relu = next(part for part in rest if isinstance(part, nn.ReLU))
-        self.first = Linear(first, dtype=dtype, activation=activation_of(relu))
-        self.last = Linear(last, dtype=dtype)
+        self.first = Linear(first.weight, first.bias, dtype, activation_of(relu))
+        self.last = Linear(last.weight, last.bias, dtype)
 
     def forward(self, x: Tensor, identity: Tensor | None = None) -> Tensor:
         """x, identity [..., C]; identity is what the residual adds, None: x."""
@@ -66,21 +68,20 @@ class FusedFFN(nn.Module):
 
 
 class FusedMSDeformAttn(nn.Module):
-    """``MSDeformAttn``, whose offsets and weights are one product."""
+    """``MSDeformAttn``."""
 
     def __init__(self, attention: MSDeformAttn, dtype: torch.dtype):
         super().__init__()
         self.embed_dims = attention.embed_dims
         self.batch_first = attention.batch_first
-        self.num_heads, self.num_levels, self.num_points = M, L, K = (
+        self.num_heads, self.num_levels, self.num_points = (
             attention.num_heads,
             attention.num_levels,
             attention.num_points,
         )
-        self.sizes = 2 * M * L * K, M * L * K
-        self.points = Linear(attention.sampling_offsets, attention.attention_weights, dtype=dtype)
-        self.value_proj = Linear(attention.value_proj, dtype=dtype)
-        self.output_proj = Linear(attention.output_proj, dtype=dtype)
+        for name in ('sampling_offsets', 'attention_weights', 'value_proj', 'output_proj'):
+            layer = getattr(attention, name)
+            setattr(self, name, Linear(layer.weight, layer.bias, dtype))
 
     def forward(
         self,
@@ -121,15 +122,30 @@ class FusedMSDeformAttn(nn.Module):
     ) -> Tensor:  # [B, Q, C]
         B, Q, _ = query.shape
         M, L, K = self.num_heads, self.num_levels, self.num_points
-        offsets, logits = self.points(query).split(self.sizes, -1)
         output = ms_deform_attn_fused(
             value,
             spatial_shapes,
             spread(reference_points, (B, Q, L)),
-            offsets.reshape(B, Q, M, L, K, 2),
-            logits.reshape(B, Q, M, L * K),
+            self.sampling_offsets(query).view(B, Q, M, L, K, 2),
+            self.attention_weights(query).view(B, Q, M, L * K),
         )
         return self.output_proj(output, add=identity)
+
+
+class FusedMultiheadAttention(MultiheadAttention):
+    """``MultiheadAttention`` with packed weights."""
+
+    def __init__(self, attention: MultiheadAttention, dtype: torch.dtype):
+        nn.Module.__init__(self)
+        self.__dict__.update(attention.__dict__)
+        weights, biases = attention.attn.in_proj_weight.chunk(3), attention.attn.in_proj_bias
+        biases = (None, None, None) if biases is None else biases.chunk(3)
+        self.projections = nn.ModuleList(Linear(*pair, dtype) for pair in zip(weights, biases))
+        out_proj = attention.attn.out_proj
+        self.attn.out_proj = Linear(out_proj.weight, out_proj.bias, dtype)
+
+    def project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+        return tuple(projection(x) for projection, x in zip(self.projections, (query, key, value)))
 
 
 class EncoderLayer(nn.Module):

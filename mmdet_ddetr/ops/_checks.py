@@ -166,6 +166,28 @@ def check_depthwise_conv2d(
     return shape
 
 
+PANEL = 32  # outputs of a panel of packed weights
+
+
+def check_packed_linear(x: Tensor, packed: Tensor, bias: Tensor, add: Tensor | None) -> tuple[int, ...]:
+    """The output's shape."""
+    _check(x.dim() > 0, f'x must be [..., C_in], got {list(x.shape)}')
+    _check_shape('bias', bias, 'C_out', (None,))
+    (*N, C_in), (C_out,) = x.shape, bias.shape
+    _check_shape('packed', packed, f'panels, C_in, {PANEL}', (-(-C_out // PANEL), C_in, PANEL))
+    tensors = dict(packed=packed, bias=bias)
+    if add is not None:
+        _check_shape('add', add, '..., C_out', (*N, C_out))
+        tensors['add'] = add
+    for tensor in (x, *tensors.values()):
+        _check(tensor.dtype == torch.float32, f'all arguments must be fp32, got {tensor.dtype}')
+    _check_device('x', x, **tensors)
+    _check_size('x', x.shape)
+    _check_size('packed', packed.shape)
+    _check_size('the output', (*N, C_out))
+    return *N, C_out
+
+
 MOST_SAMPLING_RATIO = 1024
 
 

@@ -30,6 +30,9 @@ SCHEMAS = (
     'depthwise_conv2d(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding) -> Tensor',
     'depthwise_conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor? bias, int[] stride, '
     'int[] padding, bool needs_grad_input, bool needs_grad_weight, bool deterministic) -> (Tensor, Tensor, Tensor)',
+    'depthwise_conv2d_clamped(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, float low, '
+    'float high) -> Tensor',
+    'packed_linear(Tensor x, Tensor packed, Tensor bias, Tensor? add, float low, float high) -> Tensor',
     'deform_roi_pool(Tensor input, Tensor rois, Tensor? offset, int[] output_size, float spatial_scale, '
     'int sampling_ratio, float gamma, int group_size, bool rounded) -> Tensor',
     'deform_roi_pool_backward(Tensor grad_output, Tensor input, Tensor rois, Tensor? offset, int[] output_size, '

@@ -13,7 +13,7 @@ import functools
 import math
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -219,6 +219,25 @@ def _vjp(attention: Callable[..., Tensor], spatial_shapes: list[int]) -> Callabl
         )
 
     return backward
+
+
+def register_for_inference(
+    name: str, check: Callable[..., Sequence[int]], reference: Callable[..., Tensor], flops: Callable[..., int]
+):
+    """Connect an op that has no gradient with its output's shape, the same in plain PyTorch, and its operations."""
+
+    def kernel(*arguments):
+        check(*arguments)
+        warn_of_device(arguments[0].device.type)
+        return reference(*arguments)
+
+    def fake(*arguments):
+        return arguments[0].new_empty(check(*arguments))
+
+    LIBRARY.impl(name, kernel, 'CompositeExplicitAutograd')
+    torch.library.register_fake(f'mmdet_ddetr::{name}', fake, lib=LIBRARY)
+    op = getattr(torch.ops.mmdet_ddetr, name)
+    register_flop_formula(op)(lambda *arguments, out_shape=None: flops(*arguments))
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from . import reference
 from ._checks import check_conv_grad_output, check_depthwise_conv2d
 from ._differentiable import DifferentiableOp
 from ._private import beyond_first_order
-from ._register import has_compiled_kernel
+from ._register import has_compiled_kernel, register_for_inference
 
 _OP = torch.ops.mmdet_ddetr.depthwise_conv2d.default
 
@@ -83,3 +83,10 @@ DifferentiableOp(
     axes={0: 3, 1: 2, 2: 0},  # of channels, so that every example may have a weight of its own
     output_axis=3,
 ).register()
+
+register_for_inference(
+    'depthwise_conv2d_clamped',
+    check=lambda *arguments: check_depthwise_conv2d(*arguments[:5]),
+    reference=lambda *arguments: reference.depthwise_conv2d(*arguments[:5]).clamp(*arguments[5:]),
+    flops=lambda *arguments: _flops(*arguments[:5]),
+)

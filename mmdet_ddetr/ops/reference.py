@@ -312,6 +312,19 @@ def depthwise_conv2d(
     return output.to(input.dtype)
 
 
+def packed_linear(
+    x: Tensor,  # [..., C_in]
+    packed: Tensor,  # [panels, C_in, 32]
+    bias: Tensor,  # [C_out]
+    add: Tensor | None,  # [..., C_out]
+    low: float,
+    high: float,
+) -> Tensor:  # [..., C_out]
+    """``x weight^T + bias + add`` within bounds, of a weight in panels of outputs."""
+    output = F.linear(x, packed.mT.flatten(0, 1)[: len(bias)], bias)
+    return (output if add is None else output + add).clamp(low, high)
+
+
 def deform_roi_pool(
     input: Tensor,  # [B, C_out*g*g, H, W]; g = group_size
     rois: Tensor,  # [R, 5]

@@ -80,6 +80,14 @@ def cases(rng):
     arguments = [torch.randn(B, H, W, C), *arguments, rng.random() < 0.5, rng.random() < 0.5, False]
     yield 'op depthwise_conv2d_backward', direct.depthwise_conv2d_backward, arguments
 
+    clamped = [*arguments[1:6], -0.5, rng.choice((0.5, -1.0, math.inf))]
+    yield 'op depthwise_conv2d_clamped', direct.depthwise_conv2d_clamped, clamped
+
+    rows, C_in, C_out = rng.choice(((), (0,), (5,), (2, 13))), rng.choice((0, 1, 17)), rng.choice((0, 1, 40))
+    packed, add = torch.randn(-(-C_out // 32), C_in, 32), rng.choice((torch.randn(*rows, C_out), None))
+    arguments = [torch.randn(*rows, C_in), packed, torch.randn(C_out), add, -0.5, rng.choice((0.5, -1.0, math.inf))]
+    yield 'op packed_linear', direct.packed_linear, arguments
+
     R, size = rng.choice((0, 1, 4)), rng.choice((1, 3))
     rois = torch.cat((torch.zeros(R, 1), torch.rand(R, 4) * 30 - 5), 1)
     maps, offset = torch.randn(max(B, 1), 8, H, W), torch.randn(R, 2, size, size)

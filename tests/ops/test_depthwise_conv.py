@@ -9,6 +9,7 @@ from mmdet_ddetr import ops
 from mmdet_ddetr.ops import _load, reference
 
 OP = torch.ops.mmdet_ddetr.depthwise_conv2d.default
+CLAMPED = torch.ops.mmdet_ddetr.depthwise_conv2d_clamped.default
 BACKWARD = torch.ops.mmdet_ddetr.depthwise_conv2d_backward.default
 ROUNDING = {torch.double: 1e-14, torch.float: 2e-6, torch.half: 1e-3, torch.bfloat16: 8e-3}
 # B, C, H, W, (kh, kw), stride, (top, left, bottom, right)
@@ -95,6 +96,18 @@ def test_without_bias_and_in_any_layout():
         assert not _load.EXTENSION_LOADED or output.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize('dtype', ROUNDING, ids=str)
+@pytest.mark.parametrize('case', CASES, ids=str)
+def test_bounds(case, dtype):
+    """What clamp makes of the output, also of what is not a number; without a gradient."""
+    tensors, *geometry = make(case, dtype)
+    tensors[0].data[0, 0, 0, 0] = torch.nan
+    arguments = op_arguments([tensor.detach() for tensor in tensors], *geometry)
+    for bounds in ((0.0, 1.5), (0.0, torch.inf), (-torch.inf, torch.inf)):
+        expected = OP(*arguments).clamp(*bounds)
+        torch.testing.assert_close(CLAMPED(*arguments, *bounds), expected, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize('sizes', [(0, 4, 5, 5), (2, 0, 5, 5)])
 def test_empty(sizes):
     B, C, H, W = sizes
@@ -123,6 +136,7 @@ def test_opcheck(bias):
     torch.library.opcheck(OP, arguments)
     grad_output = torch.randn_like(OP(*arguments))
     arguments = [argument.detach() if isinstance(argument, torch.Tensor) else argument for argument in arguments]
+    torch.library.opcheck(CLAMPED, (*arguments, 0.0, 6.0))
     for flags in ((True, True), (True, False), (False, True)):
         torch.library.opcheck(BACKWARD, (grad_output, *arguments, *flags, False))
 

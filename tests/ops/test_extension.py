@@ -54,6 +54,7 @@ def test_every_instruction_set(name):
         'test_matching_cost.py',
         'test_dropout.py',
         'test_depthwise_conv.py',
+        'test_packed_linear.py',
         '-k',
         'not cuda and not gradcheck and not opcheck and not compile and not mmcv',
         '-q',

@@ -60,7 +60,7 @@ ON_CUDA = [
     *('ms_deform_attn', 'ms_deform_attn_fused', 'deform_conv2d', 'deform_roi_pool'),
     *('sigmoid_focal_loss', 'matching_cost'),
 ]
-OPS = [*ON_CUDA, 'nms_keep', 'dropout', 'depthwise_conv2d']
+OPS = [*ON_CUDA, 'nms_keep', 'dropout', 'depthwise_conv2d', 'depthwise_conv2d_clamped', 'packed_linear']
 
 
 @pytest.mark.parametrize('name', OPS)
