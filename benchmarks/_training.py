@@ -48,7 +48,8 @@ def on_folder(cfg, folder, **length):
 
 def without_outputs(cfg, seed: int) -> None:
     """Write nothing but the log: no checkpoints, curves or pictures."""
-    cfg.default_hooks = dict(checkpoint=None, logger=dict(type='LoggerHook', interval=50))
+    hooks = {name: hook for name, hook in cfg.default_hooks.items() if name == 'fit_checkpoint'}
+    cfg.default_hooks = dict(hooks, checkpoint=None, logger=dict(type='LoggerHook', interval=50))
     cfg.randomness = dict(seed=seed)
 
 
