@@ -11,7 +11,7 @@ from mmdet.structures.bbox import bbox_overlaps
 from mmengine.registry import init_default_scope
 
 from mmdet_ddetr import get_config
-from mmdet_ddetr.checkpoints import CheckpointError, keep_drawings, load
+from mmdet_ddetr.checkpoints import CheckpointError, drawings, load
 from mmdet_ddetr.hooks import FitCheckpointHook
 from mmdet_ddetr.layers import ImageSizes
 
@@ -44,7 +44,7 @@ def test_all_but_backbone_and_classes_fit():
 
 def test_it_knows_objects():
     """With the backbone's own ImageNet weights, it finds shapes that it has not seen."""
-    _, model = built(keep_drawings.CONFIG)
+    _, model = built(drawings.CONFIG)
     model.init_weights()
     model.load_state_dict(load('drawings://lite0')['state_dict'], strict=False)
     model.eval()
@@ -76,8 +76,8 @@ def test_keep(tmp_path):
     weights = {'backbone.stem.conv.weight': torch.ones(2), 'neck.weight': torch.tensor([0.1]), 'count': torch.tensor(3)}
     meta = dict(dataset_meta=dict(classes=('circle',)), experiment_name='x')
     torch.save(dict(state_dict=weights, optimizer=dict(state={}), meta=meta), tmp_path / 'epoch_6.pth')
-    keep_drawings.keep(tmp_path / 'epoch_6.pth', tmp_path / 'kept.pth')
+    drawings.keep(tmp_path / 'epoch_6.pth', tmp_path / 'kept.pth')
     kept = torch.load(tmp_path / 'kept.pth', weights_only=True)
     assert kept['state_dict'] == {'neck.weight': torch.tensor([0.1]).half(), 'count': torch.tensor(3)}
-    assert kept['meta'] == dict(config=keep_drawings.CONFIG, dataset_meta=dict(classes=('circle',)))
+    assert kept['meta'] == dict(config=drawings.CONFIG, dataset_meta=dict(classes=('circle',)))
     assert kept.keys() == {'state_dict', 'meta'}
