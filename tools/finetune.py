@@ -240,9 +240,11 @@ def finetune(args, start):
         with silence():
             n_loaded, unfit, notes = unfit_weights(runner.model, cfg.load_from, classes, hook_of(runner))
         if not n_loaded:
-            sys.exit(f'load_from {cfg.load_from}: no tensor in it fits the model')
+            sys.exit(
+                f'{"--load-from" if args.load_from else "load_from"} {cfg.load_from}: no tensor in it fits the model'
+            )
         print(f'{n_loaded} tensors from {cfg.load_from}', end='')
-        if args.load_from:  # whose the config's own are not is known
+        if args.load_from:  # of the config's own start, only classes and backbone are new, as always
             print(f'; new, or in part: {", ".join(unfit) or "none"}', *notes, sep='\n', end='')
         print(flush=True)
     if resumes or (cfg.load_from and not any(name.startswith('backbone.') for name in unfit)):

@@ -32,3 +32,13 @@ def reproducible():
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=['cpu', 'meta'])
+def call(request):
+    """Calls an op with its arguments by name, the tensors on a device: of shapes alone, errors are the same."""
+
+    def call_there(op, arguments):
+        return op(*(v.to(request.param) if isinstance(v, torch.Tensor) else v for v in arguments.values()))
+
+    return call_there
