@@ -15,7 +15,7 @@ drawings = dict(
     type='mmdet_ddetr.CocoDataset',
     ann_file='annotations/train.json',
     data_prefix=dict(img='images/train/'),
-    metainfo=dict(classes=('circle', 'square', 'triangle', 'star', 'ring')),
+    metainfo=dict(classes={{_base_.classes}}),
     filter_cfg=dict(filter_empty_gt=False, min_size=0),
     pipeline=train_pipeline,
 )
