@@ -152,13 +152,14 @@ def test_warmup_does_not_fill_a_short_training(shapes):
     assert out.param_scheduler[0].end == 3
 
 
-@pytest.mark.parametrize(('iters', 'warmup', 'interval'), [(900, 90, 90), (9, 1, 1)])
+@pytest.mark.parametrize(('iters', 'warmup', 'interval'), [(900, 90, 90), (100, 10, 20), (9, 1, 9)])
 def test_iterations_of_a_config_that_counts_epochs(shapes, iters, warmup, interval):
     """30 epochs of 3 iterations, of which the config's warm-up of 100 would be more than all."""
     out = finetune.configure(get_config(CONFIGS[0]), find_coco_folder(shapes), CLASSES, iters=iters)
     linear, cosine = out.param_scheduler
     assert finetune.length_of(out) == (iters, 'iters') and (linear.end, cosine.end) == (warmup, iters)
     assert out.train_cfg.val_interval == interval
+    assert out.default_hooks.checkpoint.interval == min(interval, 30)  # once an epoch, of which there are 30
 
 
 def test_counting_iterations_is_the_same_plan(shapes):

@@ -25,6 +25,7 @@ from .pictures import palette
 from .runner import make_runner
 
 WARMUP_SHARE = 0.1  # of the iterations, at most
+INTERVAL = 20  # iterations, at least, between the evaluations and checkpoints of a training counted in iterations
 CHECKPOINTS = 20  # of a training by the clock, about, where its epochs are short
 
 
@@ -45,7 +46,7 @@ def configure(
         folder: where the data lie.
         classes: names in the order of the train split's annotation file.
         epochs, iters: length of the training, at most one of them. The learning rate schedule and the intervals of
-            evaluation and checkpoints are stretched to fit.
+            evaluation and checkpoints are stretched to fit; those of ``iters`` are 20 iterations at least, or all.
         batch_size: images a step.
         lr: learning rate. By default the config's, times the root of batch_size / the config's batch size (the rule for
             Adam).
@@ -90,6 +91,8 @@ def configure(
         _limit_warmup(cfg, n_train)  # of the config's plan, which shrinks as a whole
         count_iterations(cfg, n_train)
         set_length(cfg, iters)
+        for part, key in ((cfg.train_cfg, 'val_interval'), (cfg.default_hooks.checkpoint, 'interval')):
+            part[key] = max(part.get(key, 1), min(INTERVAL, iters))
     elif epochs is not None:
         by_epoch = length_of(cfg)[1] == 'epochs'
         set_length(cfg, epochs if by_epoch else epochs * math.ceil(n_train / cfg.train_dataloader.batch_size))
