@@ -9,7 +9,8 @@ detector and head. Of Conditional and DAB-DETR also Hugging Face's, where transf
 800 with seven boxes each; forward, loss, backward, clipping, AdamW; in turns.
 
 With --config it is the step of that config, of this package, on a batch of the data in DIR, a folder in COCO format;
-with --tree beside the same of another checkout of the package, which is built there.
+with --tree beside the same of another checkout of the package, which is built there; each waits for its threads as it
+does by itself, or as variables behind the checkout say: --tree OTHER,OMP_WAIT_POLICY=passive
 """
 
 import argparse
@@ -21,12 +22,11 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from mmdet_ddetr.testing import make_batch  # isort: skip  # sets how long threads wait; stands in for a compiled mmcv
 import torch
 from _measure import build_model, machine, milliseconds, peak_memory, table, times
 from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
-
-from mmdet_ddetr.testing import make_batch  # before mmdet's own: it stands in for a compiled mmcv
 
 # config of mmdet's, our type, transformers' name and the dropout of mmdet's config, which is not transformers' default
 MODELS = {
@@ -119,13 +119,23 @@ def step(peer: partial, predicts: bool, size: tuple[int, int], images: int, devi
 
 
 class OtherProcess:
-    """A config's step in a process of its own, with the package of a checkout."""
+    """A config's step in a process of its own, with the package of a checkout.
 
-    def __init__(self, tree: Path, config: str, data: str):
+    Args:
+        tree: the checkout, then variables of the process: ``DIR,KEY=VALUE,...``.
+    """
+
+    def __init__(self, tree: str, config: str, data: str):
+        from mmdet_ddetr.waiting import ROUNDS  # which another checkout, with this file, need not have
+
+        folder, *variables = tree.split(',')
         command = [sys.executable, '-W', 'ignore', __file__, '--serve', '--config', config, '--data', data]
-        environment = {**os.environ, 'PYTHONPATH': str(tree.resolve())}
+        own = dict(variable.split('=', 1) for variable in variables)
+        environment = {**os.environ, 'PYTHONPATH': str(Path(folder).resolve())}
+        if environment.get('GOMP_SPINCOUNT') == ROUNDS:
+            del environment['GOMP_SPINCOUNT']  # it is this package's, which this process has imported
         self.process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command, env={**environment, **own}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def __call__(self):
@@ -146,12 +156,12 @@ def serve(config: str, data: str):
         print(file=answers, flush=True)
 
 
-def compare_trees(configs: list[str], data: str, trees: list[Path], seconds: float) -> str:
-    here = Path(__file__).parents[1]
+def compare_trees(configs: list[str], data: str, trees: list[str], seconds: float) -> str:
+    here = str(Path(__file__).parents[1])
     steps = {(config, tree): OtherProcess(tree, config, data) for config in configs for tree in (here, *trees)}
     taken = times(steps, seconds)
     rows = [
-        [config, '' if tree == here else str(tree), milliseconds(t), f'{min(t) / min(taken[config, here]):.2f}']
+        [config, '' if tree == here else tree, milliseconds(t), f'{min(t) / min(taken[config, here]):.2f}']
         for (config, tree), t in taken.items()
     ]
     return table(['config', 'checkout', 'step, ms', 'x this'], rows)
@@ -162,7 +172,13 @@ def main():
     parser.add_argument('--model', default='deformable-detr', choices=MODELS)
     parser.add_argument('--config', nargs='+', help='the step of these configs on --data instead')
     parser.add_argument('--data', help='folder in COCO format')
-    parser.add_argument('--tree', nargs='+', type=Path, default=[], help='other checkouts of this package')
+    parser.add_argument(
+        '--tree',
+        nargs='+',
+        default=[],
+        metavar='DIR[,KEY=VALUE...]',
+        help='other checkouts of this package, with variables of their environment',
+    )
     parser.add_argument('--serve', action='store_true', help=argparse.SUPPRESS)
     parser.add_argument('--predict', action='store_true', help='a prediction instead of a training step')
     parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
