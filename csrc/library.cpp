@@ -37,7 +37,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(mmdet_ddetr, m) {
       "depthwise_conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor? bias, int[] stride,"
       " int[] padding, bool needs_grad_input, bool needs_grad_weight, bool deterministic)"
       " -> (Tensor, Tensor, Tensor)");
-  // for inference: without a gradient, but with bounds of the output
+  // these two are for inference: they have no gradient, but bounds of the output
   m.def(
       "depthwise_conv2d_clamped(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, float low,"
       " float high) -> Tensor");

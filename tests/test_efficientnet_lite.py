@@ -295,6 +295,51 @@ def test_frozen_layers_follow_their_weights_and_leave_no_trace():
     assert not torch.allclose(before[0], after[0])
 
 
+def test_frozen_layers_follow_weights_written_through_data():
+    """As averaged weights are, between training and evaluation."""
+    model = build(norm_eval=True, frozen_stages=2)
+    image = torch.randn(1, 3, 64, 64)
+    train_once(model, image)
+    for parameter in model.parameters():
+        parameter.data.mul_(0.9)
+    outs, _ = train_once(model, image)
+    with torch.no_grad():
+        assert_features_close(outs, model.eval()(image))
+
+
+@pytest.mark.parametrize('training, frozen_stages', [(True, 2), (True, 5), (False, 5)])
+def test_frozen_layers_pass_gradients_on(training, frozen_stages):
+    """To the images, or to what is in front of the backbone."""
+    model = build(norm_eval=True, frozen_stages=frozen_stages, out_indices=(4,)).train(training)
+    image = torch.randn(1, 3, 64, 64)
+    gradients = []
+    for mode in (training, False):
+        image = image.detach().requires_grad_()
+        model.train(mode).requires_grad_(False)(image)[-1].square().mean().backward()
+        gradients.append(image.grad)
+    assert gradients[1].abs().sum() > 0
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4 * gradients[1].abs().max().item())
+
+
+def test_hooks_of_frozen_layers_are_called():
+    model, calls = build(norm_eval=True, frozen_stages=2), []
+    image = torch.randn(1, 3, 64, 64)
+    train_once(model, image)
+    hook = model.layer2[0].register_forward_hook(lambda *_: calls.append(1))
+    train_once(model, image)
+    hook.remove()
+    train_once(model, image)
+    assert len(calls) == 1
+
+
+def test_batch_norms_without_weights_take_the_plain_path():
+    model = build(norm_eval=True, norm_cfg=dict(type='BN', affine=False), out_indices=(1,), frozen_stages=-1).train()
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(image)
+    assert_features_close(model(image), expected)
+
+
 def test_bf16_trains_with_gradients_like_those_of_fp32(pretrained):
     """Half the time where the processor has AMX. Outputs, weights and gradients stay fp32, evaluation is the same."""
     exact, narrow = (

@@ -23,6 +23,7 @@ from training_case import Do, fork
 
 from mmdet_ddetr import get_config
 from mmdet_ddetr.apis import finetune
+from mmdet_ddetr.apis.configs import ConfigError
 from mmdet_ddetr.apis.data_check import check_folder
 from mmdet_ddetr.apis.pictures import draw_boxes, write_comparisons
 from mmdet_ddetr.datasets import DataError, find_coco_folder
@@ -110,6 +111,14 @@ def test_batch_size_and_lr(cfg, shapes):
     assert out.optim_wrapper.optimizer.lr == pytest.approx(2 * old)
     out = finetune.configure(cfg, folder, CLASSES, batch_size=4 * batch_size, lr=0.123)
     assert out.optim_wrapper.optimizer.lr == 0.123
+
+
+def test_joined_datasets_are_refused(shapes):
+    cfg = get_config('deformable-detr-refine-twostage-dn_lite0_pretrain')
+    with pytest.raises(
+        ConfigError, match='^train_dataloader: got a ConcatDataset of several datasets, expected a single'
+    ):
+        finetune.configure(cfg, find_coco_folder(shapes), CLASSES)
 
 
 def test_schedule_is_stretched():

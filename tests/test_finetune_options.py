@@ -44,6 +44,13 @@ def test_backbone(config, name):
     assert any(trained) and not all(trained)
 
 
+def test_weights_of_another_resnet_are_left_out():
+    cfg = get_config(R50)
+    cfg.load_from, cfg.model.backbone.depth = 'r101.pth', 101
+    set_backbone(cfg, 'r50')
+    assert cfg.get('load_from') is None and cfg.model.backbone.depth == 50
+
+
 def test_backbone_that_is_there():
     cfg = get_config(FINETUNE)
     before = cfg.model.to_dict()

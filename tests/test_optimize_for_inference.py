@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from mmcv.cnn.bricks.transformer import FFN
+from mmdet.models.backbones.resnet import BasicBlock
 from mmdet.models.data_preprocessors import DetDataPreprocessor
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
@@ -20,10 +22,11 @@ from mmdet_ddetr import get_config, optimize_for_inference
 from mmdet_ddetr.apis import DDetrInferencer
 from mmdet_ddetr.detectors import DDetrTTAModel
 from mmdet_ddetr.export import DetectionProgram, ExportError
-from mmdet_ddetr.inference.convolutions import fuse_convolutions
+from mmdet_ddetr.inference.convolutions import ResidualBlock, fuse_convolutions
 from mmdet_ddetr.inference.optimize import Optimized, replace
 from mmdet_ddetr.inference.preprocessing import Preprocessor
 from mmdet_ddetr.inference.products import Conv2d, Linear, activation_of
+from mmdet_ddetr.inference.transformer import FusedFFN
 from mmdet_ddetr.necks import BiFPN
 from mmdet_ddetr.ops._load import EXTENSION_LOADED
 from mmdet_ddetr.registry import HOOKS
@@ -105,6 +108,16 @@ def test_preprocessing(bgr_to_rgb, divisor):
     assert type(optimize_for_inference(tiny_model('base')).data_preprocessor) is Preprocessor
 
 
+def test_other_images_are_left_to_mmdet():
+    """Of four channels, it takes three; an empty batch is its error."""
+    arguments = dict(mean=[120.0, 110.0, 100.0], std=[58.0, 57.0, 56.0], bgr_to_rgb=True)
+    ours, theirs = Preprocessor(**arguments), DetDataPreprocessor(**arguments)
+    images = [torch.randint(256, (4, 8, 9), dtype=torch.uint8)]
+    torch.testing.assert_close(ours(dict(inputs=images))['inputs'], theirs(dict(inputs=images))['inputs'])
+    with pytest.raises(AssertionError, match='empty list'):
+        ours(dict(inputs=[]))
+
+
 def test_hooks_are_called():
     """Also where the operators were recorded before."""
     optimised = optimize_for_inference(with_statistics(tiny_model('two-stage')))
@@ -150,6 +163,7 @@ BACKBONES = dict(
         stage_with_dcn=(False, True, True, True),
     ),
     lite0=dict(type='mmdet_ddetr.EfficientNetLite'),
+    mobilenet=dict(type='MobileNetV2', widen_factor=0.5),
     dat=dict(
         type='mmdet_ddetr.DAT',
         arch=dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), num_groups=(1, 1, 2, 4)),
@@ -174,6 +188,37 @@ def test_backbones(name):
                 torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * theirs.abs().max().item())
     assert not any(isinstance(module, (_BatchNorm, nn.ReLU6)) for module in optimised.modules())
     assert any(isinstance(module, Conv2d) for module in optimised.modules())
+
+
+def test_what_others_read_is_not_overwritten():
+    """Of an hourglass, two branches read what one block gives; here, also the input of a sequence is read again."""
+    torch.manual_seed(0)
+    hourglass = MODELS.build(
+        dict(
+            type='HourglassNet',
+            downsample_times=2,
+            num_stacks=2,
+            stage_channels=(8, 8, 12),
+            stage_blocks=(1, 1, 2),
+            feat_channel=8,
+        )
+    )
+    blocks = nn.Sequential(nn.Identity(), BasicBlock(8, 8), BasicBlock(8, 8))
+    for module, x in ((hourglass, torch.randn(1, 3, 64, 96)), (blocks, torch.randn(1, 8, 20, 30))):
+        module, before = with_statistics(randomise(module, 0.1)), x.clone()
+        optimised = replace(copy.deepcopy(module), fuse_convolutions, torch.float32)
+        with torch.no_grad():
+            found, expected = optimised(x), module(x)
+        assert any(isinstance(part, ResidualBlock) for part in optimised.modules())
+        assert torch.equal(x, before)
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * theirs.abs().max().item())
+
+
+def test_empty_batches_of_a_fused_ffn():
+    fused = FusedFFN(FFN(8, 16), torch.float32)
+    for shape in ((0, 5, 8), (2, 0, 8)):
+        assert fused(torch.zeros(shape)).shape == shape
 
 
 def test_packed_weights_fit_the_size():
@@ -202,7 +247,10 @@ def test_small_products(activation):
         assert (fused.product.packed is None) == (size == 75 or not EXTENSION_LOADED)
         rows = torch.randn(2, size * size, 96)
         fused = Linear(linear.weight, linear.bias, torch.float32, activation_of(activation))
-        torch.testing.assert_close(fused(rows), activate(linear(rows)), rtol=1e-4, atol=1e-4)
+        add = torch.randn(2, size * size, 64)
+        for inputs in ({}, dict(add=add)):
+            expected = activate(linear(rows) + (add if inputs else 0))
+            torch.testing.assert_close(fused(rows, **inputs), expected, rtol=1e-4, atol=1e-4)
         assert (fused.product.packed is None) == (size == 75 or not EXTENSION_LOADED)
 
 
@@ -231,8 +279,10 @@ def test_narrow_types(variant, dtype):
             reference = model(inputs, samples, mode='tensor')
     found = optimised(inputs, samples, mode='tensor')
     assert found[1].dtype is torch.float32
-    if variant != 'two-stage':  # whose queries may change places
-        for ours, theirs, exact in zip(found, reference, (logits, boxes)):
+    for ours, theirs, exact in zip(found, reference, (logits, boxes)):
+        if variant == 'two-stage':  # which may choose another proposal: queries change places, and one is another
+            assert 0 < (ours.sort(-2).values - exact.sort(-2).values).abs().mean() <= exact.std() / 20
+        else:
             assert 0 < (ours - exact).abs().mean() <= 2 * (theirs - exact).abs().mean()
 
 

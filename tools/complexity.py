@@ -32,6 +32,7 @@ def parse_args(argv=None):
 def main():
     args = parse_args()
 
+    import mmdet_ddetr  # noqa: F401  # isort: skip  # before torch: it sets how long threads wait
     import torch
 
     from mmdet_ddetr.apis.complexity import build_detector, count_multiply_adds, count_parameters, measure_speed

@@ -156,6 +156,7 @@ def main(argv=None):
 
 
 def finetune(args, start):
+    import mmdet_ddetr  # noqa: F401  # isort: skip  # before torch: it sets how long threads wait
     import torch
 
     from mmdet_ddetr.apis import DDetrInferencer

@@ -1,7 +1,5 @@
 // A linear layer on the CPU, with an output in a lane. Included once per instruction set by isa_*.cpp; see simd.h.
 
-#include "../linear.h"
-
 namespace mmdet_ddetr::cpu::MMDET_DDETR_ISA {
 
 #include "simd.h"

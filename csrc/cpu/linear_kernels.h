@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "../linear.h"
+
 namespace mmdet_ddetr::cpu {
 
 // What the kernel reads; see linear.h for the shapes. Everything is contiguous.

@@ -21,6 +21,7 @@ from ..evaluation import CocoMetric
 from ..hooks import FitCheckpointHook
 from ..inference.memory import keep_freed_memory
 from ..registry import DATASETS, METRICS, is_a, our_class
+from .configs import ConfigError
 from .pictures import palette
 from .runner import make_runner
 
@@ -50,6 +51,9 @@ def configure(
         batch_size: images a step.
         lr: learning rate. By default the config's, times the root of batch_size / the config's batch size (the rule for
             Adam).
+
+    Raises:
+        ConfigError: a split of the config joins several datasets.
     """
     cfg = copy.deepcopy(cfg)
     metainfo = dict(classes=tuple(classes), palette=palette(len(classes)))
@@ -59,6 +63,8 @@ def configure(
         (folder.test, 'test_dataloader'),
     ):
         dataset = innermost_dataset(cfg[loader])
+        if 'datasets' in dataset:
+            raise ConfigError(f'{loader}: got a {dataset.type} of several datasets, expected a single CocoDataset')
         dataset.update(
             data_root='',
             ann_file=str(split.ann_file.resolve()),

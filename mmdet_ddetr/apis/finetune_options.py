@@ -78,7 +78,7 @@ def set_backbone(cfg: Config, name: str) -> None:
     new = dict(backbone, out_indices=tuple(range(first + 3 - number, first + 3)))
     if (kind is EfficientNetLite) == name.startswith('lite'):
         new.update({key: old[key] for key in ('frozen_stages', 'norm_eval', 'train_dtype') if key in old})
-    if new.get('arch') != old.get('arch'):
+    if any(new.get(key) != old.get(key) for key in ('arch', 'depth')):
         cfg.pop('load_from', None)
     if old.get('init_cfg', True) is None:  # from random weights, as the config has it
         new['init_cfg'] = None

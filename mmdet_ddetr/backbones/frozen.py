@@ -1,7 +1,7 @@
 """Layers that are not trained, computed as in inference."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from weakref import WeakKeyDictionary
 
 import torch
@@ -13,13 +13,18 @@ _copies: WeakKeyDictionary[nn.Module, tuple[tuple, nn.Module]] = WeakKeyDictiona
 
 
 def is_frozen(layer: nn.Module) -> bool:
-    """Whether what a layer computes stays the same in training."""
-    moving = any(isinstance(module, _BatchNorm) and module.training for module in layer.modules())
-    return not moving and not any(parameter.requires_grad for parameter in layer.parameters())
+    """Whether what a layer computes stays the same in training, and nobody looks on: its modules have no hooks."""
+    for module in layer.modules():
+        if (isinstance(module, _BatchNorm) and module.training) or module._forward_hooks or module._forward_pre_hooks:
+            return False
+    return not any(parameter.requires_grad for parameter in layer.parameters())
 
 
 def optimized(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy of a frozen layer, with batch norms folded and activations fused; made anew when a weight has changed."""
+    """A copy of a frozen layer, with batch norms folded and activations fused, for inputs that need no gradient.
+
+    It is made anew when a weight has changed. What is written through ``.data`` is not seen: see :func:`forget`.
+    """
     from mmdet_ddetr.inference.convolutions import fuse_convolutions  # which knows the backbones
     from mmdet_ddetr.inference.optimize import replace
 
@@ -29,6 +34,12 @@ def optimized(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
         fused = replace(copy.deepcopy(layer).eval(), fuse_convolutions, dtype).to(memory_format=torch.channels_last)
         _copies[layer] = made_of, fused
     return fused
+
+
+def forget(layers: Iterable[nn.Module]) -> None:
+    """Make the copies of these layers anew."""
+    for layer in layers:
+        _copies.pop(layer, None)
 
 
 def _tensors(layer: nn.Module) -> Iterator[Tensor]:

@@ -18,7 +18,8 @@ class InvertedResidual(_InvertedResidual):
     """mmdet's, which trains faster on a CPU where its batch norms are in eval mode and its activations ReLU6.
 
     It then multiplies matrices [cells, channels] instead of convolving 1 x 1, in the dtype of autocast where that is
-    enabled, and keeps nothing for the backward pass but its input and two activations.
+    enabled, and keeps nothing for the backward pass but its input and two activations. It can be differentiated once;
+    with ``with_cp=True``, which computes as mmdet does, twice.
     """
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C_in, H, W] -> [B, C_out, Ho, Wo]
@@ -32,13 +33,19 @@ class InvertedResidual(_InvertedResidual):
         layers = self._layers()
         return (
             not self.with_se
-            and all(isinstance(layer.norm, nn.BatchNorm2d) and not layer.norm.training for layer in layers)
+            and all(_is_fixed(layer.norm) for layer in layers)
             and all(isinstance(layer.activate, nn.ReLU6) for layer in layers[:-1])
         )
 
     def _layers(self) -> list[ConvModule]:
         expand = [self.expand_conv] if self.with_expand_conv else []
         return [*expand, self.depthwise_conv, self.linear_conv]
+
+
+def _is_fixed(norm: nn.Module) -> bool:
+    """Whether it is a batch norm in eval mode, with all of its numbers."""
+    is_norm = isinstance(norm, nn.BatchNorm2d) and not norm.training
+    return is_norm and norm.weight is not None and norm.running_var is not None
 
 
 def _train_on_cpu(block: InvertedResidual, x: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Batch norms folded into convolutions, activations and residuals computed with them, for backbones and necks."""
 
+from collections import OrderedDict
+
 import torch
 from mmcv.cnn import ConvModule
 from mmdet.models.backbones.resnet import BasicBlock, Bottleneck, ResNet
@@ -23,9 +25,8 @@ def fuse_convolutions(module: nn.Module, dtype: torch.dtype) -> nn.Module | None
         return _conv(module, None, None, dtype)
     if isinstance(module, nn.Sequential):
         _fuse_sequence(module, dtype)
-        for index, block in enumerate(module):
-            module[index] = _residual_block(block, dtype) or block
-    elif isinstance(module, ConvModule):
+        return _residual_blocks(module, dtype)
+    if isinstance(module, ConvModule):
         _fuse_conv_module(module, dtype)
     elif isinstance(module, ResNet) and not module.deep_stem:
         stem = _conv(module.conv1, module.norm1, module.relu, dtype)
@@ -116,10 +117,7 @@ def _fuse_sequence(sequence: nn.Sequential, dtype: torch.dtype) -> None:
 
 
 class ResidualBlock(nn.Module):
-    """A block of ResNet or MobileNet, whose sum takes the memory of what it adds: its input, where not downsampled.
-
-    Nobody else reads that input: the first block of a stage after another widens or halves what that gives.
-    """
+    """A block of ResNet or MobileNet, whose sum takes the memory of what it adds, where nobody else reads that."""
 
     def __init__(self, first: list[nn.Module], last: Conv2d, downsample: nn.Module | None):
         super().__init__()
@@ -127,9 +125,35 @@ class ResidualBlock(nn.Module):
         self.last = last
         self.downsample = downsample
 
-    def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W]
+    def forward(self, x: Tensor, owns_input: bool = False) -> Tensor:  # [B, C, H, W]
         y = self.first(x)
-        return self.last(y, add=x if self.downsample is None else self.downsample(x))
+        if self.downsample is not None:
+            return self.last(y, add=self.downsample(x))
+        return self.last(y, add=x if owns_input else x.clone())
+
+
+class ResidualBlocks(nn.Sequential):
+    """Blocks one after the other: what one has computed is the next one's alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = None
+        for block in self:
+            if isinstance(block, ResidualBlock):
+                x = block(x, owns_input=isinstance(before, (ResidualBlock, InvertedResidual)))
+            else:
+                x = block(x)
+            before = block
+        return x
+
+
+def _residual_blocks(sequence: nn.Sequential, dtype: torch.dtype) -> ResidualBlocks | None:
+    """The sequence with its blocks exchanged; None where it has none, or does something of its own with its parts."""
+    if type(sequence).forward is not nn.Sequential.forward:
+        return None
+    blocks = {name: _residual_block(block, dtype) or block for name, block in sequence.named_children()}
+    if not any(isinstance(block, ResidualBlock) for block in blocks.values()):
+        return None
+    return ResidualBlocks(OrderedDict(blocks))
 
 
 def _residual_block(block: nn.Module, dtype: torch.dtype) -> ResidualBlock | None:

@@ -12,7 +12,7 @@ class Preprocessor(DetDataPreprocessor):
     def forward(self, data: dict, training: bool = False) -> dict:
         images = data['inputs']
         is_list = isinstance(images, (list, tuple)) and all(isinstance(x, Tensor) and x.dim() == 3 for x in images)
-        if training or not is_list or not self._enable_normalize or len({len(x) for x in images}) > 1:
+        if training or not is_list or not self._enable_normalize or {len(x) for x in images} != {len(self.mean)}:
             return super().forward(data, training)
         data = self.cast_data(data)
         images, samples = data['inputs'], data.get('data_samples')

@@ -50,7 +50,7 @@ def has_onednn(weight: Tensor) -> bool:
 
 
 SMALL = 2**26  # multiplications, up to which this package's op is faster than oneDNN, which takes 20 us to begin
-FEW = 2**19  # outputs of a depthwise convolution; with more of them, oneDNN is the faster one
+FEW = 2**19  # outputs of a depthwise convolution, about; with more of them, oneDNN is the faster one
 
 
 class SmallProduct:
@@ -154,7 +154,7 @@ class Conv2d(nn.Module):
         return top, left, bottom, right
 
     def _has_few_outputs(self, x: Tensor) -> bool:
-        """Few enough for the op of this package to be faster than oneDNN."""
+        """Inputs by strides are few enough for the op of this package to be faster than oneDNN."""
         return self.dtype is torch.float32 and x.numel() <= FEW * self.stride[0] * self.stride[1]
 
     def _packed(self, size: torch.Size, arguments: tuple) -> Tensor:
@@ -181,7 +181,7 @@ def _pairs(conv: nn.Conv2d) -> tuple[tuple[int, int], ...]:
 
 
 class Linear(nn.Module):
-    """``activation(linear(x) + add)`` with weights that are packed once; of the two, one is given.
+    """``activation(linear(x) + add)`` with weights that are packed once.
 
     Args:
         weight, bias: of a linear layer.
@@ -206,9 +206,9 @@ class Linear(nn.Module):
         add = add if add is None else add.to(self.dtype)
         if not self.packed:
             y = F.linear(x, self.weight, self.bias)
-            return self.activation(y) if add is None else y.add_(add)
+            return self.activation(y if add is None else y.add_(add))
         if self.product.takes(x):
             return self.product(x, self.weight, add)
         if add is None:
             return torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, *self.activation[2:], None)
-        return torch.ops.mkldnn._linear_pointwise.binary(x, add, self.weight, self.bias, 'add')
+        return self.activation(torch.ops.mkldnn._linear_pointwise.binary(x, add, self.weight, self.bias, 'add'))

@@ -37,7 +37,7 @@ def blocks(rows: Tensor) -> Iterator[slice]:
     """Of a processor's cells; a GPU takes all at once."""
     count = len(rows)
     step = ROWS * torch.get_num_threads() if rows.is_cpu else max(count, 1)
-    return (slice(start, start + step) for start in range(0, count, step))
+    return (slice(start, start + step) for start in range(0, max(count, 1), step))
 
 
 def _is_plain(ffn: FFN) -> bool:

@@ -82,13 +82,20 @@ def test_any_layout():
     assert torch.equal(OP(*shifted, 0.0, 6.0), expected)
 
 
-def test_threads_and_other_rows_change_nothing():
+@pytest.fixture
+def threads():
+    """Their number is set back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_threads_and_other_rows_change_nothing(threads):
     x, weight, bias, add = make(((2000,), 200, 100))
-    packed, threads, results = pack(weight), torch.get_num_threads(), []
+    packed, results = pack(weight), []
     for count in (1, 2, 3):
         torch.set_num_threads(count)
         results.append(OP(x, packed, bias, add, 0.0, inf))
-    torch.set_num_threads(threads)
     assert all(torch.equal(result, results[0]) for result in results[1:])
     if _load.EXTENSION_LOADED:
         for rows in (slice(5, 6), slice(7, 15), slice(1001, 1900)):
