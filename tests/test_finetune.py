@@ -1,6 +1,7 @@
 """tools/finetune.py and what it is made of: config, schedule, pictures, and the whole at 64 px."""
 
 import copy
+import errno
 import html
 import importlib.util
 import json
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -169,6 +171,16 @@ def test_iterations_of_a_config_that_counts_epochs(shapes, iters, warmup, interv
     assert finetune.length_of(out) == (iters, 'iters') and (linear.end, cosine.end) == (warmup, iters)
     assert out.train_cfg.val_interval == interval
     assert out.default_hooks.checkpoint.interval == min(interval, 30)  # once an epoch, of which there are 30
+
+
+def test_another_length_of_a_training_by_the_clock(shapes):
+    """Its config.py is the start of another training: of its clock, only the plan stays."""
+    folder = find_coco_folder(shapes)
+    clocked = finetune.train_by_the_clock(finetune.configure(get_config(CONFIGS[0]), folder, CLASSES), 60)
+    for cfg in (clocked, finetune.train_by_the_clock(finetune.configure(clocked, folder, CLASSES), 60)):
+        out = finetune.configure(cfg, folder, CLASSES, iters=40)
+        assert finetune.length_of(out) == (40, 'iters') and out.train_cfg.type == 'IterBasedTrainLoop'
+        assert [scheduler.end for scheduler in out.param_scheduler] == [4, 40]
 
 
 def test_counting_iterations_is_the_same_plan(shapes):
@@ -435,6 +447,9 @@ def test_ctrl_c_and_resume(shapes, tmp_path, monkeypatch, start):
     page = tmp_path / 'work' / 'report.html'
     assert 'Ctrl-C' not in page.read_text()
     page.unlink()
+    stored = (tmp_path / 'work' / 'options.json').read_text()
+    code, out, err = start(*common, '--cfg-options', 'optim_wrapper.optimizer.lrr=1')
+    assert code != 0 and 'lrr' in err and (tmp_path / 'work' / 'options.json').read_text() == stored
     code, out, err = start(*common)  # a finished one: test, pictures and report once more
     assert code == 0 and 'measured on the test split' in out and page.is_file(), out + err
 
@@ -472,7 +487,8 @@ def test_other_classes_later(shapes, tmp_path, start):
     for split in ('train', 'val', 'test'):
         coco = json.loads((shapes / 'annotations' / f'{split}.json').read_text())
         for category in coco['categories']:
-            category['name'] = {'circle': 'disc', 'square': 'ring', 'ring': 'square'}.get(*[category['name']] * 2)
+            names = {'circle': 'disc', 'square': 'ring', 'ring': 'square', 'star': 'Star'}
+            category['name'] = names.get(category['name'], category['name'])
         (data / 'annotations' / f'{split}.json').write_text(json.dumps(coco))
     common = ['--config', 'deformable-detr-refine-twostage_lite0_shapes', '--iters', '1', '--pictures', '0']
     code, out, err = start('--data', shapes, '--work-dir', tmp_path / 'first', *common, *TINY)
@@ -481,7 +497,7 @@ def test_other_classes_later(shapes, tmp_path, start):
     again = ['--load-from', best, '--freeze', 'encoder', '--lr', '1e-9']
     code, out, err = start('--data', data, '--work-dir', tmp_path / 'second', *again, *common, *TINY)
     assert code == 0, out + err
-    assert '4 of 5 have a row in the checkpoint (ring, triangle, star, square); anew: disc' in out
+    assert '4 of 5 have a row in the checkpoint (ring, triangle, Star, square); anew: disc' in out
     before, after = (
         torch.load(next((tmp_path / name).glob('iter_*.pth')))['state_dict'] for name in ('first', 'second')
     )
@@ -502,8 +518,19 @@ def test_other_classes_later(shapes, tmp_path, start):
         (['--data', 'SHAPES', '--epochs', '0'], 'argument --epochs: 0 is not positive'),
         (['--resume'], 'options.json is missing, so no training began there; give --data'),
         (['--data', 'SHAPES', '--minutes', '0.01'], '--minutes 0.01: no time is left to train'),
+        (['--data', 'SHAPES', '--minutes', 'nan'], 'argument --minutes: nan is not positive'),
+        (['--data', 'SHAPES', '--lr', 'inf'], 'argument --lr: inf is not positive'),
+        (['--data', 'SHAPES', '--seed', '-1'], 'argument --seed: -1 is not a seed from 0 to 4294967295'),
+        (['--data', 'SHAPES', '--val-fraction', '1.5'], 'argument --val-fraction: 1.5 is not a share between 0 and 1'),
+        (['--data', 'SHAPES', '--pictures', '-1'], 'argument --pictures: -1 is not 0 or more'),
+        (['--data', 'SHAPES', '--image-size', '10'], 'argument --image-size: 10 is not a side from 32 to 8192 px'),
+        (['--data', 'SHAPES', '--image-size', '99999'], '--image-size: 99999 is not a side from 32 to 8192 px'),
+        (
+            ['--data', 'SHAPES', '--cfg-options', 'train_dataloader.batch_size=abc'],
+            "--cfg-options train_dataloader.batch_size: got 'abc', expected a number, as 4 is",
+        ),
     ],
-    ids=['no folder', 'override that nothing reads', 'no config', 'no epoch', 'nothing to resume', 'no time'],
+    ids=lambda value: ' '.join(value) if isinstance(value, list) else '',
 )
 def test_wrong_arguments(shapes, tmp_path, monkeypatch, capsys, args, message):
     tool = load_tool(monkeypatch)
@@ -512,6 +539,36 @@ def test_wrong_arguments(shapes, tmp_path, monkeypatch, capsys, args, message):
     with pytest.raises(SystemExit) as error:
         tool.main([*args, '--work-dir', str(tmp_path)])
     assert message in str(error.value) + capsys.readouterr().err
+
+
+@pytest.mark.parametrize('text', ['{"data": ', '[1]', '{"nonsense": 1}'])
+def test_damaged_options(tmp_path, monkeypatch, capsys, text):
+    (tmp_path / 'options.json').write_text(text)
+    tool = load_tool(monkeypatch)
+    with pytest.raises(SystemExit, match='options.json: these are no options of this tool; remove the file'):
+        tool.main(['--resume', '--work-dir', str(tmp_path)])
+
+
+def test_a_training_is_not_overwritten(shapes, tmp_path, monkeypatch):
+    (tmp_path / 'iter_44.pth').touch()
+    tool = load_tool(monkeypatch)
+    with pytest.raises(SystemExit, match=f'--work-dir {tmp_path} holds a training: --resume goes on with it, another'):
+        tool.main(['--data', str(shapes), '--work-dir', str(tmp_path)])
+    assert [path.name for path in tmp_path.iterdir()] == ['iter_44.pth']
+
+
+@pytest.mark.parametrize(('code', 'iteration'), [(errno.ENOSPC, 5), (errno.ENOSPC, 0), (errno.EACCES, 5)])
+def test_a_full_disk_ends_a_training_that_is_tested(monkeypatch, code, iteration):
+    def train():
+        raise OSError(code, os.strerror(code), 'iter_5.pth')
+
+    tool, runner = load_tool(monkeypatch), SimpleNamespace(train=train, iter=iteration)
+    if code == errno.ENOSPC and iteration:
+        ended = tool.train(runner)
+        assert ended == '; iter_5.pth: No space left on device: the training ended after iteration 5'
+    else:  # nothing is there to test, or it is no matter of space
+        with pytest.raises(OSError):
+            tool.train(runner)
 
 
 def test_an_image_that_breaks_while_training_is_named(tmp_path, shapes):

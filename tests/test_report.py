@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.logging import MessageHub
 
 from mmdet_ddetr.apis.data_check import inspect_folder
-from mmdet_ddetr.apis.report import Training, write_report
+from mmdet_ddetr.apis.report import Training, images_of, write_report
 from mmdet_ddetr.apis.report_mistakes import MAX_CLASSES
 from mmdet_ddetr.apis.report_pictures import part_of
 from mmdet_ddetr.datasets import find_data
@@ -185,6 +185,14 @@ def test_images_that_are_gone(tmp_path):
     for path in training.folder.test.image_dir.iterdir():
         path.unlink()
     assert 'co&#x27;s.png: no such file' in write_report(training, tmp_path / 'report.html').read_text()
+
+
+def test_pattern_of_images_in_folders(tmp_path):
+    """``predict --source`` takes the images of a folder, not of those below it."""
+    split = SimpleNamespace(image_dir=tmp_path, ann_file=tmp_path / 'a.json')
+    for name, expected in (('a.jpg', tmp_path), ('sub/a.jpg', tmp_path / '**/*')):
+        split.ann_file.write_text(json.dumps(dict(images=[dict(file_name=name)], annotations=[], categories=[])))
+        assert images_of(split) == expected
 
 
 def test_part_of_an_image_around_a_box():

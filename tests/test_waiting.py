@@ -40,11 +40,11 @@ def imported(node):
 
 @pytest.mark.parametrize('tool', sorted((ROOT / 'tools').glob('[!_]*.py')), ids=lambda path: path.stem)
 def test_tools_import_the_package_first(tool):
-    """Before anything that imports PyTorch: else it would be too late."""
-    heavy = 'torch', 'torchvision', 'mmcv', 'mmdet', 'mmengine'
+    """In every function, before anything that imports PyTorch: else it would be too late."""
+    heavy = 'torch', 'torchvision', 'mmcv', 'mmdet'
     module = ast.parse(tool.read_text())
-    (main,) = (node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == 'main')
     assert not any(name in heavy for node in module.body for name in imported(node))
-    nodes = sorted(ast.walk(main), key=lambda node: getattr(node, 'lineno', 0))
-    names = [name for node in nodes for name in imported(node)]
-    assert next((name for name in names if name in (*heavy, 'mmdet_ddetr')), 'mmdet_ddetr') == 'mmdet_ddetr'
+    for function in (node for node in module.body if isinstance(node, ast.FunctionDef)):
+        nodes = sorted(ast.walk(function), key=lambda node: getattr(node, 'lineno', 0))
+        names = [name for node in nodes for name in imported(node) if name in (*heavy, 'mmdet_ddetr')]
+        assert [*names, 'mmdet_ddetr'][0] == 'mmdet_ddetr', function.name

@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import math
 import os
 import sys
 from pathlib import Path
@@ -14,24 +15,34 @@ CFG_OPTIONS_HELP = (
 IMAGE_SIZE_HELP = "longest side in px of the images that the model sees; the config's other sizes change with it"
 
 
-def positive(number_type):
-    """A type for arguments: an int or float above 0."""
+def number(number_type, what, is_right):
+    """A type for arguments: a finite int or float for which ``is_right``; the error says that it is not ``what``."""
 
     def parse(text):
         value = number_type(text)
-        if value <= 0:
-            raise argparse.ArgumentTypeError(f'{text} is not positive')
+        if not (math.isfinite(value) and is_right(value)):
+            raise argparse.ArgumentTypeError(f'{text} is not {what}')
         return value
 
     parse.__name__ = number_type.__name__  # argparse names it in its errors
     return parse
 
 
+def positive(number_type):
+    """A type for arguments: an int or float above 0."""
+    return number(number_type, 'positive', lambda value: value > 0)
+
+
+def image_size(text):
+    """A type for arguments: a side of images in px, from one cell of the deepest map to what memory can hold."""
+    return number(int, 'a side from 32 to 8192 px', lambda value: 32 <= value <= 8192)(text)
+
+
 def add_common_arguments(parser):
     """Add the arguments that mim and MMDetection's users expect of both tools."""
     parser.add_argument('--work-dir', metavar='DIR', help='for logs and checkpoints (default: work_dirs/<config name>)')
     parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help=CFG_OPTIONS_HELP)
-    parser.add_argument('--image-size', type=positive(int), metavar='PX', help=IMAGE_SIZE_HELP)
+    parser.add_argument('--image-size', type=image_size, metavar='PX', help=IMAGE_SIZE_HELP)
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     # torch.distributed.launch passes the second spelling, older launchers the first; torchrun sets LOCAL_RANK itself.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by launchers')

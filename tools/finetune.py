@@ -4,15 +4,17 @@ python tools/finetune.py --data path/to/folder
 """
 
 import argparse
+import errno
 import json
 import os
 import sys
 import time
 from pathlib import Path
 
-from _cli import CFG_OPTIONS_HELP, IMAGE_SIZE_HELP, positive, read_config, run
+from _cli import CFG_OPTIONS_HELP, IMAGE_SIZE_HELP, image_size, number, positive, read_config, run
 
 STORED = 'options.json'  # in the work directory, of the training there
+NO_SPACE = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 RESERVE = 10  # seconds for what comes after the test: pictures and report take 2, many times that with a large model
 
 
@@ -37,7 +39,7 @@ def make_parser():
         choices=['lite0', 'lite1', 'lite2', 'r50'],
         help="EfficientNet-Lite or ResNet-50, with ImageNet weights (default: the config's)",
     )
-    parser.add_argument('--image-size', type=positive(int), metavar='PX', help=IMAGE_SIZE_HELP)
+    parser.add_argument('--image-size', type=image_size, metavar='PX', help=IMAGE_SIZE_HELP)
     parser.add_argument(
         '--work-dir',
         default='work_dirs/finetune',
@@ -88,7 +90,12 @@ def make_parser():
         '--tensorboard', action='store_true', help="write TensorBoard's files too: tensorboard --logdir WORK_DIR"
     )
     parser.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto')
-    parser.add_argument('--seed', type=int, default=0, help='of all random generators (default: %(default)s)')
+    parser.add_argument(
+        '--seed',
+        type=number(int, 'a seed from 0 to 4294967295', lambda value: 0 <= value < 2**32),
+        default=0,
+        help='of all random generators (default: %(default)s)',
+    )
     parser.add_argument(
         '--check', action='store_true', help='check the data, write a page of sample pictures, and stop'
     )
@@ -96,13 +103,13 @@ def make_parser():
     parser.add_argument('--drop-bad', action='store_true', help='train without the images and boxes that have errors')
     parser.add_argument(
         '--val-fraction',
-        type=float,
+        type=number(float, 'a share between 0 and 1', lambda value: 0 < value < 1),
         metavar='F',
         help='share of the train images that become val where the folder has no val split (default: 0.15)',
     )
     parser.add_argument(
         '--pictures',
-        type=int,
+        type=number(int, '0 or more', lambda value: value >= 0),
         default=12,
         metavar='N',
         help='how many annotated pictures to write (default: %(default)s)',
@@ -131,18 +138,30 @@ def use_stored_options(parser, argv):
     known, _ = early.parse_known_args(argv)
     if known.resume:
         path = Path(known.work_dir, STORED)
-        parser.set_defaults(**json.loads(path.read_text()) if path.is_file() else {})
+        parser.set_defaults(**read_stored(path) if path.is_file() else {})
         for action in parser._actions:
             action.required = False  # a training that never began is told in a sentence
 
 
+def read_stored(path):
+    try:
+        options = json.loads(path.read_text())
+        if options.keys() <= vars(make_parser().parse_args(['--data', ''])).keys():
+            return options
+    except (ValueError, AttributeError):
+        pass
+    sys.exit(f'{path}: these are no options of this tool; remove the file, and give --data and the rest with --resume')
+
+
 def store_options(args):
     """Keep the options for ``--resume``, which may be called in another folder."""
+    from mmdet_ddetr.files import write_atomically
+
     stored = {name: value for name, value in vars(args).items() if name not in ('resume', 'check', 'work_dir')}
     for name in ('data', 'config', 'load_from'):
         if stored[name] and Path(stored[name]).exists():
             stored[name] = os.path.abspath(stored[name])
-    Path(args.work_dir, STORED).write_text(json.dumps(stored, indent=1))
+    write_atomically(Path(args.work_dir, STORED), json.dumps(stored, indent=1).encode())
 
 
 def main(argv=None):
@@ -158,6 +177,7 @@ def main(argv=None):
 def finetune(args, start):
     import mmdet_ddetr  # noqa: F401  # isort: skip  # before torch: it sets how long threads wait
     import torch
+    from mmengine.hooks import Hook
 
     from mmdet_ddetr.apis import DDetrInferencer
     from mmdet_ddetr.apis.data_check import add_alike, inspect_folder
@@ -177,6 +197,7 @@ def finetune(args, start):
     from mmdet_ddetr.apis.report_results import keep_evaluation
     from mmdet_ddetr.checkpoints import check_exists
     from mmdet_ddetr.datasets import find_data, read_coco
+    from mmdet_ddetr.files import write_atomically
     from mmdet_ddetr.hooks import ProgressBarHook
     from mmdet_ddetr.hooks.fit_checkpoint import hook_of
     from mmdet_ddetr.registry import HOOKS, is_a
@@ -185,7 +206,19 @@ def finetune(args, start):
         sys.exit('--device cuda: this PyTorch sees no CUDA device')
     check_exists(args.load_from)
     work_dir = Path(args.work_dir)
+    if not (args.resume or args.check) and has_checkpoint(work_dir):
+        sys.exit(
+            f'--work-dir {work_dir} holds a training: --resume goes on with it, another --work-dir begins a new one'
+        )
     cfg = read_config(args.config, args.cfg_options)
+    if args.backbone:
+        set_backbone(cfg, args.backbone)
+    if args.image_size:
+        set_image_size(cfg, args.image_size)
+    if args.ema:
+        add_ema(cfg)
+    if args.tensorboard:
+        add_tensorboard(cfg)
     folder = find_data(args.data, work_dir, args.val_fraction, args.seed, args.decode)
     found = inspect_folder(folder, cfg.model.get('num_queries'), args.decode)
     print(f'{found.tables}\n')
@@ -197,14 +230,6 @@ def finetune(args, start):
     if args.check:
         return
 
-    if args.backbone:
-        set_backbone(cfg, args.backbone)
-    if args.image_size:
-        set_image_size(cfg, args.image_size)
-    if args.ema:
-        add_ema(cfg)
-    if args.tensorboard:
-        add_tensorboard(cfg)
     classes = reports['train'].classes
     cfg = configure(cfg, folder, classes, epochs=args.epochs, iters=args.iters, batch_size=args.batch_size, lr=args.lr)
     cfg.work_dir = str(work_dir)
@@ -236,7 +261,9 @@ def finetune(args, start):
     )
 
     runner = build_runner(cfg)
-    store_options(args)
+    started = Hook()
+    started.before_train = lambda runner: store_options(args)  # all is built by then: they are no mistake
+    runner.register_hook(started)
     if cfg.load_from:
         with silence():
             n_loaded, unfit, notes = unfit_weights(runner.model, cfg.load_from, classes, hook_of(runner))
@@ -253,19 +280,28 @@ def finetune(args, start):
     with silence():
         ended_early = train(runner)
         checkpoint = checkpoint_to_keep(runner)
+        if checkpoint is None:
+            sys.exit(f'no checkpoint is there to test{ended_early}')
         runner.load_checkpoint(checkpoint)
         keep_evaluation(runner)
         metrics = runner.test()
 
     split = folder.test.name
     config = work_dir / 'config.py'
-    runner.cfg.dump(config)
     results = work_dir / 'metrics.json'
     minutes = (time.monotonic() - start) / 60
     figures = {key: None if value != value else value for key, value in metrics.items()}  # JSON has no NaN
-    results.write_text(json.dumps(dict(split=split, minutes=minutes, checkpoint=str(checkpoint), **figures), indent=1))
     print(f'\n{table_of(metrics, classes)}')
     print(f'measured on the {split} split, {minutes:.1f} minutes after the start{ended_early}\n', flush=True)
+
+    def dump():
+        runner.cfg.dump(config)
+        return config
+
+    def keep_figures():
+        told = dict(split=split, minutes=minutes, checkpoint=str(checkpoint), **figures)
+        write_atomically(results, json.dumps(told, indent=1).encode())
+        return results
 
     def draw():
         inferencer = DDetrInferencer(weights=checkpoint, show_progress=False)
@@ -281,9 +317,9 @@ def finetune(args, start):
 
     for name, path in (
         ('checkpoint', checkpoint),
-        ('config', config),
+        ('config', attempt(dump)),
         ('log', runner.logger.log_file),
-        ('metrics', results),
+        ('metrics', attempt(keep_figures)),
         ('pictures', attempt(draw)),
         ('report', attempt(report)),
     ):
@@ -308,6 +344,10 @@ def train(runner):
 
     try:
         runner.train()
+    except OSError as error:
+        if error.errno not in NO_SPACE or not runner.iter:
+            raise
+        return f'; {error.filename}: {error.strerror}: the training ended after iteration {runner.iter}'
     except Interrupted as interrupted:
         runner.train_loop._iter = interrupted.iteration
         runner.val_loop.run()
@@ -329,13 +369,13 @@ def has_checkpoint(work_dir):
 
 
 def checkpoint_to_keep(runner):
-    """The best one, or else the last.
+    """The best one, or else the last; None: there is none.
 
     A training that was killed after it had written a new best one resumes without knowing of it; the file is there.
     """
     known = [runner.message_hub.get_info(name) for name in ('best_ckpt', 'last_ckpt')]
     found = sorted(Path(runner.work_dir).glob('best_*.pth'), key=lambda path: path.stat().st_mtime, reverse=True)
-    return next(str(path) for path in (known[0], *found, known[1]) if path and Path(path).exists())
+    return next((str(path) for path in (known[0], *found, known[1]) if path and Path(path).exists()), None)
 
 
 def table_of(metrics, classes):

@@ -114,12 +114,27 @@ def merge_options(cfg, pairs, prog='--cfg-options'):
             nearest key.
     """
     for key, value in parse_options(pairs, prog).items():
-        if why := _dead_end(cfg, key) or why_unread(cfg, key):
+        if why := _dead_end(cfg, key) or _no_number(cfg, key, value) or why_unread(cfg, key):
             raise ConfigError(f'{prog} {key}: {why}')
         try:
             cfg.merge_from_dict({key: value})
         except Exception as error:
             raise ConfigError(f'{prog} {key}: {error}') from error
+
+
+def _no_number(cfg, key, value):
+    """Where a word would take the place of a number."""
+    for name in key.split('.'):
+        cfg = cfg[int(name)] if isinstance(cfg, list | tuple) else cfg.get(name)
+        if cfg is None:
+            return None
+    if isinstance(cfg, bool) or not isinstance(cfg, int | float) or not isinstance(value, str):
+        return None
+    try:
+        float(value)  # inf
+    except ValueError:
+        return f'got {value!r}, expected a number, as {cfg!r} is'
+    return None
 
 
 def _dead_end(cfg, key):

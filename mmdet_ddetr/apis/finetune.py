@@ -56,6 +56,7 @@ def configure(
         ConfigError: a split of the config joins several datasets.
     """
     cfg = copy.deepcopy(cfg)
+    _leave_the_clock(cfg)
     metainfo = dict(classes=tuple(classes), palette=palette(len(classes)))
     for split, loader in (
         (folder.train, 'train_dataloader'),
@@ -244,6 +245,14 @@ def silence():
     console = sys.stdout
     with redirect_stdout(io.StringIO()):
         yield console
+
+
+def _leave_the_clock(cfg: Config) -> None:
+    """Of a training by the clock, whose config is the start of another one, only the plan stays."""
+    loop = cfg.train_cfg
+    if str(loop.get('type', '')).endswith('TimedTrainLoop'):
+        cfg.param_scheduler = loop.schedule
+        cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=loop.max_iters, val_interval=loop.val_interval)
 
 
 def _stretch(cfg: Config, factor: float) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from mmengine.runner import Runner
 
-from ..datasets import CocoFolder
+from ..datasets import CocoFolder, read_coco
 from ..datasets.report import printable
 from ..datasets.summary import class_table, split_table
 from ..evaluation.matching import IOU
@@ -324,6 +324,12 @@ def _seconds(runner: Runner, mode: str) -> float | None:
     return None if history is None or not len(history.data[0]) else float(np.median(history.data[0]))
 
 
+def images_of(split) -> Path:
+    """What ``predict --source`` takes for the images of a split: their folder, or a pattern with those below it."""
+    names = [image['file_name'] for image in read_coco(split.ann_file)['images']]
+    return Path(split.image_dir, '**/*' if any(Path(name).parent != Path() for name in names) else '')
+
+
 def _commands(training: Training, results: Results | None) -> str:
     example, score = None, 0.3
     if results is not None:
@@ -335,7 +341,7 @@ def _commands(training: Training, results: Results | None) -> str:
         training.checkpoint,
         training.config,
         training.runner.work_dir,
-        training.folder.test.image_dir,
+        images_of(training.folder.test),
         example,
         score,
         training.options,

@@ -43,6 +43,8 @@ def copy_by_name(
 ) -> None:
     """Give each class the row that the checkpoint has for its name, and else the model's.
 
+    Names that differ in case alone are one where there is no other of them.
+
     The encoder's branch of a two-stage model keeps row 0, the only one that is trained and read: it says "object". The
     last row of a softmax head says "no object", that of a label embedding may say "no label": these are kept.
 
@@ -54,10 +56,10 @@ def copy_by_name(
     """
     if list(names) == list(classes):
         return
-    rows = {label: names.index(name) for label, name in enumerate(classes) if name in names}
+    rows = {label: row for label, name in enumerate(classes) if (row := _row_of(name, names)) is not None}
     encoder = objectness_branch(state_dict)
     copied = [classes[label] for label in rows]
-    new = [name for name in classes if name not in names]
+    new = [name for label, name in enumerate(classes) if label not in rows]
     why = f'rows of {len(copied)} classes by name' + (f', {len(new)} anew' if new else '')
     for key, index in [*class_branches(state_dict).items(), (LABELS, None)]:
         if key not in state_dict or key not in own or state_dict[key].shape[1:] != own[key].shape[1:]:
@@ -80,6 +82,14 @@ def copy_by_name(
         f'classes by name: {len(copied)} of {len(classes)} have a row in the checkpoint ({_shown(copied)}); '
         f'anew: {_shown(new)}'
     )
+
+
+def _row_of(name: str, names: Sequence[str]) -> int | None:
+    """The row of a name, or of the only one like it but for its case."""
+    if name in names:
+        return names.index(name)
+    like = [row for row, other in enumerate(names) if other.casefold() == name.casefold()]
+    return like[0] if len(like) == 1 else None
 
 
 def _shown(names: Sequence[str]) -> str:

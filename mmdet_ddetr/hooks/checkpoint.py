@@ -183,7 +183,7 @@ class SafeCheckpointHook(CheckpointHook):
 
     def _report(self, runner, path: str, error: OSError) -> None:
         if self.on_failure == 'stop':
-            raise error
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         try:
             free = f'{shutil.disk_usage(runner.work_dir).free / 2**30:.2f} GiB are free'
         except OSError:
