@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmdet_ddetr.backbones.efficientnet_lite import Conv2dSame
 from mmdet_ddetr.backbones.efficientnet_lite_weights import convert
+from mmdet_ddetr.inference import optimize
 from mmdet_ddetr.registry import MODELS
 
 ARCHS = ['lite0', 'lite1', 'lite2']
@@ -300,11 +301,22 @@ def test_frozen_layers_follow_weights_written_through_data():
     model = build(norm_eval=True, frozen_stages=2)
     image = torch.randn(1, 3, 64, 64)
     train_once(model, image)
+    model.eval()
     for parameter in model.parameters():
         parameter.data.mul_(0.9)
     outs, _ = train_once(model, image)
     with torch.no_grad():
         assert_features_close(outs, model.eval()(image))
+
+
+def test_frozen_layers_are_prepared_once(monkeypatch):
+    """Also where a loop calls train() before every iteration."""
+    model, calls = build(norm_eval=True, frozen_stages=2), []
+    replace = optimize.replace
+    monkeypatch.setattr(optimize, 'replace', lambda *args: calls.append(args) or replace(*args))
+    for _ in range(3):
+        train_once(model.train(), torch.randn(1, 3, 64, 64))
+    assert sum(len(args) == 3 for args in calls) == 3  # the stem and two stages; four arguments are for their parts
 
 
 @pytest.mark.parametrize('training, frozen_stages', [(True, 2), (True, 5), (False, 5)])

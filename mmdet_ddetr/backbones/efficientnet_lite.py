@@ -220,9 +220,10 @@ class EfficientNetLite(BaseModule):
 
     def train(self, mode=True):
         """Set the mode, leaving frozen stages, and with ``norm_eval`` every batch norm, in eval mode."""
+        if mode != self.training:  # mmengine's loop calls it before every iteration
+            forget(self._layers())  # whoever writes weights through .data does it between training and evaluation
         super().train(mode)
         self._freeze_stages()
-        forget(self._layers())  # whoever writes weights through .data does it between training and evaluation
         for module in self.modules():
             if mode and self.norm_eval and isinstance(module, _BatchNorm):
                 module.eval()
