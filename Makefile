@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 DATA ?=
-WORK_DIR ?= work_dirs/demo
+WORK_DIR ?= work_dirs/$(if $(DATA),$(shell basename -- '$(DATA)'),demo)
 MINUTES ?= 9
 TORCH ?=
 PYTEST_ARGS ?=
@@ -40,9 +40,9 @@ demo: install ## Train, evaluate and draw on generated shapes, or on your own fo
 ifeq ($(DATA),)
 	@$(BIN)/python tools/make_shapes.py data/shapes
 	@$(BIN)/python tools/finetune.py --data data/shapes --config deformable-detr-refine-twostage-dn_lite0_shapes \
-	    --minutes $(MINUTES) --work-dir $(WORK_DIR) $(OPTIONS)
+	    --minutes $(MINUTES) --work-dir '$(WORK_DIR)' $(OPTIONS)
 else
-	@$(BIN)/python tools/finetune.py --data '$(DATA)' --minutes $(MINUTES) --work-dir $(WORK_DIR) $(OPTIONS)
+	@$(BIN)/python tools/finetune.py --data '$(DATA)' --minutes $(MINUTES) --work-dir '$(WORK_DIR)' $(OPTIONS)
 endif
 
 # One worker and one thread per core: torch's own threads only get into each other's way on small tensors.
