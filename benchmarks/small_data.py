@@ -73,6 +73,7 @@ def config_of(model: Model, folder, own: str):
             peer.model.backbone = {**cfg.model.backbone, **peer.model.backbone}
         peer.model.data_preprocessor = cfg.model.data_preprocessor
         cfg.model, cfg.optim_wrapper, cfg.auto_scale_lr = peer.model, peer.optim_wrapper, peer.auto_scale_lr
+        cfg.load_from = None  # it is our model's
         scale_lr(cfg)
     elif model.config != OURS:
         cfg = get_config(model.config)

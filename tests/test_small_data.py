@@ -51,6 +51,7 @@ def test_peers_are_mmdet_s_with_what_is_ours_else(name, data):
     cfg, ours = config_of(name, data), config_of(OURS, data)
     assert cfg.train_dataloader == ours.train_dataloader and cfg.param_scheduler == ours.param_scheduler
     assert cfg.model.data_preprocessor == ours.model.data_preprocessor
+    assert cfg.get('load_from') == ('drawings://lite0' if name == OURS else None)
     if cfg.model.backbone.type == ours.model.backbone.type:
         for key in ('arch', 'frozen_stages', 'norm_eval', 'init_cfg'):
             assert cfg.model.backbone[key] == ours.model.backbone[key]
