@@ -286,6 +286,22 @@ def test_files_of_one_name_are_kept_apart(inferencer, image, tmp_path, at_once):
     assert len(list((out / 'preds').iterdir())) == len(files)
 
 
+def test_no_input_is_replaced(inferencer, image, tmp_path):
+    """Neither of a folder nor, as far as they were given by then, of an iterator."""
+    out = tmp_path / 'vis'
+    out.mkdir()
+    for name in ('a.jpg', 'b.jpg'):
+        cv2.imwrite(str(out / name), image)
+    before = (out / 'a.jpg').read_bytes()
+    with pytest.raises(ValueError, match=r"^out_dir is '.*', but .*a.jpg is one of the sources and would be replaced"):
+        inferencer(out, out_dir=tmp_path)
+    with pytest.raises(FileExistsError, match='a.jpg is one of the sources and would be replaced'):
+        inferencer(iter([out / 'a.jpg']), out_dir=tmp_path)
+    assert (out / 'a.jpg').read_bytes() == before and not list(tmp_path.glob('preds/*'))
+    inferencer(out, out_dir=tmp_path, no_save_vis=True)
+    assert written(tmp_path)['preds'] == ['a.json', 'b.json']
+
+
 def test_what_came_before_a_bad_image_is_written(inferencer, image, tmp_path):
     (tmp_path / 'broken.jpg').write_bytes(b'\xff\xd8\xff')
     with pytest.raises(ValueError, match=r'^/.*broken.jpg: '):

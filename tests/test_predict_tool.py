@@ -201,13 +201,48 @@ def test_formats(infer):
     assert second['image_id'] == 4 and found['images'][3]['frame'] == 1
 
 
-def test_a_video_is_not_replaced_by_itself(infer):
+@pytest.mark.parametrize('link', [None, 'the folder', 'the picture', 'the output'])
+def test_no_source_is_replaced(infer, link):
+    """Whatever leads to it, and not by what is drawn of another one either."""
     Path('out').mkdir()
-    write_video('out/b.mp4', [100] * 5)
-    before = Path('out/b.mp4').read_bytes()
-    code, *_ = infer('out/b.mp4')
-    assert 'the annotated video would replace the video itself' in code
-    assert Path('out/b.mp4').read_bytes() == before
+    folder = Path('in' if link == 'the output' else 'out')
+    folder.mkdir(exist_ok=True)
+    cv2.imwrite(f'{folder}/a.jpg', gray(200))
+    cv2.imwrite(f'{folder}/c.jpg', gray(100))
+    write_video(f'{folder}/b.mp4', [100] * 5)
+    names = 'a.jpg', 'b.mp4', 'c.jpg'
+    before = [(folder / name).read_bytes() for name in names]
+    Path('links').mkdir()
+    if link == 'the folder':
+        folder = Path('links/all')
+        folder.symlink_to('../out')
+    elif link == 'the picture':
+        for name in names:
+            Path('links', name).symlink_to(f'../out/{name}')
+        folder = Path('links')
+    elif link == 'the output':
+        for name in names:
+            Path('out', name).symlink_to(f'../in/{name}')
+    for source in (folder, folder / 'a.jpg', folder / 'b.mp4'):
+        code, told, error = infer(source)
+        assert code.startswith('predict.py: --out: out/') and code.endswith(
+            ' is one of the sources and would be replaced; take another folder'
+        )
+    assert [(folder / name).read_bytes() for name in names] == before
+    if link != 'the output':
+        assert infer.detector.batches == [] and sorted(path.name for path in Path('out').iterdir()) == sorted(names)
+
+
+def test_beside_the_sources(infer):
+    """Where no name is taken, and where nothing is drawn, the folder of the sources will do."""
+    Path('out').mkdir()
+    cv2.imwrite('out/a.png', gray(200))
+    assert infer('out/a.png')[0] == 0 and Path('out/a.jpg').is_file()
+    assert infer('out', '--no-pictures')[0] == 0
+    before = Path('out/a.jpg').read_bytes()
+    assert 'out/a.jpg is one of the sources' in infer('out')[0]
+    assert 'out/a.jpg is one of the sources' in infer('out/a.png', 'out/a.jpg')[0]
+    assert Path('out/a.jpg').read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import argparse
 import io
 import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 CFG_OPTIONS_HELP = (
@@ -62,6 +63,17 @@ def read_config(name, options=None):
         raise ConfigError(str(error)) from None
     merge_options(cfg, options or [])
     return cfg
+
+
+@contextmanager
+def naming(option, *known):
+    """End the program at one of these errors with a sentence that names the option."""
+    try:
+        yield
+    except known as error:
+        from mmdet_ddetr.apis import mistakes
+
+        sys.exit(f'{Path(sys.argv[0]).name}: {option}: {mistakes.explain(error) or error}')
 
 
 def run(main, *known):

@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from _cli import add_optimize, run
+from _cli import add_optimize, naming, run
 
 FORMATS = ('json', 'csv', 'coco')
 
@@ -97,9 +97,10 @@ def main(argv=None):
         sys.exit(f'{Path(sys.argv[0]).name}: {error}')
     if args.slice is not None:
         detector = Sliced(detector, args.slice, args.overlap, max(args.batch_size, 8), not args.tiles_only)
-    files = Files(args.out, detector.classes, args.every, args.coco, not args.no_pictures, args.format)
     options = dict(threshold=args.conf, batch_size=args.batch_size, most=args.most, shown=sys.stderr.isatty())
-    failures = detect_files(detector, args.source, files, **options)
+    with naming('--out', OSError):
+        files = Files(args.out, detector.classes, args.every, args.coco, not args.no_pictures, args.format)
+        failures = detect_files(detector, args.source, files, **options)
     print(f'wrote {args.out}')
     if failures:
         sys.exit(f'{Path(sys.argv[0]).name}: {failures} of the inputs could not be used, see above')

@@ -16,7 +16,7 @@ from ..export.runtime import Detections, ExportedDetector
 from .console import progress
 from .inferencer import DDetrInferencer
 from .inputs import Picture, number_of, pictures
-from .outputs import ClipFiles, Names
+from .outputs import ClipFiles, Names, Sources, sources_of
 from .pictures import draw_boxes, palette, write_picture
 from .result_files import FILES
 from .results import CocoResults
@@ -111,16 +111,27 @@ class Files:
     ):
         self.folder, self.classes, self.every, self.draw = Path(folder), classes, every, draw
         self._names, self._colours, self._clips = Names(), palette(len(classes)), ClipFiles()
+        self._sources = Sources()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._json = 'json' in formats
         self._coco = coco and CocoResults(self.folder / 'results.bbox.json', coco, classes)
         self._tables = [FILES[name](self.folder, classes) for name in dict.fromkeys(formats) if name != 'json']
+
+    def keep(self, inputs: Sequence[str | int]) -> None:
+        """Refuse, before anything is written, inputs that an annotated picture or video would replace.
+
+        Raises:
+            FileExistsError: says which.
+        """
+        if self.draw:
+            self._sources = sources_of(inputs, self._names, self.folder, lambda _, video: '.mp4' if video else '.jpg')
 
     def write(self, picture: Picture, image: np.ndarray, found: Detections) -> list[str]:
         """Write about one picture; returns the names of its objects.
 
         Raises:
             DataError: the annotation file has no such image; everything else is written.
+            FileExistsError: the annotated picture or video would replace one of the inputs.
         """
         boxes, scores, labels = (x.tolist() for x in (found.boxes, found.scores, found.labels))
         objects = [
@@ -129,7 +140,10 @@ class Files:
         ]
         size = dict(width=image.shape[1], height=image.shape[0])
         name = self.folder / self._names.of(picture.origin, self.folder)
-        drawn = draw_boxes(image, boxes, labels, self.classes, self._colours, scores) if self.draw else None
+        drawn_path = f'{name}{".mp4" if picture.clip else ".jpg"}'
+        if self.draw:
+            self._sources.check(drawn_path)
+            drawn = draw_boxes(image, boxes, labels, self.classes, self._colours, scores)
         for table in self._tables:
             table.add(picture, image.shape[:2], found)
         if picture.clip:
@@ -137,13 +151,13 @@ class Files:
                 record = dict(frame=picture.number, time=round(picture.time, 4), **size, objects=objects)
                 self._clips.note(f'{name}.jsonl', picture.clip, record)
             if self.draw:
-                self._clips.draw(f'{name}.mp4', picture.clip, drawn, picture.clip.fps / self.every)
+                self._clips.draw(drawn_path, picture.clip, drawn, picture.clip.fps / self.every)
         else:
             if self._json:
                 record = dict(image=picture.path, **size, objects=objects)
                 Path(f'{name}.json').write_text(json.dumps(record, indent=1))
             if self.draw:
-                write_picture(f'{name}.jpg', drawn)
+                write_picture(drawn_path, drawn)
             if self._coco:
                 self._coco.add(picture.path, found)
         return [item['label'] for item in objects]
@@ -177,7 +191,11 @@ def detect_files(
 
     Returns:
         The number of failures.
+
+    Raises:
+        FileExistsError: an annotated picture or video would replace one of the inputs; nothing is written.
     """
+    files.keep(inputs)
     threshold = detector.threshold if threshold is None else threshold
     failures = 0
 

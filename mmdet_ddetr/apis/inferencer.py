@@ -36,7 +36,7 @@ from .configs import find_config, get_config, list_configs
 from .console import progress, quiet
 from .finetune import innermost_dataset
 from .inputs import Picture, file_of, number_of, pictures
-from .outputs import WRITTEN, ClipFiles, Names
+from .outputs import WRITTEN, ClipFiles, Names, Sources, sources_of
 from .pictures import write_picture
 from .results import CocoResults, detections_of, to_pandas, to_supervision
 from .stored_model import registered_only, stored_model
@@ -102,7 +102,7 @@ class DDetrInferencer(DetInferencer):
         except CheckpointError as error:
             raise FileNotFoundError(f'weights: {error}') from None
         self.names = Names()
-        self._every, self._clips = 1, ClipFiles()
+        self._every, self._clips, self._sources = 1, ClipFiles(), Sources()
         self._guard = nullcontext  # around what is built of a stored config, and what that does: it may build, too
         with quiet(), ExitStack() as self._while_built:
             super().__init__(
@@ -285,6 +285,7 @@ class DDetrInferencer(DetInferencer):
         drawing.update(return_vis=return_vis, no_save_vis=no_save_vis, img_out_dir=out_dir)
         writing = dict(print_result=print_result, no_save_pred=no_save_pred, pred_out_dir=out_dir)
         self._every, self._clips = every, ClipFiles()
+        self._sources = self._sources_of(inputs, out_dir) if out_dir and not no_save_vis else Sources()
         ids = coco and CocoResults(Path(out_dir, 'results.bbox.json'), coco, self.classes)
         try:
             batches = self.preprocess(
@@ -304,6 +305,13 @@ class DDetrInferencer(DetInferencer):
             self._clips.close()
             if ids:
                 ids.close()
+
+    def _sources_of(self, inputs, out_dir):
+        """The files among the inputs, if no picture or video would replace one."""
+        try:
+            return sources_of(inputs, self.names, out_dir, _drawn_suffix, 'vis')
+        except FileExistsError as error:
+            raise ValueError(f'out_dir is {out_dir!r}, but {error}') from None
 
     @property
     def classes(self):
@@ -384,6 +392,8 @@ class DDetrInferencer(DetInferencer):
                     size += data['inputs'].nbytes
                     size += picture.source.nbytes if isinstance(picture.source, np.ndarray) else 0
                     name = self.names.of(picture.origin, out_dir) if out_dir else ''
+                    if picture.origin:
+                        self._sources.add(picture.origin)  # of an iterator it is told here only
                     window.append((Job(index, picture, name), data))
             except (StopIteration, ValueError, TypeError, OSError) as error:
                 stopped = error
@@ -432,8 +442,9 @@ class DDetrInferencer(DetInferencer):
         drawn = []
         for job, pred in zip(jobs, preds):
             clip = job.picture.clip
-            suffix = file_of(job.picture.path).suffix if job.picture.path else ''
-            file = f'{job.name}{suffix if suffix.lower() in WRITTEN else ".jpg"}'
+            file = f'{job.name}{_drawn_suffix(job.picture.origin, bool(clip))}'
+            if out_dir:
+                self._sources.check(Path(out_dir, 'vis', file))
             self.visualizer.add_datasample(
                 file,
                 job.picture.read()[..., ::-1],
@@ -448,8 +459,7 @@ class DDetrInferencer(DetInferencer):
             if out_dir and not clip:
                 write_picture(Path(out_dir, 'vis', file), drawn[-1][..., ::-1])
             elif out_dir:
-                file = Path(out_dir, 'vis', f'{job.name}.mp4')
-                self._clips.draw(file, clip, drawn[-1][..., ::-1], clip.fps / self._every)
+                self._clips.draw(Path(out_dir, 'vis', file), clip, drawn[-1][..., ::-1], clip.fps / self._every)
         return drawn
 
     def postprocess(
@@ -483,6 +493,14 @@ class DDetrInferencer(DetInferencer):
         if print_result:
             print(results)
         return dict(results, visualization=visualization)
+
+
+def _drawn_suffix(path, is_video):
+    """Of the annotated picture or video of a file, or of an array, whose path is None."""
+    if is_video:
+        return '.mp4'
+    suffix = file_of(path).suffix if path else ''
+    return suffix if suffix.lower() in WRITTEN else '.jpg'
 
 
 def names_of(model, checkpoint, loader, default):
