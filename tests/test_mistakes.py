@@ -93,6 +93,8 @@ def tool(tmp_path, monkeypatch, capfd):
         (f'export.py {NAME} none.pth a.onnx', "no checkpoint 'none.pth'"),
         (f'export.py {NAME} picture.jpg a.onnx', 'picture.jpg cannot be read .*: it is a picture'),
         ('finetune.py --data nowhere', 'nowhere'),
+        ('finetune.py --data . --work-dir picture.jpg', "--work-dir: '.*picture.jpg' is a file, expected a folder"),
+        (f'export.py {NAME} picture.jpg /proc/a.onnx', "out: nothing can be written to '/proc': No such file"),
         ('finetune.py --data . --load-from none.pth', "no checkpoint 'none.pth'"),
     ],
 )

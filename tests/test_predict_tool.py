@@ -3,9 +3,11 @@
 import csv
 import json
 import os
+import resource
 import runpy
 import sys
 from collections import OrderedDict
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -49,7 +51,7 @@ def infer(monkeypatch, tmp_path, capsys):
 
     def call(*arguments):
         monkeypatch.setattr(
-            sys, 'argv', ['predict.py', '--weights', 'detector.onnx', '--source', *map(str, arguments), '--out', 'out']
+            sys, 'argv', ['predict.py', '--weights', 'detector.onnx', '--out', 'out', '--source', *map(str, arguments)]
         )
         monkeypatch.syspath_prepend(str(TOOL.parent))
         code = 0
@@ -117,6 +119,48 @@ def test_what_cannot_be_used_is_named_and_the_rest_is_done(infer):
         f"no file matches 'photos/*.png': the folder '{Path.cwd()}/photos' holds none",
         'camera 7: no camera of this number gives pictures',
     ]
+
+
+@pytest.mark.parametrize(
+    'out, message',
+    [
+        ('gray.png', "'gray.png' is a file, expected a folder"),
+        ('gray.png/a', "'gray.png' is a file, expected a folder"),
+        pytest.param(
+            *('/proc/zz', "nothing can be written to '/proc/zz': No such file or directory"),
+            marks=pytest.mark.skipif(sys.platform != 'linux', reason='no such folder'),
+        ),
+    ],
+)
+def test_a_folder_that_nothing_can_be_written_to(infer, out, message):
+    cv2.imwrite('gray.png', gray(200))
+    code, told, _ = infer('gray.png', '--out', out)
+    assert (code, told) == (f'predict.py: --out: {message}', '')
+
+
+@pytest.mark.parametrize('options', [(), ('--format', 'csv', '--no-pictures'), ('--format', 'coco', '--no-pictures')])
+def test_a_full_disk(infer, options):
+    """The error says which file or folder, and no half of a file is left but of those that grow."""
+    for i in range(200):
+        cv2.imwrite(f'{i}.png', gray(200, (5, 5)))
+    with small_files():
+        code, *_ = infer('.', *options)
+    place = {(): "'out/0.jpg'", 'csv': "'out'", 'coco': "'out/predictions.json'"}[options and options[1]]
+    assert code == f'predict.py: --out: {place}: File too large'
+    assert [path.name for path in Path('out').iterdir()] == {(): ['0.json'], 'csv': ['results.csv'], 'coco': []}[
+        options and options[1]
+    ]
+
+
+@contextmanager
+def small_files():
+    """As on a full disk, a file takes no more than a few bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='names of files are text there')

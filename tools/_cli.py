@@ -76,6 +76,15 @@ def naming(option, *known):
         sys.exit(f'{Path(sys.argv[0]).name}: {option}: {mistakes.explain(error) or error}')
 
 
+def writable_folder(option, path):
+    """The folder of an option, made if missing; where nothing can be written, the program ends with a sentence."""
+    from mmdet_ddetr.files import make_folder
+
+    with naming(option, OSError):
+        make_folder(path)
+    return Path(path)
+
+
 def run(main, *known):
     """Call ``main``; a mistake of the user ends in a sentence, and so do the errors ``known``."""
     for stream in (sys.stdout, sys.stderr):

@@ -7,7 +7,7 @@ python tools/explain.py deformable-detr_r50_16xb2-50e_coco epoch_50.pth photo.jp
 import argparse
 from pathlib import Path
 
-from _cli import run
+from _cli import run, writable_folder
 
 
 def parse_args(argv=None):
@@ -85,6 +85,7 @@ def write(args):
         raise ValueError(f'--depth must be at least 1, got {args.depth}')
     model = DDetrInferencer(args.config, args.weights, device=args.device, show_progress=False).model
     check_recordable(model)  # of another kind: say so before anything is predicted
+    out, stem = writable_folder('--out', args.out), Path(args.image).stem
     explanation = explain(model, args.image, 0.0)
     found = [detection for detection in explanation.detections if detection.score >= args.score_thr]
     if not found:
@@ -103,8 +104,6 @@ def write(args):
         figures |= of_queries(args, explanation, objects)
     figures |= of_sampling(args, explanation, objects)
 
-    out, stem = Path(args.out), Path(args.image).stem
-    out.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         path = out / f'{stem}-{name}.png'
         figure.savefig(path)

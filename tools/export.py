@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from _cli import read_config, run
+from _cli import read_config, run, writable_folder
 
 FORMATS = {'.onnx': 'onnx', '.xml': 'openvino', '.pt2': 'pt2'}
 ATTENTION = ('gridsample', 'gather', 'plugin', 'op')
@@ -54,6 +54,7 @@ def main():
     from mmdet_ddetr.apis import DDetrInferencer
     from mmdet_ddetr.export import ExportError, check_format, export
 
+    writable_folder('out', args.out.parent)
     try:
         check_format(args.format, args.attention)
         loaded = DDetrInferencer(read_config(args.config), args.checkpoint, device=args.device, show_progress=False)

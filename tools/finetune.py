@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from _cli import CFG_OPTIONS_HELP, IMAGE_SIZE_HELP, positive, read_config, run
+from _cli import CFG_OPTIONS_HELP, IMAGE_SIZE_HELP, positive, read_config, run, writable_folder
 
 STORED = 'options.json'  # in the work directory, of the training there
 RESERVE = 10  # seconds for what comes after the test: pictures and report take 2, many times that with a large model
@@ -184,7 +184,7 @@ def finetune(args, start):
     if args.device == 'cuda' and not torch.cuda.is_available():
         sys.exit('--device cuda: this PyTorch sees no CUDA device')
     check_exists(args.load_from)
-    work_dir = Path(args.work_dir)
+    work_dir = writable_folder('--work-dir', args.work_dir)
     cfg = read_config(args.config, args.cfg_options)
     folder = find_data(args.data, work_dir, args.val_fraction, args.seed, args.decode)
     found = inspect_folder(folder, cfg.model.get('num_queries'), args.decode)

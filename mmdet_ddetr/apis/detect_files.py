@@ -13,6 +13,7 @@ import numpy as np
 from ..datasets.errors import DataError
 from ..export.description import ExportError
 from ..export.runtime import Detections, ExportedDetector
+from ..files import make_folder, named, write_atomically
 from .console import progress
 from .inferencer import DDetrInferencer
 from .inputs import Picture, number_of, pictures
@@ -91,7 +92,7 @@ class Files:
     for each frame. Other formats are one file for all, see ``result_files.py``.
 
     Args:
-        folder: made if missing.
+        folder: made if missing; an OSError says why nothing can be written there.
         classes: a name for each label.
         every: n of each n-th frame that is looked at, for the speed of annotated videos.
         coco: annotation file with the ids of images and categories, for ``results.bbox.json`` in COCO's format of
@@ -112,7 +113,7 @@ class Files:
         self.folder, self.classes, self.every, self.draw = Path(folder), classes, every, draw
         self._names, self._colours, self._clips = Names(), palette(len(classes)), ClipFiles()
         self._sources = Sources()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         self._json = 'json' in formats
         self._coco = coco and CocoResults(self.folder / 'results.bbox.json', coco, classes)
         self._tables = [FILES[name](self.folder, classes) for name in dict.fromkeys(formats) if name != 'json']
@@ -132,7 +133,12 @@ class Files:
         Raises:
             DataError: the annotation file has no such image; everything else is written.
             FileExistsError: the annotated picture or video would replace one of the inputs.
+            OSError: it cannot be written; names the file or the folder.
         """
+        with named(self.folder):
+            return self._write(picture, image, found)
+
+    def _write(self, picture, image, found):
         boxes, scores, labels = (x.tolist() for x in (found.boxes, found.scores, found.labels))
         objects = [
             dict(label=self.classes[label], score=round(score, 4), box=[round(x, 2) for x in box])
@@ -155,7 +161,7 @@ class Files:
         else:
             if self._json:
                 record = dict(image=picture.path, **size, objects=objects)
-                Path(f'{name}.json').write_text(json.dumps(record, indent=1))
+                write_atomically(f'{name}.json', json.dumps(record, indent=1).encode(), sync=False)
             if self.draw:
                 write_picture(drawn_path, drawn)
             if self._coco:
@@ -164,9 +170,10 @@ class Files:
 
     def close(self) -> None:
         """Finish the files: a video can be opened, and the results of all pictures read, after this only."""
-        self._clips.close()
-        for file in (*self._tables, *filter(None, [self._coco])):
-            file.close()
+        with named(self.folder):
+            self._clips.close()
+            for file in (*self._tables, *filter(None, [self._coco])):
+                file.close()
 
 
 def detect_files(

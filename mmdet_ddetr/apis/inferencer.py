@@ -29,6 +29,7 @@ from ..checkpoints import (
     weights_of,
 )
 from ..datasets import DataError, LoadImageFromFile
+from ..files import named, write_atomically
 from ..inference import optimize_for_inference
 from ..registry import TRANSFORMS, our_class
 from .arguments import check_call_arguments, check_model_arguments, check_stream_arguments
@@ -295,16 +296,18 @@ class DDetrInferencer(DetInferencer):
             waiting, next_one = {}, 0
             with progress('Inference', number_of(inputs, every), self.show_progress and first) as advance:
                 for jobs, data in chain(first, batches):
-                    results = self._results_of(jobs, data, returns, drawing, writing, ids)
+                    with named(out_dir):
+                        results = self._results_of(jobs, data, returns, drawing, writing, ids)
                     waiting.update(zip((job.index for job in jobs), results))
                     advance(len(jobs))
                     while next_one in waiting:
                         yield waiting.pop(next_one)
                         next_one += 1
         finally:
-            self._clips.close()
-            if ids:
-                ids.close()
+            with named(out_dir):
+                self._clips.close()
+                if ids:
+                    ids.close()
 
     def _sources_of(self, inputs, out_dir):
         """The files among the inputs, if no picture or video would replace one."""
@@ -488,7 +491,7 @@ class DDetrInferencer(DetInferencer):
                     place = dict(frame=job.picture.number, time=round(job.picture.time, 4))
                     self._clips.note(folder / f'{job.name}.jsonl', job.picture.clip, place | result)
                 else:
-                    (folder / f'{job.name}.json').write_text(json.dumps(result))
+                    write_atomically(folder / f'{job.name}.json', json.dumps(result).encode(), sync=False)
         results = dict(predictions=list(preds) if return_datasamples else results)
         if print_result:
             print(results)
