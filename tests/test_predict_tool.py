@@ -73,7 +73,7 @@ def test_pictures_and_videos(infer):
     cv2.imwrite('a.png', gray(200))
     write_video('b.mp4', [30, 150, 50, 200, 250])
     code, told, error = infer('.', '--batch-size', 2)
-    assert (code, error) == (0, '') and told == 'a.png: 1 bright\nwrote out\n'
+    assert (code, error) == (0, '') and told == 'a.png: 1 bright\nb.mp4: in 5 frames 3 bright\nwrote out\n'
     assert sorted(path.name for path in Path('out').iterdir()) == ['a.jpg', 'a.json', 'b.jsonl', 'b.mp4']
     assert json.loads(Path('out/a.json').read_text()) == dict(
         image='a.png', width=64, height=48, objects=[dict(label='bright', score=0.7843, box=[1.0, 2.0, 11.0, 22.0])]
@@ -91,6 +91,28 @@ def test_pictures_and_videos(infer):
     first, second = (drawn.read()[1] for _ in range(2))
     assert first[..., 0].std() < 2 < second[..., 0].std()  # a box is drawn on the second
     assert infer.detector.batches == [2, 2, 2]
+
+
+def test_a_line_for_each_video(infer):
+    """At its end, whatever comes after it and however they are batched; the last one may be cut."""
+    write_video('a.mp4', [30, 150])
+    write_video('b.mp4', [30, 30])
+    cv2.imwrite('c.png', gray(200))
+    write_video('d.mp4', [150] * 5)
+    told = infer('.', '--batch-size', 3, '--most', 7)[1]
+    assert told.splitlines() == [
+        'a.mp4: in 2 frames 1 bright',
+        'b.mp4: in 2 frames nothing',
+        'c.png: 1 bright',
+        'd.mp4: in 2 frames 2 bright',
+        'wrote out',
+    ]
+
+
+def test_nothing_is_said_to_be_written_where_nothing_is(infer):
+    Path('empty.jpg').touch()
+    code, told, _ = infer('empty.jpg', 'none.mp4')
+    assert (code, told) == ('predict.py: 2 of the inputs could not be used, see above', '')
 
 
 def test_every_and_most_and_no_pictures(infer):

@@ -5,6 +5,8 @@ import io
 import os
 import sys
 from contextlib import contextmanager
+from difflib import get_close_matches
+from itertools import takewhile
 from pathlib import Path
 
 CFG_OPTIONS_HELP = (
@@ -26,6 +28,42 @@ def positive(number_type):
 
     parse.__name__ = number_type.__name__  # argparse names it in its errors
     return parse
+
+
+class Parser(argparse.ArgumentParser):
+    """One whose errors say what is near an option that there is none of, and which option got too many values."""
+
+    _words, _rest = (), ()
+
+    def parse_known_args(self, args=None, namespace=None):
+        self._words = [str(word) for word in (sys.argv[1:] if args is None else args)]
+        parsed, self._rest = super().parse_known_args(args, namespace)
+        return parsed, self._rest
+
+    def error(self, message):
+        if self._rest:  # argparse: unrecognized arguments
+            message = self._too_many(self._rest[0]) or message
+        options = [option for action in self._actions for option in action.option_strings]
+        names = (word.partition('=')[0] for word in self._words if word.startswith('--'))
+        for name in names:
+            near = get_close_matches(name.replace('_', '-'), options, n=1)
+            if near and not any(option.startswith(name) for option in options):
+                message += f'; there is no {name}, did you mean {near[0]}?'
+        super().error(message)
+
+    def _too_many(self, first):
+        """Of a tool that takes options only: the one that a value too many stands behind."""
+        if first.startswith('-') or not all(action.option_strings for action in self._actions):
+            return None
+        end = self._words.index(first)
+        start = max((i for i, word in enumerate(self._words[:end]) if word.startswith('-')), default=None)
+        if start is None:
+            return None
+        option, equals, value = self._words[start].partition('=')
+        taken = [value] * bool(equals) + self._words[start + 1 : end]
+        given = [*taken, *takewhile(lambda word: not word.startswith('-'), self._words[end:])]
+        count = f'{len(taken) or "no"} value{"s" * (len(taken) != 1)}'
+        return f'{option} takes {count}, got {len(given)}: {" ".join(given)}'
 
 
 def add_common_arguments(parser):

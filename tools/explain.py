@@ -4,14 +4,13 @@ deformable convolutions and of DAT, the bins of deformable RoI pooling.
 python tools/explain.py deformable-detr_r50_16xb2-50e_coco epoch_50.pth photo.jpg --out outputs/explain
 """
 
-import argparse
 from pathlib import Path
 
-from _cli import run, writable_folder
+from _cli import Parser, run, writable_folder
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description='Draw what a detector looks at, as PNG files and one HTML page')
+    parser = Parser(description='Draw what a detector looks at, as PNG files and one HTML page')
     parser.add_argument('config', help='path of a config, or the name of one of this package')
     parser.add_argument('weights', help='checkpoint file')
     parser.add_argument('image', help='image file')

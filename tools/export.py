@@ -3,18 +3,17 @@
 python tools/export.py CONFIG CHECKPOINT detector.onnx
 """
 
-import argparse
 import sys
 from pathlib import Path
 
-from _cli import read_config, run, writable_folder
+from _cli import Parser, read_config, run, writable_folder
 
 FORMATS = {'.onnx': 'onnx', '.xml': 'openvino', '.pt2': 'pt2'}
 ATTENTION = ('gridsample', 'gather', 'plugin', 'op')
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description='Write a detector to a file that runs without OpenMMLab',
         epilog='The file takes batches of any size and padded images, gives boxes, scores and labels without NMS, and '
         'names its classes: see docs/export.md. tools/predict.py runs it.',

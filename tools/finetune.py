@@ -10,14 +10,14 @@ import sys
 import time
 from pathlib import Path
 
-from _cli import CFG_OPTIONS_HELP, IMAGE_SIZE_HELP, positive, read_config, run, writable_folder
+from _cli import CFG_OPTIONS_HELP, IMAGE_SIZE_HELP, Parser, positive, read_config, run, writable_folder
 
 STORED = 'options.json'  # in the work directory, of the training there
 RESERVE = 10  # seconds for what comes after the test: pictures and report take 2, many times that with a large model
 
 
 def make_parser():
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description='Train a detector on a folder of labelled images, evaluate it and write annotated pictures',
     )
     parser.add_argument(

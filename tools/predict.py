@@ -3,17 +3,16 @@
 python tools/predict.py --weights work_dirs/demo/best.pth --source photos street.mp4 --conf 0.3
 """
 
-import argparse
 import sys
 from pathlib import Path
 
-from _cli import add_optimize, naming, run
+from _cli import Parser, add_optimize, naming, run
 
 FORMATS = ('json', 'csv', 'coco')
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description='Detect with a file that tools/export.py wrote, or with a checkpoint',
         epilog='What cannot be read is named and left out; the exit code is 1 then. See docs/inference.md.',
     )
@@ -101,7 +100,8 @@ def main(argv=None):
     with naming('--out', OSError):
         files = Files(args.out, detector.classes, args.every, args.coco, not args.no_pictures, args.format)
         failures = detect_files(detector, args.source, files, **options)
-    print(f'wrote {args.out}')
+    if files.number:
+        print(f'wrote {args.out}')
     if failures:
         sys.exit(f'{Path(sys.argv[0]).name}: {failures} of the inputs could not be used, see above')
 

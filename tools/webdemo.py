@@ -3,18 +3,17 @@
 python tools/webdemo.py CONFIG CHECKPOINT
 """
 
-import argparse
 import socket
 import sys
 from pathlib import Path
 
-from _cli import read_config, run
+from _cli import Parser, read_config, run
 
 LOOPBACK = ('127.0.0.1', 'localhost')
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description='Show a detector on a web page: drop an image, move the threshold, hover a box to see what it '
         'looked at',
         epilog='The page asks for no password and no other server. See docs/inference.md.',

@@ -99,6 +99,9 @@ class Files:
             results; None: no such file.
         draw: write pictures and videos, too.
         formats: some of 'json', 'csv' (``results.csv``) and 'coco' (``predictions.json``).
+
+    Attributes:
+        number: of the pictures and frames that were written about.
     """
 
     def __init__(
@@ -112,7 +115,7 @@ class Files:
     ):
         self.folder, self.classes, self.every, self.draw = Path(folder), classes, every, draw
         self._names, self._colours, self._clips = Names(), palette(len(classes)), ClipFiles()
-        self._sources = Sources()
+        self._sources, self.number = Sources(), 0
         make_folder(self.folder)
         self._json = 'json' in formats
         self._coco = coco and CocoResults(self.folder / 'results.bbox.json', coco, classes)
@@ -135,6 +138,7 @@ class Files:
             FileExistsError: the annotated picture or video would replace one of the inputs.
             OSError: it cannot be written; names the file or the folder.
         """
+        self.number += 1
         with named(self.folder):
             return self._write(picture, image, found)
 
@@ -194,7 +198,7 @@ def detect_files(
         batch_size: images at once; a detector that takes a fixed number of them gets that.
         most: pictures and frames, after which to stop; None: all.
         shown: a progress bar on stderr.
-        tell: told a line for each picture that is no frame.
+        tell: told a line for each picture, and for each video at its end.
 
     Returns:
         The number of failures.
@@ -204,7 +208,7 @@ def detect_files(
     """
     files.keep(inputs)
     threshold = detector.threshold if threshold is None else threshold
-    failures = 0
+    failures, lines = 0, Lines(tell)
 
     def fail(error: Exception) -> None:
         nonlocal failures
@@ -224,13 +228,39 @@ def detect_files(
                     except DataError as error:
                         fail(error)
                         continue
-                    if not picture.clip:
-                        counts = ', '.join(f'{number} {label}' for label, number in Counter(labels).most_common())
-                        tell(f'{picture.path}: {counts or "nothing"}')
+                    lines.add(picture, labels)
                 advance(len(batch))
+        lines.close()
     finally:
         files.close()
     return failures
+
+
+class Lines:
+    """A line for each picture, and for each video once all of it is known."""
+
+    def __init__(self, tell: Callable[[str], None]):
+        self._tell, self._clip, self._frames, self._labels = tell, None, 0, Counter()
+
+    def add(self, picture: Picture, labels: Sequence[str]) -> None:
+        """One more, with the names of its objects."""
+        if picture.clip is not self._clip:
+            self.close()
+        if picture.clip is None:
+            self._tell(f'{picture.path}: {_counts(Counter(labels))}')
+        else:
+            self._clip, self._frames = picture.clip, self._frames + 1
+            self._labels.update(labels)
+
+    def close(self) -> None:
+        """The line of the video, if the last picture was of one."""
+        if self._clip is not None:
+            self._tell(f'{self._clip.name}: in {self._frames} frames {_counts(self._labels)}')
+        self._clip, self._frames, self._labels = None, 0, Counter()
+
+
+def _counts(labels: Counter) -> str:
+    return ', '.join(f'{number} {label}' for label, number in labels.most_common()) or 'nothing'
 
 
 def _found(detector, batch, threshold, fail) -> Iterator[tuple[Picture, np.ndarray, Detections]]:
