@@ -1,6 +1,7 @@
 """What the inferencer's arguments may be, checked before a model is built or an image is read."""
 
 import os
+from difflib import get_close_matches
 from importlib.util import find_spec
 from numbers import Real
 from pathlib import Path
@@ -11,6 +12,15 @@ from ..files import make_folder
 from ..inference import DTYPES
 
 NO_WINDOW = {'agg', 'cairo', 'pdf', 'pgf', 'ps', 'svg', 'template'}  # backends of matplotlib that only write files
+
+
+def check_names(given, known) -> None:
+    """Raise TypeError that names the argument which is not among the known ones, and the nearest of them."""
+    for name in given:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f'; did you mean {near[0]}?' if near else f', expected one of {", ".join(known)}'
+            raise TypeError(f'there is no argument {name!r}{hint}')
 
 
 def check_model_arguments(model, weights, device, optimize=None) -> None:

@@ -6,6 +6,7 @@ import warnings
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from itertools import chain, islice
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from ..datasets import DataError, LoadImageFromFile
 from ..files import named, write_atomically
 from ..inference import optimize_for_inference
 from ..registry import TRANSFORMS, our_class
-from .arguments import check_call_arguments, check_model_arguments, check_stream_arguments
+from .arguments import check_call_arguments, check_model_arguments, check_names, check_stream_arguments
 from .configs import find_config, get_config, list_configs
 from .console import progress, quiet
 from .finetune import innermost_dataset
@@ -92,9 +93,12 @@ class DDetrInferencer(DetInferencer):
     Raises:
         FileNotFoundError: No such checkpoint, or no model of that name here or in mmdet.
         ValueError: A name of this package without weights, or weights that do not fit the model.
+        TypeError: An argument of another type, or one that there is not; the message names the nearest.
     """
 
     def __init__(self, model=None, weights=None, optimize=None, **kwargs):
+        own, theirs = (signature(cls.__init__).parameters for cls in (DDetrInferencer, DetInferencer))
+        check_names(kwargs, [name for name in own | theirs if name not in ('self', 'kwargs')])
         check_model_arguments(model, weights, kwargs.get('device'), optimize)
         if isinstance(model, str | Path) and not Path(model).is_file():
             model = self._resolve(str(model), weights)
@@ -206,6 +210,7 @@ class DDetrInferencer(DetInferencer):
             ValueError, TypeError, FileNotFoundError: An input is not readable or no image; the message says which, what
                 it is and what was expected. What came before it is in ``out_dir``.
         """
+        check_names(kwargs, list(signature(self.stream).parameters))
         for item in inputs if isinstance(inputs, list | tuple) else [inputs]:
             if isinstance(item, int | str) and not isinstance(item, bool) and is_live(item):
                 raise ValueError(f'inputs: camera {item} has no end, and all its detections no place: use .stream(...)')
