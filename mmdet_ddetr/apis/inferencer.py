@@ -11,7 +11,6 @@ from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
-import torch
 from mmdet.apis import DetInferencer
 from mmdet.datasets.transforms import InferencerLoader
 from mmengine.logging import print_log
@@ -116,7 +115,7 @@ class DDetrInferencer(DetInferencer):
                 **kwargs,
             )
         if optimize is not None:
-            self.model = optimize_for_inference(self.model, getattr(torch, optimize))
+            self.model = optimize_for_inference(self.model, optimize)
 
     @staticmethod
     def _resolve(name, weights):
