@@ -93,6 +93,11 @@ def tool(tmp_path, monkeypatch, capfd):
         (f'export.py {NAME} none.pth a.onnx', "no checkpoint 'none.pth'"),
         (f'export.py {NAME} picture.jpg a.onnx', 'picture.jpg cannot be read .*: it is a picture'),
         ('finetune.py --data nowhere', 'nowhere'),
+        (
+            'predict.py --weights epoch_3.pth --source . --config picture.jpg',
+            '--config: picture.jpg cannot be read as a config: .*Only py',
+        ),
+        ('predict.py --weights epoch_3.pth --source . --config nope', "no config 'nope'"),
         (f'train.py {NAME} --image_size 9', 'unrecognized .*: --image_size 9; .* did you mean --image-size?'),
         ('finetune.py --data . --imagesize=9', 'there is no --imagesize, did you mean --image-size?'),
         ('predict.py --wieghts a.pth --source .', 'are required: --weights; .* --wieghts, did you mean --weights?'),

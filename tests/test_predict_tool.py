@@ -312,7 +312,16 @@ def test_beside_the_sources(infer):
 
 
 @pytest.mark.parametrize(
-    'arguments', [('--every', 0), ('--batch-size', 0), ('--most', 0), ('--threads', 0), ('--conf', 2)]
+    'arguments',
+    [
+        ('--every', 0),
+        ('--batch-size', 0),
+        ('--most', 0),
+        ('--threads', 0),
+        ('--conf', 2),
+        ('--overlap', 0.9),
+        ('--overlap', -0.5),
+    ],
 )
 def test_arguments(infer, arguments):
     code, _, error = infer('.', *arguments)

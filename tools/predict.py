@@ -81,17 +81,21 @@ def parse_args(argv=None):
             parser.error(f'--{name.replace("_", "-")}: must be at least 1, got {getattr(args, name)}')
     if args.conf is not None and not 0 <= args.conf <= 1:
         parser.error(f'--conf: must be a number from 0 to 1, got {args.conf:g}')
+    if not 0 <= args.overlap < 0.9:
+        parser.error(f'--overlap: must be a number from 0 to below 0.9, got {args.overlap:g}')
     args.source = [int(word) if word.isdecimal() and not Path(word).exists() else word for word in args.source]
     return args
 
 
 def main(argv=None):
     args = parse_args(argv)
+    from mmdet_ddetr.apis.configs import ConfigError
     from mmdet_ddetr.apis.detect_files import Files, detect_files, open_detector
     from mmdet_ddetr.apis.slicing import Sliced
 
     try:
-        detector = open_detector(args.weights, args.config, args.device, args.threads, args.optimize)
+        with naming('--config', ConfigError):
+            detector = open_detector(args.weights, args.config, args.device, args.threads, args.optimize)
     except ImportError as error:
         sys.exit(f'{Path(sys.argv[0]).name}: {error}')
     if args.slice is not None:

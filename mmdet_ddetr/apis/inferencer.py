@@ -91,7 +91,8 @@ class DDetrInferencer(DetInferencer):
 
     Raises:
         FileNotFoundError: No such checkpoint, or no model of that name here or in mmdet.
-        ValueError: A name of this package without weights, or weights that do not fit the model.
+        ValueError: A config that cannot be read, a name of this package without weights, or weights that do not fit
+            the model.
         TypeError: An argument of another type, or one that there is not; the message names the nearest.
     """
 
@@ -99,8 +100,8 @@ class DDetrInferencer(DetInferencer):
         own, theirs = (signature(cls.__init__).parameters for cls in (DDetrInferencer, DetInferencer))
         check_names(kwargs, [name for name in own | theirs if name not in ('self', 'kwargs')])
         check_model_arguments(model, weights, kwargs.get('device'), optimize)
-        if isinstance(model, str | Path) and not Path(model).is_file():
-            model = self._resolve(str(model), weights)
+        if isinstance(model, str | Path):
+            model = get_config(model) if Path(model).is_file() else self._resolve(str(model), weights)
         try:
             check_exists(weights)
         except CheckpointError as error:
@@ -110,7 +111,7 @@ class DDetrInferencer(DetInferencer):
         self._guard = nullcontext  # around what is built of a stored config, and what that does: it may build, too
         with quiet(), ExitStack() as self._while_built:
             super().__init__(
-                str(model) if isinstance(model, Path) else model,
+                model,
                 str(weights) if weights is not None else None,
                 **kwargs,
             )
