@@ -6,7 +6,6 @@ import os
 import sys
 from contextlib import contextmanager
 from difflib import get_close_matches
-from itertools import takewhile
 from pathlib import Path
 
 CFG_OPTIONS_HELP = (
@@ -42,7 +41,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         if self._rest:  # argparse: unrecognized arguments
-            message = self._too_many(self._rest[0]) or message
+            message = self._too_many() or message
         options = [option for action in self._actions for option in action.option_strings]
         names = (word.partition('=')[0] for word in self._words if word.startswith('--'))
         for name in names:
@@ -51,19 +50,24 @@ class Parser(argparse.ArgumentParser):
                 message += f'; there is no {name}, did you mean {near[0]}?'
         super().error(message)
 
-    def _too_many(self, first):
-        """Of a tool that takes options only: the one that a value too many stands behind."""
-        if first.startswith('-') or not all(action.option_strings for action in self._actions):
+    def _too_many(self):
+        """Of a tool that takes options only: the first option that got more values than it takes."""
+        if not all(action.option_strings for action in self._actions):
             return None
-        end = self._words.index(first)
-        start = max((i for i, word in enumerate(self._words[:end]) if word.startswith('-')), default=None)
-        if start is None:
-            return None
-        option, equals, value = self._words[start].partition('=')
-        taken = [value] * bool(equals) + self._words[start + 1 : end]
-        given = [*taken, *takewhile(lambda word: not word.startswith('-'), self._words[end:])]
-        count = f'{len(taken) or "no"} value{"s" * (len(taken) != 1)}'
-        return f'{option} takes {count}, got {len(given)}: {" ".join(given)}'
+        given = []
+        for word in self._words:
+            if word.startswith('-'):
+                option, equals, value = word.partition('=')
+                given.append((option, [value] * bool(equals)))
+            elif given:
+                given[-1][1].append(word)
+        takes = {option: action.nargs for action in self._actions for option in action.option_strings}
+        for option, values in given:
+            most = {None: 1, '?': 1}.get(takes.get(option, '*'), takes.get(option))
+            if isinstance(most, int) and len(values) > most:
+                count = f'{most or "no"} value{"s" * (most != 1)}'
+                return f'{option} takes {count}, got {len(values)}: {" ".join(values)}'
+        return None
 
 
 def add_common_arguments(parser):
