@@ -5,6 +5,7 @@ way they find the stand-ins of an uncompiled mmcv (see ``compat``). One that is 
 ``python browse_dataset.py``, finds them after ``--install-hook``.
 """
 
+import os
 import sys
 from difflib import get_close_matches
 from importlib.util import find_spec
@@ -46,9 +47,11 @@ def console() -> None:
 def main(arguments: list[str]) -> None:
     """Do what the command line says; a tool's own exit is passed on."""
     if not arguments or arguments[0] in ('-h', '--help'):
-        print(USAGE)
-        for package in ('mmdet_ddetr', 'mmdet'):
-            print(f'{package}: {" ".join(sorted(list_tools(package)))}\n')
+        tools = [f'{package}: {" ".join(sorted(list_tools(package)))}\n' for package in ('mmdet_ddetr', 'mmdet')]
+        try:
+            print(USAGE, *tools, sep='\n', flush=True)
+        except BrokenPipeError:  # whoever reads it has seen enough: `mmdet-ddetr --help | head -1`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at the end
     elif arguments[0] == '--install-hook':
         print(f'wrote {start_hook.install()}; `{PROGRAM} --remove-hook` undoes it')
     elif arguments[0] == '--remove-hook':

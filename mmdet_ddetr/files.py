@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.logging import MMLogger
@@ -12,10 +13,13 @@ UNFINISHED = '.part'  # suffix of a file that is being written
 
 
 @contextmanager
-def atomically(path: str | Path) -> Iterator[Path]:
+def atomically(path: str | Path, sync: bool = True) -> Iterator[Path]:
     """Give a name beside ``path`` to write to; afterwards the file is on the disk, and under its own name.
 
     No reader, and no crash, ever finds it half-written: until then the name belongs to the previous file.
+
+    Args:
+        sync: wait for the disk; without, a crash of the system may still take it.
 
     Raises:
         OSError: nothing has changed, and what was written so far is removed.
@@ -23,14 +27,16 @@ def atomically(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     part = path.with_name(path.name + UNFINISHED)
     try:
-        yield part
-        with open(part, 'rb+') as file:
-            os.fsync(file.fileno())
+        with named(path, part):
+            yield part
+        if sync:
+            with open(part, 'rb+') as file:
+                os.fsync(file.fileno())
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    if os.name == 'posix':  # the new name is an entry of the folder, which has to reach the disk as well
+    if sync and os.name == 'posix':  # the new name is an entry of the folder, which has to reach the disk as well
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -38,10 +44,39 @@ def atomically(path: str | Path) -> Iterator[Path]:
             os.close(folder)
 
 
-def write_atomically(path: str | Path, data: bytes) -> None:
+@contextmanager
+def named(path: str | Path, part: Path | None = None) -> Iterator[None]:
+    """An error of the system that names no file, as of a full disk, or ``part``, names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, part and str(part)):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+def write_atomically(path: str | Path, data: bytes, sync: bool = True) -> None:
     """Write a file by :func:`atomically`."""
-    with atomically(path) as part:
+    with atomically(path, sync) as part:
         part.write_bytes(data)
+
+
+def make_folder(path: str | Path) -> None:
+    """Make a folder, and look whether files can be written there, before anything that takes time.
+
+    Raises:
+        OSError: it cannot be; says why.
+    """
+    path = Path(path)
+    try:
+        there = next(folder for folder in (path, *path.parents, Path.cwd()) if folder.exists())
+        if there.is_dir():
+            path.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=path):
+                return
+    except OSError as error:
+        raise type(error)(f'nothing can be written to {str(path)!r}: {error.strerror}') from None
+    raise NotADirectoryError(f'{str(there)!r} is a file, expected a folder')
 
 
 def write_if_possible(path: str | Path, data: bytes) -> None:

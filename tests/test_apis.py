@@ -62,6 +62,14 @@ def test_unknown_config_names_the_nearest(name):
         find_config(name)
 
 
+def test_unknown_config_that_is_like_none():
+    """A list of all would fill the screen."""
+    with pytest.raises(FileNotFoundError, match="no config 'nope': .*; docs/model_zoo.md .* its (.*) names$") as info:
+        find_config('nope')
+    assert f' {len(list_configs())} names' in str(info.value) and len(str(info.value)) < 200
+    assert (ROOT / 'docs/model_zoo.md').is_file()
+
+
 # --- the inferencer --------------------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,9 @@
 """Exported files give PyTorch's detections: of batches of any size, padded, in each format and of each detector."""
 
 import copy
+import os
 import re
+import resource
 import warnings
 from contextlib import suppress
 from dataclasses import replace
@@ -21,7 +23,7 @@ from mmengine.registry import init_default_scope
 from tiny_model import CLASSES, tiny_model
 
 from mmdet_ddetr import get_config
-from mmdet_ddetr.export import DetectionProgram, ExportedDetector, ExportError, export
+from mmdet_ddetr.export import DetectionProgram, ExportedDetector, ExportError, export, formats
 from mmdet_ddetr.export.description import Description, describe
 from mmdet_ddetr.export.runtime import masks_of
 from mmdet_ddetr.layers import ImageSizes
@@ -432,6 +434,40 @@ def test_mistakes(tmp_path):
         export(model, CFG, tmp_path / 'x', 'tflite', classes=('a',))
     with pytest.raises(ExportError, match="attention must be one of gridsample, gather, op in pt2, got 'plugin'"):
         export(model, CFG, tmp_path / 'x', 'pt2', classes=('a',), attention='plugin')
+
+
+@pytest.mark.parametrize('format', ['onnx', 'pt2'])
+def test_a_previous_file_outlives_a_full_disk(format, tmp_path):
+    if format == 'onnx':
+        pytest.importorskip('onnxscript')
+    path = tmp_path / f'a.{format}'
+    path.write_text('before')
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(OSError, match=rf'^{re.escape(str(path))} cannot be written: '):
+            export_tiny('detr', path, format)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_text() == 'before' and os.listdir(tmp_path) == [path.name]
+
+
+def test_files_that_belong_together(tmp_path, monkeypatch):
+    """The one that names the others is the last to take its place; where one is not whole, none does."""
+    path = tmp_path / 'a.xml'
+    replaced, replace = [], os.replace
+    monkeypatch.setattr(os, 'replace', lambda old, new: replaced.append(Path(new).name) or replace(old, new))
+    for text in ('old', 'new'):
+        with formats.whole(path) as part:
+            for name in ('a.bin', 'a.xml', 'b.bin'):
+                part.with_name(name).write_text(text)
+    assert replaced[3:] == ['a.bin', 'b.bin', 'a.xml'] or replaced[3:] == ['b.bin', 'a.bin', 'a.xml']
+    with pytest.raises(OSError, match=r'a.xml cannot be written: the disk is full'), formats.whole(path) as part:
+        part.with_suffix('.bin').write_text('half')
+        raise RuntimeError('the disk is full\nand more')
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == dict.fromkeys(
+        ('a.xml', 'a.bin', 'b.bin'), 'new'
+    )
 
 
 NO_FORM = {

@@ -209,10 +209,16 @@ def test_files_are_refused_by_what_they_are(inferencer, image, tmp_path, capfd, 
         (dict(pred_score_thr=2), 'pred_score_thr must be a number from 0 to 1, got 2'),
         (dict(out_dir=__file__), r'out_dir is .*, but .*test_inferencer.py. is a file, expected a folder'),
         (dict(out_dir=f'{__file__}/a'), r'out_dir is .*, but .*test_inferencer.py. is a file, expected a folder'),
+        (dict(out_dir='/proc/zz'), "out_dir is '/proc/zz', but nothing can be written to '/proc/zz': "),
         (dict(out_dir=None), 'out_dir is None, expected the path of a folder'),
         (dict(every=0), 'every must be an integer of at least 1, got 0'),
         (dict(returns='json'), "returns must be one of dict, datasample, supervision, pandas, got 'json'"),
         (dict(unreadable='ignore'), "unreadable must be one of raise, skip, got 'ignore'"),
+        (dict(outdir='x'), "there is no argument 'outdir'; did you mean out_dir?"),
+        (
+            dict(nothing_near=1),
+            "there is no argument 'nothing_near', expected one of inputs, batch_size, out_dir",
+        ),
         (dict(coco=3), 'coco is of type int, expected the path of an annotation file'),
         (dict(coco='truth.json'), 'coco needs out_dir'),
         (dict(show=True), 'show=True needs a display.*out_dir='),
@@ -228,6 +234,9 @@ def test_arguments_are_checked_before_an_image_is_read(inferencer, arguments, me
     ('arguments', 'message'),
     [
         (dict(), r'neither model nor weights .*DDetrInferencer\(weights='),
+        (dict(weight='a.pth'), "there is no argument 'weight'; did you mean weights?"),
+        (dict(weights='a.pth', devise='cpu'), "there is no argument 'devise'; did you mean device?"),
+        (dict(weights='a.pth', x=1), "no argument 'x', expected one of model, weights, optimize, device, scope, pal"),
         (dict(weights=3), 'weights is of type int'),
         (dict(weights=''), "weights is ''"),
         (dict(model=3), 'model is of type int'),
@@ -284,6 +293,22 @@ def test_files_of_one_name_are_kept_apart(inferencer, image, tmp_path, at_once):
         assert cv2.imread(str(out / 'vis/2.jpg')).shape[0] == 24
     inferencer(files, out_dir=out, no_save_vis=True)  # the same files again: their own results are replaced
     assert len(list((out / 'preds').iterdir())) == len(files)
+
+
+def test_no_input_is_replaced(inferencer, image, tmp_path):
+    """Neither of a folder nor, as far as they were given by then, of an iterator."""
+    out = tmp_path / 'vis'
+    out.mkdir()
+    for name in ('a.jpg', 'b.jpg'):
+        cv2.imwrite(str(out / name), image)
+    before = (out / 'a.jpg').read_bytes()
+    with pytest.raises(ValueError, match=r"^out_dir is '.*', but .*a.jpg is one of the sources and would be replaced"):
+        inferencer(out, out_dir=tmp_path)
+    with pytest.raises(FileExistsError, match='a.jpg is one of the sources and would be replaced'):
+        inferencer(iter([out / 'a.jpg']), out_dir=tmp_path)
+    assert (out / 'a.jpg').read_bytes() == before and not list(tmp_path.glob('preds/*'))
+    inferencer(out, out_dir=tmp_path, no_save_vis=True)
+    assert written(tmp_path)['preds'] == ['a.json', 'b.json']
 
 
 def test_what_came_before_a_bad_image_is_written(inferencer, image, tmp_path):

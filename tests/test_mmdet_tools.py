@@ -212,6 +212,16 @@ def test_usage_lists_the_tools(run):
         assert '--install-hook' in text and ' finetune ' in text and ' browse_dataset ' in text
 
 
+def test_usage_that_nobody_reads_to_the_end():
+    """As in ``mmdet-ddetr --help | head -1``."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    python = [sys.executable, '-m', 'mmdet_ddetr', '--help']
+    done = subprocess.run(python, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, '')
+
+
 def test_any_script_as_python_runs_it(folder, run):
     (folder / 'scripts').mkdir()
     (folder / 'scripts/helper.py').write_text('word = "found beside the script"\n')

@@ -3,9 +3,11 @@
 import csv
 import json
 import os
+import resource
 import runpy
 import sys
 from collections import OrderedDict
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -49,7 +51,7 @@ def infer(monkeypatch, tmp_path, capsys):
 
     def call(*arguments):
         monkeypatch.setattr(
-            sys, 'argv', ['predict.py', '--weights', 'detector.onnx', '--source', *map(str, arguments), '--out', 'out']
+            sys, 'argv', ['predict.py', '--weights', 'detector.onnx', '--out', 'out', '--source', *map(str, arguments)]
         )
         monkeypatch.syspath_prepend(str(TOOL.parent))
         code = 0
@@ -71,7 +73,7 @@ def test_pictures_and_videos(infer):
     cv2.imwrite('a.png', gray(200))
     write_video('b.mp4', [30, 150, 50, 200, 250])
     code, told, error = infer('.', '--batch-size', 2)
-    assert (code, error) == (0, '') and told == 'a.png: 1 bright\nwrote out\n'
+    assert (code, error) == (0, '') and told == 'a.png: 1 bright\nb.mp4: in 5 frames 3 bright\nwrote out\n'
     assert sorted(path.name for path in Path('out').iterdir()) == ['a.jpg', 'a.json', 'b.jsonl', 'b.mp4']
     assert json.loads(Path('out/a.json').read_text()) == dict(
         image='a.png', width=64, height=48, objects=[dict(label='bright', score=0.7843, box=[1.0, 2.0, 11.0, 22.0])]
@@ -89,6 +91,28 @@ def test_pictures_and_videos(infer):
     first, second = (drawn.read()[1] for _ in range(2))
     assert first[..., 0].std() < 2 < second[..., 0].std()  # a box is drawn on the second
     assert infer.detector.batches == [2, 2, 2]
+
+
+def test_a_line_for_each_video(infer):
+    """At its end, whatever comes after it and however they are batched; the last one may be cut."""
+    write_video('a.mp4', [30, 150])
+    write_video('b.mp4', [30, 30])
+    cv2.imwrite('c.png', gray(200))
+    write_video('d.mp4', [150] * 5)
+    told = infer('.', '--batch-size', 3, '--most', 7)[1]
+    assert told.splitlines() == [
+        'a.mp4: in 2 frames 1 bright',
+        'b.mp4: in 2 frames nothing',
+        'c.png: 1 bright',
+        'd.mp4: in 2 frames 2 bright',
+        'wrote out',
+    ]
+
+
+def test_nothing_is_said_to_be_written_where_nothing_is(infer):
+    Path('empty.jpg').touch()
+    code, told, _ = infer('empty.jpg', 'none.mp4')
+    assert (code, told) == ('predict.py: 2 of the inputs could not be used, see above', '')
 
 
 def test_every_and_most_and_no_pictures(infer):
@@ -117,6 +141,48 @@ def test_what_cannot_be_used_is_named_and_the_rest_is_done(infer):
         f"no file matches 'photos/*.png': the folder '{Path.cwd()}/photos' holds none",
         'camera 7: no camera of this number gives pictures',
     ]
+
+
+@pytest.mark.parametrize(
+    'out, message',
+    [
+        ('gray.png', "'gray.png' is a file, expected a folder"),
+        ('gray.png/a', "'gray.png' is a file, expected a folder"),
+        pytest.param(
+            *('/proc/zz', "nothing can be written to '/proc/zz': No such file or directory"),
+            marks=pytest.mark.skipif(sys.platform != 'linux', reason='no such folder'),
+        ),
+    ],
+)
+def test_a_folder_that_nothing_can_be_written_to(infer, out, message):
+    cv2.imwrite('gray.png', gray(200))
+    code, told, _ = infer('gray.png', '--out', out)
+    assert (code, told) == (f'predict.py: --out: {message}', '')
+
+
+@pytest.mark.parametrize('options', [(), ('--format', 'csv', '--no-pictures'), ('--format', 'coco', '--no-pictures')])
+def test_a_full_disk(infer, options):
+    """The error says which file or folder, and no half of a file is left but of those that grow."""
+    for i in range(200):
+        cv2.imwrite(f'{i}.png', gray(200, (5, 5)))
+    with small_files():
+        code, *_ = infer('.', *options)
+    place = {(): "'out/0.jpg'", 'csv': "'out'", 'coco': "'out/predictions.json'"}[options and options[1]]
+    assert code == f'predict.py: --out: {place}: File too large'
+    assert [path.name for path in Path('out').iterdir()] == {(): ['0.json'], 'csv': ['results.csv'], 'coco': []}[
+        options and options[1]
+    ]
+
+
+@contextmanager
+def small_files():
+    """As on a full disk, a file takes no more than a few bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='names of files are text there')
@@ -201,17 +267,61 @@ def test_formats(infer):
     assert second['image_id'] == 4 and found['images'][3]['frame'] == 1
 
 
-def test_a_video_is_not_replaced_by_itself(infer):
+@pytest.mark.parametrize('link', [None, 'the folder', 'the picture', 'the output'])
+def test_no_source_is_replaced(infer, link):
+    """Whatever leads to it, and not by what is drawn of another one either."""
     Path('out').mkdir()
-    write_video('out/b.mp4', [100] * 5)
-    before = Path('out/b.mp4').read_bytes()
-    code, *_ = infer('out/b.mp4')
-    assert 'the annotated video would replace the video itself' in code
-    assert Path('out/b.mp4').read_bytes() == before
+    folder = Path('in' if link == 'the output' else 'out')
+    folder.mkdir(exist_ok=True)
+    cv2.imwrite(f'{folder}/a.jpg', gray(200))
+    cv2.imwrite(f'{folder}/c.jpg', gray(100))
+    write_video(f'{folder}/b.mp4', [100] * 5)
+    names = 'a.jpg', 'b.mp4', 'c.jpg'
+    before = [(folder / name).read_bytes() for name in names]
+    Path('links').mkdir()
+    if link == 'the folder':
+        folder = Path('links/all')
+        folder.symlink_to('../out')
+    elif link == 'the picture':
+        for name in names:
+            Path('links', name).symlink_to(f'../out/{name}')
+        folder = Path('links')
+    elif link == 'the output':
+        for name in names:
+            Path('out', name).symlink_to(f'../in/{name}')
+    for source in (folder, folder / 'a.jpg', folder / 'b.mp4'):
+        code, told, error = infer(source)
+        assert code.startswith('predict.py: --out: out/') and code.endswith(
+            ' is one of the sources and would be replaced; take another folder'
+        )
+    assert [(folder / name).read_bytes() for name in names] == before
+    if link != 'the output':
+        assert infer.detector.batches == [] and sorted(path.name for path in Path('out').iterdir()) == sorted(names)
+
+
+def test_beside_the_sources(infer):
+    """Where no name is taken, and where nothing is drawn, the folder of the sources will do."""
+    Path('out').mkdir()
+    cv2.imwrite('out/a.png', gray(200))
+    assert infer('out/a.png')[0] == 0 and Path('out/a.jpg').is_file()
+    assert infer('out', '--no-pictures')[0] == 0
+    before = Path('out/a.jpg').read_bytes()
+    assert 'out/a.jpg is one of the sources' in infer('out')[0]
+    assert 'out/a.jpg is one of the sources' in infer('out/a.png', 'out/a.jpg')[0]
+    assert Path('out/a.jpg').read_bytes() == before
 
 
 @pytest.mark.parametrize(
-    'arguments', [('--every', 0), ('--batch-size', 0), ('--most', 0), ('--threads', 0), ('--conf', 2)]
+    'arguments',
+    [
+        ('--every', 0),
+        ('--batch-size', 0),
+        ('--most', 0),
+        ('--threads', 0),
+        ('--conf', 2),
+        ('--overlap', 0.9),
+        ('--overlap', -0.5),
+    ],
 )
 def test_arguments(infer, arguments):
     code, _, error = infer('.', *arguments)

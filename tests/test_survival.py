@@ -264,11 +264,12 @@ def test_full_disk_for_a_picture(tmp_path, monkeypatch):
     monkeypatch.setattr(MMLogger, 'get_current_instance', lambda: SimpleNamespace(error=told.append, log=print))
     backend = SafeLocalVisBackend(str(tmp_path))
     (tmp_path / 'vis_image').mkdir()
-    (tmp_path / 'vis_image/a_1.png').symlink_to('/dev/full')
+    (tmp_path / f'vis_image/a_1.png{files.UNFINISHED}').symlink_to('/dev/full')
     picture = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
     for name in 'ab':
         backend.add_image(name, picture, step=1)
-    assert len(told) == 1 and re.search('pictures COULD NOT BE WRITTEN: .*No space left', told[0])
+    assert len(told) == 1 and re.search('pictures COULD NOT BE WRITTEN: .*No space left.*a_1.png', told[0])
+    assert [path.name for path in (tmp_path / 'vis_image').iterdir()] == ['b_1.png']
     np.testing.assert_array_equal(cv2.imread(str(tmp_path / 'vis_image/b_1.png'))[..., ::-1], picture)
 
 

@@ -335,6 +335,20 @@ def test_arguments(option, message, monkeypatch, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    'host, message',
+    [('127.0.0.1', '--port {} is in use; take another'), ('no.such.invalid', '--host no.such.invalid --p')],
+)
+def test_an_address_that_it_cannot_listen_on(host, message, monkeypatch):
+    """It is told before the checkpoint is looked for."""
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    with socket.create_server(('127.0.0.1', 0)) as taken:
+        port = str(taken.getsockname()[1])
+        monkeypatch.setattr(sys, 'argv', ['webdemo.py', 'config', 'checkpoint', '--host', host, '--port', port])
+        with pytest.raises(SystemExit, match=f'^webdemo.py: {message.format(port)}'):
+            runpy.run_path(str(ROOT / 'tools/webdemo.py'), run_name='__main__')
+
+
 # --- in a browser ----------------------------------------------------------------------------------------------------
 
 

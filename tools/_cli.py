@@ -5,6 +5,8 @@ import io
 import math
 import os
 import sys
+from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 
 CFG_OPTIONS_HELP = (
@@ -36,6 +38,47 @@ def positive(number_type):
 def image_size(text):
     """A type for arguments: a side of images in px, from one cell of the deepest map to what memory can hold."""
     return number(int, 'a side from 32 to 8192 px', lambda value: 32 <= value <= 8192)(text)
+
+
+class Parser(argparse.ArgumentParser):
+    """One whose errors say what is near an option that there is none of, and which option got too many values."""
+
+    _words, _rest = (), ()
+
+    def parse_known_args(self, args=None, namespace=None):
+        self._words = [str(word) for word in (sys.argv[1:] if args is None else args)]
+        parsed, self._rest = super().parse_known_args(args, namespace)
+        return parsed, self._rest
+
+    def error(self, message):
+        if self._rest:  # argparse: unrecognized arguments
+            message = self._too_many() or message
+        options = [option for action in self._actions for option in action.option_strings]
+        names = (word.partition('=')[0] for word in self._words if word.startswith('--'))
+        for name in names:
+            near = get_close_matches(name.replace('_', '-'), options, n=1)
+            if near and not any(option.startswith(name) for option in options):
+                message += f'; there is no {name}, did you mean {near[0]}?'
+        super().error(message)
+
+    def _too_many(self):
+        """Of a tool that takes options only: the first option that got more values than it takes."""
+        if not all(action.option_strings for action in self._actions):
+            return None
+        given = []
+        for word in self._words:
+            if word.startswith('-'):
+                option, equals, value = word.partition('=')
+                given.append((option, [value] * bool(equals)))
+            elif given:
+                given[-1][1].append(word)
+        takes = {option: action.nargs for action in self._actions for option in action.option_strings}
+        for option, values in given:
+            most = {None: 1, '?': 1}.get(takes.get(option, '*'), takes.get(option))
+            if isinstance(most, int) and len(values) > most:
+                count = f'{most or "no"} value{"s" * (most != 1)}'
+                return f'{option} takes {count}, got {len(values)}: {" ".join(values)}'
+        return None
 
 
 def add_common_arguments(parser):
@@ -73,6 +116,26 @@ def read_config(name, options=None):
         raise ConfigError(str(error)) from None
     merge_options(cfg, options or [])
     return cfg
+
+
+@contextmanager
+def naming(option, *known):
+    """End the program at one of these errors with a sentence that names the option."""
+    try:
+        yield
+    except known as error:
+        from mmdet_ddetr.apis import mistakes
+
+        sys.exit(f'{Path(sys.argv[0]).name}: {option}: {mistakes.explain(error) or error}')
+
+
+def writable_folder(option, path):
+    """The folder of an option, made if missing; where nothing can be written, the program ends with a sentence."""
+    from mmdet_ddetr.files import make_folder
+
+    with naming(option, OSError):
+        make_folder(path)
+    return Path(path)
 
 
 def run(main, *known):

@@ -3,10 +3,9 @@
 python tools/complexity.py deformable-detr_r50_16xb2-50e_coco deformable-detr-refine_r50_16xb2-50e_coco
 """
 
-import argparse
 from pathlib import Path
 
-from _cli import CFG_OPTIONS_HELP, read_config, run
+from _cli import CFG_OPTIONS_HELP, Parser, read_config, run
 
 NOTE = """\
 params: millions, without frozen batch norms, as the DETR papers count; all: with them, as MMDetection counts.
@@ -15,7 +14,7 @@ FPS: images a second in batches of {batch}, network and selection of boxes, on {
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description='Parameters, GFLOPs and images a second of detectors')
+    parser = Parser(description='Parameters, GFLOPs and images a second of detectors')
     parser.add_argument('config', nargs='+', help='path of a config, or the name of one of this package')
     parser.add_argument(
         '--size', type=int, nargs=2, default=(800, 1120), metavar=('H', 'W'), help='of the image (default: 800 1120)'

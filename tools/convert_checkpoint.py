@@ -3,18 +3,17 @@
 python tools/convert_checkpoint.py r50_deformable_detr-checkpoint.pth converted.pth
 """
 
-import argparse
 import sys
 from pathlib import Path
 
-from _cli import run
+from _cli import Parser, run
 
 TARGETS = ('mmdet_ddetr', 'official', 'huggingface', 'mmdet', 'detrex')
 LAYOUTS = ('mmdet_ddetr', 'mmdet', 'mmdet2', 'official', 'huggingface', 'detrex')
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description='Convert a checkpoint of a DETR between code bases',
         epilog='See docs/checkpoints.md',
     )

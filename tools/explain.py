@@ -4,14 +4,13 @@ deformable convolutions and of DAT, the bins of deformable RoI pooling.
 python tools/explain.py deformable-detr_r50_16xb2-50e_coco epoch_50.pth photo.jpg --out outputs/explain
 """
 
-import argparse
 from pathlib import Path
 
-from _cli import run
+from _cli import Parser, run, writable_folder
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description='Draw what a detector looks at, as PNG files and one HTML page')
+    parser = Parser(description='Draw what a detector looks at, as PNG files and one HTML page')
     parser.add_argument('config', help='path of a config, or the name of one of this package')
     parser.add_argument('weights', help='checkpoint file')
     parser.add_argument('image', help='image file')
@@ -85,6 +84,7 @@ def write(args):
         raise ValueError(f'--depth must be at least 1, got {args.depth}')
     model = DDetrInferencer(args.config, args.weights, device=args.device, show_progress=False).model
     check_recordable(model)  # of another kind: say so before anything is predicted
+    out, stem = writable_folder('--out', args.out), Path(args.image).stem
     explanation = explain(model, args.image, 0.0)
     found = [detection for detection in explanation.detections if detection.score >= args.score_thr]
     if not found:
@@ -103,8 +103,6 @@ def write(args):
         figures |= of_queries(args, explanation, objects)
     figures |= of_sampling(args, explanation, objects)
 
-    out, stem = Path(args.out), Path(args.image).stem
-    out.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         path = out / f'{stem}-{name}.png'
         figure.savefig(path)

@@ -3,18 +3,17 @@
 python tools/export.py CONFIG CHECKPOINT detector.onnx
 """
 
-import argparse
 import sys
 from pathlib import Path
 
-from _cli import read_config, run
+from _cli import Parser, read_config, run, writable_folder
 
 FORMATS = {'.onnx': 'onnx', '.xml': 'openvino', '.pt2': 'pt2'}
 ATTENTION = ('gridsample', 'gather', 'plugin', 'op')
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description='Write a detector to a file that runs without OpenMMLab',
         epilog='The file takes batches of any size and padded images, gives boxes, scores and labels without NMS, and '
         'names its classes: see docs/export.md. tools/predict.py runs it.',
@@ -54,6 +53,7 @@ def main():
     from mmdet_ddetr.apis import DDetrInferencer
     from mmdet_ddetr.export import ExportError, check_format, export
 
+    writable_folder('out', args.out.parent)
     try:
         check_format(args.format, args.attention)
         loaded = DDetrInferencer(read_config(args.config), args.checkpoint, device=args.device, show_progress=False)

@@ -11,7 +11,17 @@ import sys
 import time
 from pathlib import Path
 
-from _cli import CFG_OPTIONS_HELP, IMAGE_SIZE_HELP, image_size, number, positive, read_config, run
+from _cli import (
+    CFG_OPTIONS_HELP,
+    IMAGE_SIZE_HELP,
+    Parser,
+    image_size,
+    number,
+    positive,
+    read_config,
+    run,
+    writable_folder,
+)
 
 STORED = 'options.json'  # in the work directory, of the training there
 NO_SPACE = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
@@ -19,7 +29,7 @@ RESERVE = 10  # seconds for what comes after the test: pictures and report take 
 
 
 def make_parser():
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description='Train a detector on a folder of labelled images, evaluate it and write annotated pictures',
     )
     parser.add_argument(
@@ -205,7 +215,7 @@ def finetune(args, start):
     if args.device == 'cuda' and not torch.cuda.is_available():
         sys.exit('--device cuda: this PyTorch sees no CUDA device')
     check_exists(args.load_from)
-    work_dir = Path(args.work_dir)
+    work_dir = writable_folder('--work-dir', args.work_dir)
     if not (args.resume or args.check) and has_checkpoint(work_dir):
         sys.exit(
             f'--work-dir {work_dir} holds a training: --resume goes on with it, another --work-dir begins a new one'

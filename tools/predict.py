@@ -3,17 +3,16 @@
 python tools/predict.py --weights work_dirs/demo/best.pth --source photos street.mp4 --conf 0.3
 """
 
-import argparse
 import sys
 from pathlib import Path
 
-from _cli import add_optimize, run
+from _cli import Parser, add_optimize, naming, run
 
 FORMATS = ('json', 'csv', 'coco')
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description='Detect with a file that tools/export.py wrote, or with a checkpoint',
         epilog='What cannot be read is named and left out; the exit code is 1 then. See docs/inference.md.',
     )
@@ -82,25 +81,31 @@ def parse_args(argv=None):
             parser.error(f'--{name.replace("_", "-")}: must be at least 1, got {getattr(args, name)}')
     if args.conf is not None and not 0 <= args.conf <= 1:
         parser.error(f'--conf: must be a number from 0 to 1, got {args.conf:g}')
+    if not 0 <= args.overlap < 0.9:
+        parser.error(f'--overlap: must be a number from 0 to below 0.9, got {args.overlap:g}')
     args.source = [int(word) if word.isdecimal() and not Path(word).exists() else word for word in args.source]
     return args
 
 
 def main(argv=None):
     args = parse_args(argv)
+    from mmdet_ddetr.apis.configs import ConfigError
     from mmdet_ddetr.apis.detect_files import Files, detect_files, open_detector
     from mmdet_ddetr.apis.slicing import Sliced
 
     try:
-        detector = open_detector(args.weights, args.config, args.device, args.threads, args.optimize)
+        with naming('--config', ConfigError):
+            detector = open_detector(args.weights, args.config, args.device, args.threads, args.optimize)
     except ImportError as error:
         sys.exit(f'{Path(sys.argv[0]).name}: {error}')
     if args.slice is not None:
         detector = Sliced(detector, args.slice, args.overlap, max(args.batch_size, 8), not args.tiles_only)
-    files = Files(args.out, detector.classes, args.every, args.coco, not args.no_pictures, args.format)
     options = dict(threshold=args.conf, batch_size=args.batch_size, most=args.most, shown=sys.stderr.isatty())
-    failures = detect_files(detector, args.source, files, **options)
-    print(f'wrote {args.out}')
+    with naming('--out', OSError):
+        files = Files(args.out, detector.classes, args.every, args.coco, not args.no_pictures, args.format)
+        failures = detect_files(detector, args.source, files, **options)
+    if files.number:
+        print(f'wrote {args.out}')
     if failures:
         sys.exit(f'{Path(sys.argv[0]).name}: {failures} of the inputs could not be used, see above')
 

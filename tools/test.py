@@ -3,13 +3,11 @@
 python tools/test.py deformable-detr_r50_16xb2-50e_coco epoch_50.pth --show-dir pictures
 """
 
-import argparse
-
-from _cli import add_common_arguments, add_optimize, load_config, run
+from _cli import Parser, add_common_arguments, add_optimize, load_config, run
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description='Evaluate a checkpoint')
+    parser = Parser(description='Evaluate a checkpoint')
     parser.add_argument('config', help='path of a config, or the name of one of this package')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--out', metavar='FILE.pkl', help='write the predictions, for offline evaluation')

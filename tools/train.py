@@ -3,13 +3,11 @@
 python tools/train.py deformable-detr_r50_16xb2-50e_coco --work-dir work_dirs/r50
 """
 
-import argparse
-
-from _cli import add_common_arguments, load_config, run
+from _cli import Parser, add_common_arguments, load_config, run
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description='Train a detector')
+    parser = Parser(description='Train a detector')
     parser.add_argument('config', help='path of a config, or the name of one of this package')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     parser.add_argument(

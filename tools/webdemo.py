@@ -3,18 +3,18 @@
 python tools/webdemo.py CONFIG CHECKPOINT
 """
 
-import argparse
+import errno
 import socket
 import sys
 from pathlib import Path
 
-from _cli import read_config, run
+from _cli import Parser, read_config, run
 
 LOOPBACK = ('127.0.0.1', 'localhost')
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description='Show a detector on a web page: drop an image, move the threshold, hover a box to see what it '
         'looked at',
         epilog='The page asks for no password and no other server. See docs/inference.md.',
@@ -56,6 +56,16 @@ def parse_args(argv=None):
     return args
 
 
+def listen(host, port):
+    """A socket there, before anything that takes time."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ':' in host else socket.AF_INET)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            sys.exit(f'{Path(sys.argv[0]).name}: --port {port} is in use; take another, or 0 for any that is free')
+        sys.exit(f'{Path(sys.argv[0]).name}: --host {host} --port {port}: {error.strerror}')
+
+
 def main(argv=None):
     args = parse_args(argv)
     try:
@@ -66,9 +76,7 @@ def main(argv=None):
         sys.exit(f'{Path(sys.argv[0]).name}: {error.name} is missing: pip install starlette uvicorn')
     from mmdet_ddetr.apis import DDetrInferencer
 
-    listening = socket.create_server(
-        (args.host, args.port), family=socket.AF_INET6 if ':' in args.host else socket.AF_INET
-    )
+    listening = listen(args.host, args.port)
     inferencer = DDetrInferencer(
         read_config(args.config, args.cfg_options), args.checkpoint, device=args.device, show_progress=False
     )

@@ -1,15 +1,26 @@
 """What the inferencer's arguments may be, checked before a model is built or an image is read."""
 
 import os
+from difflib import get_close_matches
 from importlib.util import find_spec
 from numbers import Real
 from pathlib import Path
 
 import torch
 
+from ..files import make_folder
 from ..inference import DTYPES
 
 NO_WINDOW = {'agg', 'cairo', 'pdf', 'pgf', 'ps', 'svg', 'template'}  # backends of matplotlib that only write files
+
+
+def check_names(given, known) -> None:
+    """Raise TypeError that names the argument which is not among the known ones, and the nearest of them."""
+    for name in given:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f'; did you mean {near[0]}?' if near else f', expected one of {", ".join(known)}'
+            raise TypeError(f'there is no argument {name!r}{hint}')
 
 
 def check_model_arguments(model, weights, device, optimize=None) -> None:
@@ -47,12 +58,12 @@ def check_call_arguments(batch_size, pred_score_thr, out_dir, show) -> None:
     if not isinstance(out_dir, str | os.PathLike):
         raise TypeError(f"out_dir is {out_dir!r}, expected the path of a folder, or '' to write nothing")
     if str(out_dir):
-        for folder in (Path(out_dir, 'vis'), Path(out_dir, 'preds')):
-            there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-            if not there.is_dir():
-                raise ValueError(f'out_dir is {str(out_dir)!r}, but {str(there)!r} is a file, expected a folder')
-            if not os.access(there, os.W_OK | os.X_OK):
-                raise ValueError(f'out_dir is {str(out_dir)!r}, but nothing can be written to {str(there)!r}')
+        inner = [folder for folder in (Path(out_dir, 'vis'), Path(out_dir, 'preds')) if folder.exists()]
+        for folder in (Path(out_dir), *inner):
+            try:
+                make_folder(folder)
+            except OSError as error:
+                raise ValueError(f'out_dir is {str(out_dir)!r}, but {error}') from None
     if show:
         from matplotlib import pyplot
 

@@ -35,7 +35,7 @@ def find_config(name):
         Path: An existing file.
 
     Raises:
-        FileNotFoundError: Neither a file nor one of our names; the message lists the nearest names.
+        FileNotFoundError: Neither a file nor one of our names; the message lists the nearest names, or where all are.
     """
     if Path(name).is_file():
         return Path(name)
@@ -43,10 +43,11 @@ def find_config(name):
     stem = str(name).removesuffix('.py')
     if stem in configs:
         return configs[stem]
-    near = get_close_matches(Path(stem).name, configs, n=3, cutoff=0.5) or list(configs)
-    raise FileNotFoundError(
-        f'no config {str(name)!r}: neither a file nor a name of mmdet_ddetr, like {", ".join(near)}'
+    near = get_close_matches(Path(stem).name, configs, n=3, cutoff=0.5)
+    hint = (
+        f', like {", ".join(near)}' if near else f'; docs/model_zoo.md and list_configs() have its {len(configs)} names'
     )
+    raise FileNotFoundError(f'no config {str(name)!r}: neither a file nor a name of mmdet_ddetr{hint}')
 
 
 class ConfigError(ValueError):

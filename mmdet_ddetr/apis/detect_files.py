@@ -13,10 +13,11 @@ import numpy as np
 from ..datasets.errors import DataError
 from ..export.description import ExportError
 from ..export.runtime import Detections, ExportedDetector
+from ..files import make_folder, named, write_atomically
 from .console import progress
 from .inferencer import DDetrInferencer
 from .inputs import Picture, number_of, pictures
-from .outputs import ClipFiles, Names
+from .outputs import ClipFiles, Names, Sources, sources_of
 from .pictures import draw_boxes, palette, write_picture
 from .result_files import FILES
 from .results import CocoResults
@@ -91,13 +92,16 @@ class Files:
     for each frame. Other formats are one file for all, see ``result_files.py``.
 
     Args:
-        folder: made if missing.
+        folder: made if missing; an OSError says why nothing can be written there.
         classes: a name for each label.
         every: n of each n-th frame that is looked at, for the speed of annotated videos.
         coco: annotation file with the ids of images and categories, for ``results.bbox.json`` in COCO's format of
             results; None: no such file.
         draw: write pictures and videos, too.
         formats: some of 'json', 'csv' (``results.csv``) and 'coco' (``predictions.json``).
+
+    Attributes:
+        number: of the pictures and frames that were written about.
     """
 
     def __init__(
@@ -111,17 +115,34 @@ class Files:
     ):
         self.folder, self.classes, self.every, self.draw = Path(folder), classes, every, draw
         self._names, self._colours, self._clips = Names(), palette(len(classes)), ClipFiles()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._sources, self.number = Sources(), 0
+        make_folder(self.folder)
         self._json = 'json' in formats
         self._coco = coco and CocoResults(self.folder / 'results.bbox.json', coco, classes)
         self._tables = [FILES[name](self.folder, classes) for name in dict.fromkeys(formats) if name != 'json']
+
+    def keep(self, inputs: Sequence[str | int]) -> None:
+        """Refuse, before anything is written, inputs that an annotated picture or video would replace.
+
+        Raises:
+            FileExistsError: says which.
+        """
+        if self.draw:
+            self._sources = sources_of(inputs, self._names, self.folder, lambda _, video: '.mp4' if video else '.jpg')
 
     def write(self, picture: Picture, image: np.ndarray, found: Detections) -> list[str]:
         """Write about one picture; returns the names of its objects.
 
         Raises:
             DataError: the annotation file has no such image; everything else is written.
+            FileExistsError: the annotated picture or video would replace one of the inputs.
+            OSError: it cannot be written; names the file or the folder.
         """
+        self.number += 1
+        with named(self.folder):
+            return self._write(picture, image, found)
+
+    def _write(self, picture, image, found):
         boxes, scores, labels = (x.tolist() for x in (found.boxes, found.scores, found.labels))
         objects = [
             dict(label=self.classes[label], score=round(score, 4), box=[round(x, 2) for x in box])
@@ -129,7 +150,10 @@ class Files:
         ]
         size = dict(width=image.shape[1], height=image.shape[0])
         name = self.folder / self._names.of(picture.origin, self.folder)
-        drawn = draw_boxes(image, boxes, labels, self.classes, self._colours, scores) if self.draw else None
+        drawn_path = f'{name}{".mp4" if picture.clip else ".jpg"}'
+        if self.draw:
+            self._sources.check(drawn_path)
+            drawn = draw_boxes(image, boxes, labels, self.classes, self._colours, scores)
         for table in self._tables:
             table.add(picture, image.shape[:2], found)
         if picture.clip:
@@ -137,22 +161,23 @@ class Files:
                 record = dict(frame=picture.number, time=round(picture.time, 4), **size, objects=objects)
                 self._clips.note(f'{name}.jsonl', picture.clip, record)
             if self.draw:
-                self._clips.draw(f'{name}.mp4', picture.clip, drawn, picture.clip.fps / self.every)
+                self._clips.draw(drawn_path, picture.clip, drawn, picture.clip.fps / self.every)
         else:
             if self._json:
                 record = dict(image=picture.path, **size, objects=objects)
-                Path(f'{name}.json').write_text(json.dumps(record, indent=1))
+                write_atomically(f'{name}.json', json.dumps(record, indent=1).encode(), sync=False)
             if self.draw:
-                write_picture(f'{name}.jpg', drawn)
+                write_picture(drawn_path, drawn)
             if self._coco:
                 self._coco.add(picture.path, found)
         return [item['label'] for item in objects]
 
     def close(self) -> None:
         """Finish the files: a video can be opened, and the results of all pictures read, after this only."""
-        self._clips.close()
-        for file in (*self._tables, *filter(None, [self._coco])):
-            file.close()
+        with named(self.folder):
+            self._clips.close()
+            for file in (*self._tables, *filter(None, [self._coco])):
+                file.close()
 
 
 def detect_files(
@@ -173,13 +198,17 @@ def detect_files(
         batch_size: images at once; a detector that takes a fixed number of them gets that.
         most: pictures and frames, after which to stop; None: all.
         shown: a progress bar on stderr.
-        tell: told a line for each picture that is no frame.
+        tell: told a line for each picture, and for each video at its end.
 
     Returns:
         The number of failures.
+
+    Raises:
+        FileExistsError: an annotated picture or video would replace one of the inputs; nothing is written.
     """
+    files.keep(inputs)
     threshold = detector.threshold if threshold is None else threshold
-    failures = 0
+    failures, lines = 0, Lines(tell)
 
     def fail(error: Exception) -> None:
         nonlocal failures
@@ -199,13 +228,39 @@ def detect_files(
                     except DataError as error:
                         fail(error)
                         continue
-                    if not picture.clip:
-                        counts = ', '.join(f'{number} {label}' for label, number in Counter(labels).most_common())
-                        tell(f'{picture.path}: {counts or "nothing"}')
+                    lines.add(picture, labels)
                 advance(len(batch))
+        lines.close()
     finally:
         files.close()
     return failures
+
+
+class Lines:
+    """A line for each picture, and for each video once all of it is known."""
+
+    def __init__(self, tell: Callable[[str], None]):
+        self._tell, self._clip, self._frames, self._labels = tell, None, 0, Counter()
+
+    def add(self, picture: Picture, labels: Sequence[str]) -> None:
+        """One more, with the names of its objects."""
+        if picture.clip is not self._clip:
+            self.close()
+        if picture.clip is None:
+            self._tell(f'{picture.path}: {_counts(Counter(labels))}')
+        else:
+            self._clip, self._frames = picture.clip, self._frames + 1
+            self._labels.update(labels)
+
+    def close(self) -> None:
+        """The line of the video, if the last picture was of one."""
+        if self._clip is not None:
+            self._tell(f'{self._clip.name}: in {self._frames} frames {_counts(self._labels)}')
+        self._clip, self._frames, self._labels = None, 0, Counter()
+
+
+def _counts(labels: Counter) -> str:
+    return ', '.join(f'{number} {label}' for label, number in labels.most_common()) or 'nothing'
 
 
 def _found(detector, batch, threshold, fail) -> Iterator[tuple[Picture, np.ndarray, Detections]]:

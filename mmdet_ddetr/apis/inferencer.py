@@ -6,11 +6,11 @@ import warnings
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
-import torch
 from mmdet.apis import DetInferencer
 from mmdet.datasets.transforms import InferencerLoader
 from mmengine.logging import print_log
@@ -29,14 +29,15 @@ from ..checkpoints import (
     weights_of,
 )
 from ..datasets import DataError, LoadImageFromFile
+from ..files import named, write_atomically
 from ..inference import optimize_for_inference
 from ..registry import TRANSFORMS, our_class
-from .arguments import check_call_arguments, check_model_arguments, check_stream_arguments
+from .arguments import check_call_arguments, check_model_arguments, check_names, check_stream_arguments
 from .configs import find_config, get_config, list_configs
 from .console import progress, quiet
 from .finetune import innermost_dataset
 from .inputs import Picture, file_of, number_of, pictures
-from .outputs import WRITTEN, ClipFiles, Names
+from .outputs import WRITTEN, ClipFiles, Names, Sources, sources_of
 from .pictures import write_picture
 from .results import CocoResults, detections_of, to_pandas, to_supervision
 from .stored_model import registered_only, stored_model
@@ -90,28 +91,32 @@ class DDetrInferencer(DetInferencer):
 
     Raises:
         FileNotFoundError: No such checkpoint, or no model of that name here or in mmdet.
-        ValueError: A name of this package without weights, or weights that do not fit the model.
+        ValueError: A config that cannot be read, a name of this package without weights, or weights that do not fit
+            the model.
+        TypeError: An argument of another type, or one that there is not; the message names the nearest.
     """
 
     def __init__(self, model=None, weights=None, optimize=None, **kwargs):
+        own, theirs = (signature(cls.__init__).parameters for cls in (DDetrInferencer, DetInferencer))
+        check_names(kwargs, [name for name in own | theirs if name not in ('self', 'kwargs')])
         check_model_arguments(model, weights, kwargs.get('device'), optimize)
-        if isinstance(model, str | Path) and not Path(model).is_file():
-            model = self._resolve(str(model), weights)
+        if isinstance(model, str | Path):
+            model = get_config(model) if Path(model).is_file() else self._resolve(str(model), weights)
         try:
             check_exists(weights)
         except CheckpointError as error:
             raise FileNotFoundError(f'weights: {error}') from None
         self.names = Names()
-        self._every, self._clips = 1, ClipFiles()
+        self._every, self._clips, self._sources = 1, ClipFiles(), Sources()
         self._guard = nullcontext  # around what is built of a stored config, and what that does: it may build, too
         with quiet(), ExitStack() as self._while_built:
             super().__init__(
-                str(model) if isinstance(model, Path) else model,
+                model,
                 str(weights) if weights is not None else None,
                 **kwargs,
             )
         if optimize is not None:
-            self.model = optimize_for_inference(self.model, getattr(torch, optimize))
+            self.model = optimize_for_inference(self.model, optimize)
 
     @staticmethod
     def _resolve(name, weights):
@@ -205,6 +210,7 @@ class DDetrInferencer(DetInferencer):
             ValueError, TypeError, FileNotFoundError: An input is not readable or no image; the message says which, what
                 it is and what was expected. What came before it is in ``out_dir``.
         """
+        check_names(kwargs, list(signature(self.stream).parameters))
         for item in inputs if isinstance(inputs, list | tuple) else [inputs]:
             if isinstance(item, int | str) and not isinstance(item, bool) and is_live(item):
                 raise ValueError(f'inputs: camera {item} has no end, and all its detections no place: use .stream(...)')
@@ -285,6 +291,7 @@ class DDetrInferencer(DetInferencer):
         drawing.update(return_vis=return_vis, no_save_vis=no_save_vis, img_out_dir=out_dir)
         writing = dict(print_result=print_result, no_save_pred=no_save_pred, pred_out_dir=out_dir)
         self._every, self._clips = every, ClipFiles()
+        self._sources = self._sources_of(inputs, out_dir) if out_dir and not no_save_vis else Sources()
         ids = coco and CocoResults(Path(out_dir, 'results.bbox.json'), coco, self.classes)
         try:
             batches = self.preprocess(
@@ -294,16 +301,25 @@ class DDetrInferencer(DetInferencer):
             waiting, next_one = {}, 0
             with progress('Inference', number_of(inputs, every), self.show_progress and first) as advance:
                 for jobs, data in chain(first, batches):
-                    results = self._results_of(jobs, data, returns, drawing, writing, ids)
+                    with named(out_dir):
+                        results = self._results_of(jobs, data, returns, drawing, writing, ids)
                     waiting.update(zip((job.index for job in jobs), results))
                     advance(len(jobs))
                     while next_one in waiting:
                         yield waiting.pop(next_one)
                         next_one += 1
         finally:
-            self._clips.close()
-            if ids:
-                ids.close()
+            with named(out_dir):
+                self._clips.close()
+                if ids:
+                    ids.close()
+
+    def _sources_of(self, inputs, out_dir):
+        """The files among the inputs, if no picture or video would replace one."""
+        try:
+            return sources_of(inputs, self.names, out_dir, _drawn_suffix, 'vis')
+        except FileExistsError as error:
+            raise ValueError(f'out_dir is {out_dir!r}, but {error}') from None
 
     @property
     def classes(self):
@@ -384,6 +400,8 @@ class DDetrInferencer(DetInferencer):
                     size += data['inputs'].nbytes
                     size += picture.source.nbytes if isinstance(picture.source, np.ndarray) else 0
                     name = self.names.of(picture.origin, out_dir) if out_dir else ''
+                    if picture.origin:
+                        self._sources.add(picture.origin)  # of an iterator it is told here only
                     window.append((Job(index, picture, name), data))
             except (StopIteration, ValueError, TypeError, OSError) as error:
                 stopped = error
@@ -432,8 +450,9 @@ class DDetrInferencer(DetInferencer):
         drawn = []
         for job, pred in zip(jobs, preds):
             clip = job.picture.clip
-            suffix = file_of(job.picture.path).suffix if job.picture.path else ''
-            file = f'{job.name}{suffix if suffix.lower() in WRITTEN else ".jpg"}'
+            file = f'{job.name}{_drawn_suffix(job.picture.origin, bool(clip))}'
+            if out_dir:
+                self._sources.check(Path(out_dir, 'vis', file))
             self.visualizer.add_datasample(
                 file,
                 job.picture.read()[..., ::-1],
@@ -448,8 +467,7 @@ class DDetrInferencer(DetInferencer):
             if out_dir and not clip:
                 write_picture(Path(out_dir, 'vis', file), drawn[-1][..., ::-1])
             elif out_dir:
-                file = Path(out_dir, 'vis', f'{job.name}.mp4')
-                self._clips.draw(file, clip, drawn[-1][..., ::-1], clip.fps / self._every)
+                self._clips.draw(Path(out_dir, 'vis', file), clip, drawn[-1][..., ::-1], clip.fps / self._every)
         return drawn
 
     def postprocess(
@@ -478,11 +496,19 @@ class DDetrInferencer(DetInferencer):
                     place = dict(frame=job.picture.number, time=round(job.picture.time, 4))
                     self._clips.note(folder / f'{job.name}.jsonl', job.picture.clip, place | result)
                 else:
-                    (folder / f'{job.name}.json').write_text(json.dumps(result))
+                    write_atomically(folder / f'{job.name}.json', json.dumps(result).encode(), sync=False)
         results = dict(predictions=list(preds) if return_datasamples else results)
         if print_result:
             print(results)
         return dict(results, visualization=visualization)
+
+
+def _drawn_suffix(path, is_video):
+    """Of the annotated picture or video of a file, or of an array, whose path is None."""
+    if is_video:
+        return '.mp4'
+    suffix = file_of(path).suffix if path else ''
+    return suffix if suffix.lower() in WRITTEN else '.jpg'
 
 
 def names_of(model, checkpoint, loader, default):

@@ -106,6 +106,21 @@ def pictures(inputs, every: int = 1) -> Iterator[Picture]:
                 yield from _frames_of(source, every)
 
 
+def known_files(inputs) -> list[tuple[str, bool]]:
+    """Path, or address, of each file and whether it is a video; an iterator is not read, and no fault told."""
+    files = []
+    if not _is_one(inputs) and not isinstance(inputs, list | tuple):
+        return files
+    try:
+        for item, where in _items(inputs):
+            if isinstance(item, str | Path):
+                sources = _sources_of(item, where)
+                files += [(x.path, False) if isinstance(x, Picture) else (x, True) for x in sources]
+    except (TypeError, ValueError):  # told when it is read
+        pass
+    return [(path, is_video) for path, is_video in files if path]
+
+
 def number_of(inputs, every: int = 1) -> int | None:
     """How many pictures there are, as far as names and headers tell; None: they do not, or there is no end."""
     if not _is_one(inputs) and not isinstance(inputs, list | tuple):

@@ -3,13 +3,14 @@
 import json
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from copy import deepcopy
 from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
 
-from .inputs import file_of, is_url
+from .inputs import file_of, is_url, known_files
 from .video import Clip
 from .video_file import VideoFile
 
@@ -64,6 +65,58 @@ def _portable(name: str) -> str:
     return name[-MAX_NAME:].decode(errors='ignore')
 
 
+class Sources:
+    """The files that are looked at: what is written takes the place of none, by whichever path it leads there."""
+
+    def __init__(self):
+        self._files = set()
+
+    def add(self, path: str) -> None:
+        """Another one; an address or camera is no file."""
+        self._files.add(_identity(path))
+
+    def check(self, path: str | Path) -> None:
+        """Look at a path before something is written there.
+
+        Raises:
+            FileExistsError: it is one of the files.
+        """
+        if (found := _identity(path)) and found in self._files:
+            raise FileExistsError(f'{path} is one of the sources and would be replaced; take another folder')
+
+
+def sources_of(inputs, names: Names, folder: str, suffix_of: Callable[[str, bool], str], inner: str = '') -> Sources:
+    """The files among ``inputs``, as far as they are known before an iterator is read.
+
+    Args:
+        inputs: the inferencer's.
+        names, folder: of what is written about them. No name is given away: what cannot be read gets none in the end.
+        suffix_of: the suffix of what is drawn of a file, given its path and whether it is a video.
+        inner: folder in ``folder`` that it is drawn in.
+
+    Raises:
+        FileExistsError: an annotated picture or video would replace one of them.
+    """
+    sources, files, drawn_in = Sources(), known_files(inputs), Path(folder, inner)
+    for path, _ in files:
+        sources.add(path)
+    where = _identity(drawn_in)
+    if where and any(_identity(os.path.dirname(os.path.realpath(path))) == where for path, _ in files):
+        names = deepcopy(names)
+        for path, is_video in files:
+            sources.check(drawn_in / (names.of(path, folder) + suffix_of(path, is_video)))
+    return sources
+
+
+def _identity(path: str | Path) -> tuple[int, int] | None:
+    """Equal for two paths of one file, links among them; None: no file."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
+
+
 class ClipFiles:
     """What is being written about a video or camera: an annotated video, and a line of JSON for each frame.
 
@@ -82,15 +135,9 @@ class ClipFiles:
         self._lines.write(json.dumps(record) + '\n')
 
     def draw(self, path: str | Path, clip: Clip, frame: np.ndarray, fps: float) -> None:
-        """Append a frame, BGR [H, W, 3], to the annotated video of a clip.
-
-        Raises:
-            ValueError: that would overwrite the clip.
-        """
+        """Append a frame, BGR [H, W, 3], to the annotated video of a clip."""
         self._turn_to(clip)
         if self._video is None:
-            if os.path.abspath(path) == os.path.abspath(clip.name):
-                raise ValueError(f'{path}: the annotated video would replace the video itself; give another folder')
             self._video = VideoFile(path, fps, frame.shape[1::-1])
         self._video.write(frame)
 

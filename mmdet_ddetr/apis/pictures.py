@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from ..datasets import read_image
+from ..files import write_atomically
 from .outputs import distinct_name
 
 MIN_SIDE = 480  # px of the longer side: smaller pictures are enlarged, so that labels can be read
@@ -22,12 +23,12 @@ def write_picture(path: str | Path, image: np.ndarray) -> None:
     Unlike ``cv2.imwrite``, it takes any path and is never silent; its folder is made if missing.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: it cannot be written; nothing of it is left.
     """
     path = Path(path)
     data = encode_picture(image, path.suffix)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
+    write_atomically(path, data, sync=False)
 
 
 def encode_picture(image: np.ndarray, suffix: str = '.jpg', *options: int) -> bytes:

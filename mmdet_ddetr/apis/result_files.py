@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..export.runtime import Detections
+from ..files import write_atomically
 from .inputs import Picture
 
 
@@ -75,7 +76,7 @@ class CocoFile:
             )
 
     def close(self) -> None:
-        self._path.write_text(json.dumps(self._content))
+        write_atomically(self._path, json.dumps(self._content).encode(), sync=False)
 
 
 FILES = {'csv': CsvFile, 'coco': CocoFile}

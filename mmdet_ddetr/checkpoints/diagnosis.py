@@ -22,7 +22,10 @@ KINDS = {  # by the first bytes
     b'\x89HDF': 'an HDF5 file',
     b'version https://git-lfs': 'only a pointer of Git LFS: get the file itself with `git lfs pull`',
 }
+EXPORTED = 'a detector that was exported: open it with `predict --weights` or mmdet_ddetr.apis.open_detector'
 WEB_PAGE = re.compile(rb'\s*<(!doctype html|html)', re.IGNORECASE)
+ONNX = re.compile(rb'\x08[\x03-\x20](\x12|:)')  # the version of the format, then who wrote it, or the graph
+OPENVINO = re.compile(rb'(\xef\xbb\xbf)?\s*<\?xml[^>]*>\s*<net\b')
 PICKLE_BYTES = 2**22  # of a file that are looked at
 PICKLES = 10  # likewise; files from before torch 1.6 have five
 
@@ -38,6 +41,8 @@ def kind_of(path: Path) -> str | None:
         return _kind_of_zip(path)
     if WEB_PAGE.match(head):
         return 'a web page: download the file itself'
+    if ONNX.match(head) or OPENVINO.match(head):
+        return EXPORTED
     if head[:1] == b'\x80':
         return 'a pickle that is cut off, or not written by torch.save'
     if head[8:9] == b'{' and 0 < int.from_bytes(head[:8], 'little') < path.stat().st_size:
@@ -51,7 +56,10 @@ def _kind_of_zip(path: Path) -> str | None:
     if not zipfile.is_zipfile(path):
         return 'a zip archive that is cut off or damaged: copy or download it again'
     with zipfile.ZipFile(path) as archive:
-        is_checkpoint = any(name.endswith('data.pkl') for name in archive.namelist())
+        names = archive.namelist()
+    if any(name.endswith('/archive_format') for name in names):  # of torch.export and AOTInductor
+        return EXPORTED
+    is_checkpoint = any(name.endswith('data.pkl') for name in names)
     return None if is_checkpoint else 'a zip archive of something else'
 
 

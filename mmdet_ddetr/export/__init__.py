@@ -42,6 +42,7 @@ def export(
         ExportError: another kind of model, an argument, a test pipeline that does more than resize, or a backbone whose
             maps have no form for any size.
         ImportError: a package that the format needs is missing.
+        OSError: the file cannot be written; a previous one of its name is as it was.
     """
     write, attention = check_format(format, attention)
     program = DetectionProgram(model)

@@ -1,10 +1,12 @@
 """The files a traced program is written to."""
 
+import io
 import logging
+import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -84,7 +86,8 @@ def write_onnx(
         node.metadata_props.clear()  # paths and source lines of this machine
     model.producer_name, model.producer_version = 'mmdet_ddetr', None
     model.metadata_props[KEY] = description.to_json()
-    exported.save(path)
+    with whole(path) as part:
+        exported.save(part)
 
 
 def name_dimensions(model) -> None:
@@ -114,12 +117,16 @@ def write_openvino(traced: ExportedProgram, path: Path, description: Description
         write_onnx(traced, onnx_path, description, attention, has_deform_conv=False)  # OpenVINO reads none
         model = openvino.convert_model(onnx_path)
     model.set_rt_info(description.to_json(), [KEY])
-    openvino.save_model(model, path, compress_to_fp16=False)
+    with whole(path) as part:
+        openvino.save_model(model, part, compress_to_fp16=False)
 
 
 def write_pt2(traced: ExportedProgram, path: Path, description: Description, attention: str) -> None:
     """PyTorch's own archive."""
-    torch.export.save(with_attention(traced, attention), path, extra_files={KEY: description.to_json()})
+    archive = io.BytesIO()  # where a disk is full, PyTorch ends the process
+    torch.export.save(with_attention(traced, attention), archive, extra_files={KEY: description.to_json()})
+    with whole(path) as part:
+        part.write_bytes(archive.getbuffer())
 
 
 def write_aoti(traced: ExportedProgram, path: Path, description: Description, attention: str) -> None:
@@ -130,7 +137,32 @@ def write_aoti(traced: ExportedProgram, path: Path, description: Description, at
             package_path=str(Path(folder) / 'model.pt2'),
             inductor_configs={'aot_inductor.metadata': {KEY: description.to_json()}},
         )
-        shutil.move(package, path)
+        with whole(path) as part:
+            shutil.move(package, part)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Give a path in a folder beside ``path`` to write to; what is there afterwards takes its place, or nothing does.
+
+    Where a file names others, as ONNX the one of a large model's weights, they come with it under their own names.
+
+    Raises:
+        OSError: it cannot be written; says which file. A previous one is as it was.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix='.', dir=path.absolute().parent) as folder:
+            part = Path(folder, path.name)
+            yield part
+            files = sorted(Path(folder).iterdir(), key=lambda file: file == part)  # what names the others comes last
+            for file in files:
+                with open(file, 'rb+') as written:
+                    os.fsync(written.fileno())
+            for file in files:
+                os.replace(file, path.with_name(file.name))
+    except (OSError, RuntimeError) as error:  # of OpenVINO
+        reason = getattr(error, 'strerror', None) or (str(error).splitlines() or [type(error).__name__])[0]
+        raise OSError(f'{path} cannot be written: {reason}') from error
 
 
 def with_attention(traced: ExportedProgram, attention: str) -> ExportedProgram:

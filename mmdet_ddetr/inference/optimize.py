@@ -26,7 +26,7 @@ FP32_PARTS = 'bbox_head', 'reference_points_fc'  # scores and coordinates
 GEOMETRIES = 4  # sizes of batches whose masks and positions are kept
 
 
-def optimize_for_inference(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
+def optimize_for_inference(model: nn.Module, dtype: torch.dtype | str = torch.float32) -> nn.Module:
     """A copy of a detector that predicts faster, with the same detections.
 
     Batch norms are folded into convolutions, activations and residuals computed with them, weights packed for the
@@ -42,8 +42,9 @@ def optimize_for_inference(model: nn.Module, dtype: torch.dtype = torch.float32)
     Args:
         model: a detector of this package, on the device to predict on, in fp32. One that is optimised already is given
             back.
-        dtype: to compute in. With bfloat16 or float16, coordinates, softmax, the branches of classes and boxes, and
-            scores are still fp32; bfloat16 needs a processor that has it (AMX, AVX512_BF16) to be fast.
+        dtype: to compute in, of torch or by name: float32, bfloat16 or float16. With the last two, coordinates,
+            softmax, the branches of classes and boxes, and scores are still fp32; bfloat16 needs a processor that has
+            it (AMX, AVX512_BF16) to be fast.
 
     Raises:
         TypeError: ``model`` is no detector of this package.
@@ -51,8 +52,10 @@ def optimize_for_inference(model: nn.Module, dtype: torch.dtype = torch.float32)
     """
     if not isinstance(model, BaseDETR):
         raise TypeError(f'model must be a detector of mmdet_ddetr, got {type(model).__name__}')
-    if dtype not in [getattr(torch, name) for name in DTYPES]:
-        raise ValueError(f'dtype must be one of {", ".join(DTYPES)} of torch, got {dtype!r}')
+    by_name = {name: getattr(torch, name) for name in DTYPES}
+    if dtype not in (*by_name, *by_name.values()):
+        raise ValueError(f'dtype must be one of {", ".join(DTYPES)}, of torch or by name, got {dtype!r}')
+    dtype = by_name.get(dtype, dtype)
     if isinstance(model, Optimized):
         if model.dtype != dtype:
             raise ValueError(f'the model is optimised for {model.dtype}; for {dtype}, take the one it was made of')

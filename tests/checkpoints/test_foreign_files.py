@@ -177,6 +177,15 @@ def saved(content, **options):
     return file.getvalue()
 
 
+def zipped(*names):
+    """Of an archive of files in one folder."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, 'w') as archive:
+        for name in names:
+            archive.writestr(f'archive/{name}', b'pt2')
+    return file.getvalue()
+
+
 WHOLE = saved({'state_dict': {'a': torch.zeros(1000)}})
 OLD = saved({'state_dict': {'a': torch.zeros(1000)}}, _use_new_zipfile_serialization=False)
 SPARSE = torch.eye(3).to_sparse()
@@ -190,6 +199,13 @@ SPARSE = torch.eye(3).to_sparse()
         ('a.pth', 'nötig'.encode('latin1'), 'it is a text file'),
         ('a.pth', b'', 'is empty'),
         ('a.pth', bytes(5000), 'it is a file of zeros'),
+        ('a.onnx', b'\x08\x0a\x12\x0bmmdet_ddetr:', 'it is a detector that was exported: .*open_detector'),
+        ('a.onnx', b'\x08\x08:\x90\x8b', 'it is a detector that was exported'),
+        ('a.xml', b'<?xml version="1.0"?>\n<net name="a" version="11">', 'it is a detector that was exported'),
+        ('a.xml', b'<?xml version="1.0"?>\n<annotation>', 'it is a text file'),
+        ('a.pt2', zipped('archive_format', 'data/weights/a'), 'it is a detector that was exported'),
+        ('a.pt2', zipped('archive_format', 'data/sample_inputs/data.pkl'), 'it is a detector that was exported'),
+        ('a.zip', zipped('photo.jpg'), 'it is a zip archive of something else'),
         ('a.pth', WHOLE[: len(WHOLE) // 2], 'it is a zip archive that is cut off'),
         ('a.pth', OLD[: len(OLD) // 2], 'it is a pickle that is cut off'),
         ('a.pth', b'\x89PNG\r\n\x1a\n' + bytes(100), 'it is a picture'),
