@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
 from mmengine.registry import Registry, build_from_cfg
 from mmengine.runner import Runner
@@ -63,7 +63,7 @@ def tool(tmp_path, monkeypatch, capfd):
             r'unknown type .* mean Deformable?DETR',
         ),
         (
-            f'train.py {NAME} --cfg-options {NO_WEIGHTS} model.num_queries=abc',
+            f'train.py {NAME} --cfg-options {NO_WEIGHTS} model.num_queries=[1]',
             'cannot be built from the config: TypeEr',
         ),
         (
@@ -213,10 +213,18 @@ def test_scaling_the_rate_names_the_key(option):
             optim_wrapper=dict(optimizer=dict(lr=0.1)),
         )
     )
-    merge_options(cfg, [option])
     key, value = option.split('=')
+    cfg.merge_from_dict({key: DictAction._parse_iterable(value)})
     with pytest.raises(StartError, match=f'^{key} must be a number above 0, got .?{value}'):
         scale_lr(cfg)
+
+
+def test_a_word_is_no_number():
+    cfg = Config(dict(optim_wrapper=dict(clip_grad=dict(norm_type=2)), model=dict(num_queries=100)))
+    for option, number in (('optim_wrapper.clip_grad.norm_type', 2), ('model.num_queries', 100)):
+        with pytest.raises(ConfigError, match=f"^--cfg-options {option}: got 'a', expected a number, as {number} is$"):
+            merge_options(cfg, [f'{option}=a'])
+    merge_options(cfg, ['optim_wrapper.clip_grad.norm_type=inf'])
 
 
 def test_out_of_memory():
@@ -285,8 +293,8 @@ def test_options_that_nothing_reads(option, message):
 )
 def test_options_that_are_read(option):
     cfg = Config(OPTIONS)
-    merge_options(cfg, [option])
     key, value = option.split('=')
+    cfg.merge_from_dict({key: DictAction._parse_iterable(value)})
     assert str(_at(cfg, key)) == value
 
 
