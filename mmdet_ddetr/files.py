@@ -61,8 +61,11 @@ def write_atomically(path: str | Path, data: bytes, sync: bool = True) -> None:
         part.write_bytes(data)
 
 
-def make_folder(path: str | Path) -> None:
+def make_folder(path: str | Path, later: bool = False) -> None:
     """Make a folder, and look whether files can be written there, before anything that takes time.
+
+    Args:
+        later: look only, at the folder that is there of those above it.
 
     Raises:
         OSError: it cannot be; says why.
@@ -71,8 +74,9 @@ def make_folder(path: str | Path) -> None:
     try:
         there = next(folder for folder in (path, *path.parents, Path.cwd()) if folder.exists())
         if there.is_dir():
-            path.mkdir(parents=True, exist_ok=True)
-            with TemporaryFile(dir=path):
+            if not later:
+                path.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=there if later else path):
                 return
     except OSError as error:
         raise type(error)(f'nothing can be written to {str(path)!r}: {error.strerror}') from None

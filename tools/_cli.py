@@ -129,12 +129,15 @@ def naming(option, *known):
         sys.exit(f'{Path(sys.argv[0]).name}: {option}: {mistakes.explain(error) or error}')
 
 
-def writable_folder(option, path):
-    """The folder of an option, made if missing; where nothing can be written, the program ends with a sentence."""
+def writable_folder(option, path, later=False):
+    """The folder of an option, made if missing; where nothing can be written, the program ends with a sentence.
+
+    With ``later``, it is not made yet.
+    """
     from mmdet_ddetr.files import make_folder
 
     with naming(option, OSError):
-        make_folder(path)
+        make_folder(path, later)
     return Path(path)
 
 

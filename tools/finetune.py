@@ -215,7 +215,7 @@ def finetune(args, start):
     if args.device == 'cuda' and not torch.cuda.is_available():
         sys.exit('--device cuda: this PyTorch sees no CUDA device')
     check_exists(args.load_from)
-    work_dir = writable_folder('--work-dir', args.work_dir)
+    work_dir = writable_folder('--work-dir', args.work_dir, later=True)
     if not (args.resume or args.check) and has_checkpoint(work_dir):
         sys.exit(
             f'--work-dir {work_dir} holds a training: --resume goes on with it, another --work-dir begins a new one'
