@@ -21,7 +21,7 @@ from mmdet_ddetr.apis.configs import ConfigError, merge_options, parse_options
 from mmdet_ddetr.apis.console import DEBUG, _is_news
 from mmdet_ddetr.apis.runner import make_runner
 from mmdet_ddetr.apis.scale_lr import scale_lr
-from mmdet_ddetr.apis.unread import _at
+from mmdet_ddetr.apis.unread import value_at
 from mmdet_ddetr.checkpoints import CheckpointError
 from mmdet_ddetr.datasets import DataError
 from mmdet_ddetr.hooks.errors import StartError
@@ -295,7 +295,7 @@ def test_options_that_are_read(option):
     cfg = Config(OPTIONS)
     key, value = option.split('=')
     cfg.merge_from_dict({key: DictAction._parse_iterable(value)})
-    assert str(_at(cfg, key)) == value
+    assert str(value_at(cfg, key)) == value
 
 
 RESIZE = dict(type='Resize', scale=(4, 4))

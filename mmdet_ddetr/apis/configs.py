@@ -11,7 +11,7 @@ from pathlib import Path
 from mmengine.config import Config, DictAction
 
 from ..checkpoints import CheckpointError, stored_config
-from .unread import why_unread
+from .unread import value_at, why_unread
 
 DICT = re.compile(r'\bdict\(|{')
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -125,16 +125,13 @@ def merge_options(cfg, pairs, prog='--cfg-options'):
 
 def _no_number(cfg, key, value):
     """Where a word would take the place of a number."""
-    for name in key.split('.'):
-        cfg = cfg[int(name)] if isinstance(cfg, list | tuple) else cfg.get(name)
-        if cfg is None:
-            return None
-    if isinstance(cfg, bool) or not isinstance(cfg, int | float) or not isinstance(value, str):
+    old = value_at(cfg, key)
+    if isinstance(old, bool) or not isinstance(old, int | float) or not isinstance(value, str):
         return None
     try:
         float(value)  # inf
     except ValueError:
-        return f'got {value!r}, expected a number, as {cfg!r} is'
+        return f'got {value!r}, expected a number, as {old!r} is'
     return None
 
 

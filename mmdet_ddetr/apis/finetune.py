@@ -20,7 +20,8 @@ from ..datasets import CocoDataset, CocoFolder, read_coco
 from ..evaluation import CocoMetric
 from ..hooks import FitCheckpointHook
 from ..inference.memory import keep_freed_memory
-from ..registry import DATASETS, METRICS, is_a, our_class
+from ..loops import TimedTrainLoop
+from ..registry import DATASETS, LOOPS, METRICS, is_a, our_class
 from .configs import ConfigError
 from .pictures import palette
 from .runner import make_runner
@@ -250,7 +251,7 @@ def silence():
 def _leave_the_clock(cfg: Config) -> None:
     """Of a training by the clock, whose config is the start of another one, only the plan stays."""
     loop = cfg.train_cfg
-    if str(loop.get('type', '')).endswith('TimedTrainLoop'):
+    if loop.get('type') and is_a(loop.type, LOOPS, TimedTrainLoop):
         cfg.param_scheduler = loop.schedule
         cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=loop.max_iters, val_interval=loop.val_interval)
 

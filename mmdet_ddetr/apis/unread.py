@@ -43,7 +43,7 @@ def why_unread(cfg: Mapping, key: str) -> str | None:
     if top not in READ:
         return f'nothing reads {top!r}{_instead(cfg, top, rest)}'
     parent, _, name = key.rpartition('.')
-    siblings = _at(cfg, parent) or {}
+    siblings = value_at(cfg, parent) or {}
     if not parent or FREE.search(f'.{parent}') or not isinstance(siblings, Mapping) or name in siblings:
         return None
     known = next((keys for pattern, keys in LOOKED_UP.items() if re.fullmatch(pattern, parent)), None)
@@ -99,7 +99,8 @@ def _leaves(cfg, prefix: str = '', values: bool = False) -> Iterator[tuple[str, 
             yield from _leaves(value, f'{path}.', values)
 
 
-def _at(cfg, path: str):
+def value_at(cfg, path: str):
+    """What stands at a dotted path of a config; None: nothing."""
     for part in path.split('.'):
         if isinstance(cfg, list | tuple):
             cfg = cfg[int(part)] if part.isdecimal() and int(part) < len(cfg) else None
