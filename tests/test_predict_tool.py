@@ -312,6 +312,45 @@ def test_beside_the_sources(infer):
 
 
 @pytest.mark.parametrize(
+    ('name', 'options'),
+    [
+        ('a.json', ()),
+        ('b.jsonl', ()),
+        ('results.csv', ('--format', 'csv')),
+        ('predictions.json', ('--format', 'coco')),
+    ],
+)
+def test_no_labels_beside_the_sources_are_replaced(infer, name, options):
+    Path('out').mkdir()
+    cv2.imwrite('out/a.png', gray(200))
+    write_video('out/b.avi', [100] * 2)
+    Path('out', name).write_text('{"version": "5.0.1", "shapes": []}')
+    before = sorted(path.name for path in Path('out').iterdir())
+    code, _, _ = infer('out', *options)
+    assert code == (
+        f'predict.py: --out: out/{name} is there, beside the sources, and would be replaced; take another folder'
+    )
+    assert sorted(path.name for path in Path('out').iterdir()) == before
+    assert Path('out', name).read_text() == '{"version": "5.0.1", "shapes": []}' and infer.detector.batches == []
+    # what was written here is replaced
+    Path('out', name).unlink()
+    assert infer('out/a.png', 'out/b.avi', '--format', 'json', 'csv')[0] == 0
+    assert infer('out/a.png', 'out/b.avi', '--format', 'json', 'csv')[0] == 0
+
+
+@pytest.mark.parametrize('name', ['results.bbox.json', 'predictions.json'])
+def test_the_annotation_file_is_not_replaced(infer, name):
+    Path('out').mkdir()
+    cv2.imwrite('a.png', gray(200))
+    classes = [dict(id=1, name=infer.detector.classes[0])]
+    text = json.dumps(dict(images=[dict(id=1, file_name='a.png')], annotations=[], categories=classes))
+    Path('out', name).write_text(text)
+    code, _, _ = infer('a.png', '--coco', f'out/{name}', '--format', 'coco')
+    assert code == f'predict.py: --out: out/{name} is one of the sources and would be replaced; take another folder'
+    assert Path('out', name).read_text() == text
+
+
+@pytest.mark.parametrize(
     'arguments',
     [
         ('--every', 0),

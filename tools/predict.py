@@ -102,7 +102,8 @@ def main(argv=None):
         detector = Sliced(detector, args.slice, args.overlap, max(args.batch_size, 8), not args.tiles_only)
     options = dict(threshold=args.conf, batch_size=args.batch_size, most=args.most, shown=sys.stderr.isatty())
     with naming('--out', OSError):
-        files = Files(args.out, detector.classes, args.every, args.coco, not args.no_pictures, args.format)
+        draw = not args.no_pictures
+        files = Files(args.out, detector.classes, args.source, args.every, args.coco, draw, args.format)
         failures = detect_files(detector, args.source, files, **options)
     if files.number:
         print(f'wrote {args.out}')

@@ -17,7 +17,7 @@ from ..files import make_folder, named, write_atomically
 from .console import progress
 from .inferencer import DDetrInferencer
 from .inputs import Picture, number_of, pictures
-from .outputs import ClipFiles, Names, Sources, sources_of
+from .outputs import ClipFiles, Names, sources_of
 from .pictures import draw_boxes, palette, write_picture
 from .result_files import FILES
 from .results import CocoResults
@@ -94,11 +94,15 @@ class Files:
     Args:
         folder: made if missing; an OSError says why nothing can be written there.
         classes: a name for each label.
+        inputs: what is looked at.
         every: n of each n-th frame that is looked at, for the speed of annotated videos.
         coco: annotation file with the ids of images and categories, for ``results.bbox.json`` in COCO's format of
             results; None: no such file.
         draw: write pictures and videos, too.
         formats: some of 'json', 'csv' (``results.csv``) and 'coco' (``predictions.json``).
+
+    Raises:
+        FileExistsError: one of the inputs, labels beside them or ``coco`` would be replaced; nothing is written.
 
     Attributes:
         number: of the pictures and frames that were written about.
@@ -108,6 +112,7 @@ class Files:
         self,
         folder: str | Path,
         classes: Sequence[str],
+        inputs: Sequence[str | int] = (),
         every=1,
         coco=None,
         draw=True,
@@ -115,20 +120,23 @@ class Files:
     ):
         self.folder, self.classes, self.every, self.draw = Path(folder), classes, every, draw
         self._names, self._colours, self._clips = Names(), palette(len(classes)), ClipFiles()
-        self._sources, self.number = Sources(), 0
+        self.number = 0
         make_folder(self.folder)
         self._json = 'json' in formats
-        self._coco = coco and CocoResults(self.folder / 'results.bbox.json', coco, classes)
-        self._tables = [FILES[name](self.folder, classes) for name in dict.fromkeys(formats) if name != 'json']
+        tables = [FILES[name] for name in dict.fromkeys(formats) if name != 'json']
+        names = [table.NAME for table in tables] + [CocoResults.NAME] * bool(coco)
+        self._sources = sources_of(inputs, self._names, self.folder, self._suffixes, for_all=names)
+        if coco:
+            self._sources.add(coco)
+        for name in names:
+            self._sources.check(self.folder / name)
+        self._coco = coco and CocoResults(self.folder / CocoResults.NAME, coco, classes)
+        self._tables = [table(self.folder, classes) for table in tables]
 
-    def keep(self, inputs: Sequence[str | int]) -> None:
-        """Refuse, before anything is written, inputs that an annotated picture or video would replace.
-
-        Raises:
-            FileExistsError: says which.
-        """
-        if self.draw:
-            self._sources = sources_of(inputs, self._names, self.folder, lambda _, video: '.mp4' if video else '.jpg')
+    def _suffixes(self, path: str, is_video: bool) -> list[str]:
+        """Of what is written about a file."""
+        drawn, noted = ('.mp4', '.jsonl') if is_video else ('.jpg', '.json')
+        return [drawn] * self.draw + [noted] * self._json
 
     def write(self, picture: Picture, image: np.ndarray, found: Detections) -> list[str]:
         """Write about one picture; returns the names of its objects.
@@ -202,11 +210,7 @@ def detect_files(
 
     Returns:
         The number of failures.
-
-    Raises:
-        FileExistsError: an annotated picture or video would replace one of the inputs; nothing is written.
     """
-    files.keep(inputs)
     threshold = detector.threshold if threshold is None else threshold
     failures, lines = 0, Lines(tell)
 

@@ -292,7 +292,7 @@ class DDetrInferencer(DetInferencer):
         writing = dict(print_result=print_result, no_save_pred=no_save_pred, pred_out_dir=out_dir)
         self._every, self._clips = every, ClipFiles()
         self._sources = self._sources_of(inputs, out_dir) if out_dir and not no_save_vis else Sources()
-        ids = coco and CocoResults(Path(out_dir, 'results.bbox.json'), coco, self.classes)
+        ids = coco and CocoResults(Path(out_dir, CocoResults.NAME), coco, self.classes)
         try:
             batches = self.preprocess(
                 inputs, batch_size, out_dir=out_dir, every=every, unreadable=unreadable, **prompts
@@ -317,7 +317,7 @@ class DDetrInferencer(DetInferencer):
     def _sources_of(self, inputs, out_dir):
         """The files among the inputs, if no picture or video would replace one."""
         try:
-            return sources_of(inputs, self.names, out_dir, _drawn_suffix, 'vis')
+            return sources_of(inputs, self.names, out_dir, lambda *file: [_drawn_suffix(*file)], 'vis')
         except FileExistsError as error:
             raise ValueError(f'out_dir is {out_dir!r}, but {error}') from None
 

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from copy import deepcopy
 from itertools import chain, count
 from pathlib import Path
@@ -16,6 +16,7 @@ from .video_file import VideoFile
 
 MAX_NAME = 200  # bytes: file systems take 255, and what is put before and behind takes some
 WRITTEN = {'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm'}  # suffixes that OpenCV writes in colour
+STARTS = {'.json': b'{\n "image": ', '.jsonl': b'{"frame": ', '.csv': b'path,frame,width,'}  # of what is written here
 
 
 class Names:
@@ -84,27 +85,49 @@ class Sources:
         if (found := _identity(path)) and found in self._files:
             raise FileExistsError(f'{path} is one of the sources and would be replaced; take another folder')
 
+    def check_beside(self, path: str | Path) -> None:
+        """As ``check``, in a folder of the user's own files: of those, only what was written here is replaced.
 
-def sources_of(inputs, names: Names, folder: str, suffix_of: Callable[[str, bool], str], inner: str = '') -> Sources:
+        Raises:
+            FileExistsError: it is one of the files, or labels, or another table.
+        """
+        self.check(path)
+        if Path(path).suffix in STARTS and _identity(path) and not _is_ours(path):
+            raise FileExistsError(f'{path} is there, beside the sources, and would be replaced; take another folder')
+
+
+def sources_of(
+    inputs,
+    names: Names,
+    folder: str | Path,
+    suffixes_of: Callable[[str, bool], Sequence[str]],
+    inner: str = '',
+    for_all: Sequence[str] = (),
+) -> Sources:
     """The files among ``inputs``, as far as they are known before an iterator is read.
 
     Args:
         inputs: the inferencer's.
         names, folder: of what is written about them. No name is given away: what cannot be read gets none in the end.
-        suffix_of: the suffix of what is drawn of a file, given its path and whether it is a video.
-        inner: folder in ``folder`` that it is drawn in.
+        suffixes_of: of the files that are written about a file, given its path and whether it is a video.
+        inner: folder in ``folder`` that they are written to.
+        for_all: names of what is written there about all files.
 
     Raises:
-        FileExistsError: an annotated picture or video would replace one of them.
+        FileExistsError: one of the files, or labels beside them, would be replaced.
     """
-    sources, files, drawn_in = Sources(), known_files(inputs), Path(folder, inner)
+    sources, files, target = Sources(), known_files(inputs), Path(folder, inner)
     for path, _ in files:
         sources.add(path)
-    where = _identity(drawn_in)
+    where = _identity(target)
     if where and any(_identity(os.path.dirname(os.path.realpath(path))) == where for path, _ in files):
         names = deepcopy(names)
         for path, is_video in files:
-            sources.check(drawn_in / (names.of(path, folder) + suffix_of(path, is_video)))
+            name = names.of(path, folder)
+            for suffix in suffixes_of(path, is_video):
+                sources.check_beside(target / (name + suffix))
+        for name in for_all:
+            sources.check_beside(target / name)
     return sources
 
 
@@ -115,6 +138,12 @@ def _identity(path: str | Path) -> tuple[int, int] | None:
     except (OSError, ValueError):
         return None
     return status.st_dev, status.st_ino
+
+
+def _is_ours(path: str | Path) -> bool:
+    start = STARTS[Path(path).suffix]
+    with open(path, 'rb') as file:
+        return file.read(len(start)) == start
 
 
 class ClipFiles:

@@ -20,12 +20,13 @@ class CsvFile:
         classes: a name for each label.
     """
 
+    NAME = 'results.csv'
     COLUMNS = ('path', 'frame', 'width', 'height', 'label', 'score', 'x1', 'y1', 'x2', 'y2')
 
     def __init__(self, folder: Path, classes: Sequence[str]):
         self.classes = classes
         self._file = open(  # noqa: SIM115  closed by close()
-            folder / 'results.csv', 'w', newline='', encoding='utf-8', errors='surrogateescape'
+            folder / self.NAME, 'w', newline='', encoding='utf-8', errors='surrogateescape'
         )  # a file's name may hold any bytes
         self._writer = csv.writer(self._file, lineterminator='\n')
         self._writer.writerow(self.COLUMNS)
@@ -50,8 +51,10 @@ class CocoFile:
     Args: as :class:`CsvFile`.
     """
 
+    NAME = 'predictions.json'
+
     def __init__(self, folder: Path, classes: Sequence[str]):
-        self._path = folder / 'predictions.json'
+        self._path = folder / self.NAME
         categories = [dict(id=label, name=name) for label, name in enumerate(classes, 1)]
         self._content = dict(images=[], annotations=[], categories=categories)
 

@@ -12,6 +12,7 @@ from mmengine.logging import print_log
 from ..datasets.coco_folder import read_coco
 from ..datasets.errors import DataError
 from ..export.runtime import Detections
+from .outputs import Sources
 
 
 class CocoResults:
@@ -25,9 +26,15 @@ class CocoResults:
 
     Raises:
         DataError: the annotation file cannot be read or names two categories alike, or has none of the classes.
+        FileExistsError: the annotation file would be replaced.
     """
 
+    NAME = 'results.bbox.json'
+
     def __init__(self, path: str | Path, annotations: str | Path, classes: Sequence[str]):
+        source = Sources()
+        source.add(annotations)
+        source.check(path)
         coco = read_coco(Path(annotations), ('images', 'categories'))
         self.annotations = annotations
         self._images, self._short = {}, {}
