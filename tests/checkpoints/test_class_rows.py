@@ -41,11 +41,12 @@ def test_logits_of_a_name_are_kept(build, variant, classes):
     theirs, ours = logits_of(source, inputs, samples), logits_of(target, inputs, samples)
     for label, name in enumerate(classes):
         if name in NAMES:
-            assert torch.equal(ours[..., label], theirs[..., NAMES.index(name)]), name
+            # not always to the bit: BLAS sums in an order that depends on the number of rows (seen with AVX2)
+            torch.testing.assert_close(ours[..., label], theirs[..., NAMES.index(name)], rtol=1e-6, atol=1e-6)
         else:
             assert not any(torch.equal(ours[..., label], theirs[..., i]) for i in range(len(NAMES)))
     if variant == 'DETR':
-        assert torch.equal(ours[..., -1], theirs[..., -1])  # "no object"
+        torch.testing.assert_close(ours[..., -1], theirs[..., -1], rtol=1e-6, atol=1e-6)  # "no object"
     present = [name for name in classes if name in NAMES]
     new = [name for name in classes if name not in NAMES]
     assert report.notes == [
