@@ -5,6 +5,7 @@ model = dict(
     decoder=dict(look_forward_twice=True),
     dn_cfg=dict(label_noise_scale=0.5, box_noise_scale=1.0, group_cfg=dict(dynamic=True, num_dn_queries=100)),
     bbox_head=dict(dense_loss=dict(), relative_boxes=True),
+    test_cfg=dict(matrix_nms=2.0),
 )
 # A small backbone and few steps: what a large one keeps of ImageNet is little beside what all parts can learn.
 full_rate = dict(lr_mult=1.0)

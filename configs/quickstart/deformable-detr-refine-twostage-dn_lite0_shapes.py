@@ -5,6 +5,7 @@ model = dict(
     decoder=dict(look_forward_twice=True),
     dn_cfg=dict(group_cfg=dict(dynamic=True, num_dn_queries=40)),
     bbox_head=dict(dense_loss=dict(), relative_boxes=True),
+    test_cfg=dict(matrix_nms=2.0),
 )
 full_rate = dict(lr_mult=1.0)
 optim_wrapper = dict(

@@ -11,7 +11,7 @@ from mmengine.model import BaseModule, bias_init_with_prob, constant_init
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from mmdet_ddetr.layers import QueryGroups, refine_box, shift_box
+from mmdet_ddetr.layers import QueryGroups, matrix_nms, refine_box, shift_box
 from mmdet_ddetr.registry import MODELS, TASK_UTILS, our_class
 from mmdet_ddetr.task_modules import Match, Targets, task_aligned_match
 
@@ -63,7 +63,8 @@ class SetHead(BaseModule):
             boxes without a reference (DETR).
         reference_eps: bounds the references' distance from 0 and 1 where boxes are added to them.
         train_cfg: ``assigner``; mmdet's assigner and cost names are read as ours.
-        test_cfg: ``max_per_img``, detections kept per image (default: one per query).
+        test_cfg: ``max_per_img``, detections kept per image (default: one per query); ``matrix_nms``, the sigma > 0
+            by which duplicates lose score (default: none do, as in the papers).
     """
 
     def __init__(
@@ -105,6 +106,9 @@ class SetHead(BaseModule):
         self.loss_cls, self.bg_cls_weight = build_class_loss(loss_cls, num_classes)
         self.loss_bbox = build_box_loss(loss_bbox, 'loss_bbox')
         self.loss_iou = build_box_loss(loss_iou, 'loss_iou')
+        sigma = self.test_cfg.get('matrix_nms')
+        if sigma is not None and not sigma > 0:
+            raise ValueError(f'test_cfg.matrix_nms must be a number above 0, as SOLOv2 has 2.0, or None, got {sigma}')
         if dense_loss is not None and not (as_two_stage and self.loss_cls.use_sigmoid):
             raise ValueError('dense_loss needs as_two_stage=True and a loss_cls with use_sigmoid=True')
         self.cls_out_channels = num_classes + (0 if self.loss_cls.use_sigmoid else 1)
@@ -445,6 +449,10 @@ class SetHead(BaseModule):
             scores, query = scores.topk(min(max_per_img, Q))
             labels = best.gather(1, query)
         boxes = bbox_cxcywh_to_xyxy(boxes.gather(1, query[..., None].expand(-1, -1, 4)))  # [B, N, 4]
+        if self.test_cfg.get('matrix_nms') is not None:
+            scores, order = matrix_nms(boxes, scores, labels, self.test_cfg['matrix_nms']).topk(scores.shape[1])
+            labels, query = labels.gather(1, order), query.gather(1, order)
+            boxes = boxes.gather(1, order[..., None].expand(-1, -1, 4))
         sizes = sizes[:, None].to(boxes.dtype)
         return (boxes * sizes).clamp(min=boxes.new_zeros(()), max=sizes), scores, labels, query
 

@@ -21,6 +21,7 @@ from .deformable_transformer import (
 from .denoising import DenoisingQueries, with_indicator
 from .dot_product_attention import DotProductAttention
 from .dropout import Dropout
+from .duplicates import matrix_nms
 from .ffn import FFN
 from .gaussian import log_gaussian
 from .ms_deform_attn import MSDeformAttn
@@ -102,6 +103,7 @@ __all__ = [
     'is_padded',
     'joined_mask',
     'log_gaussian',
+    'matrix_nms',
     'on_own_maps',
     'own_masks',
     'own_sizes_in_cells',
