@@ -183,7 +183,10 @@ finally:
 
 @pytest.mark.parametrize(
     ('name', 'args', 'rank'),
-    [('train.py', ['none.py'], '--local_rank'), ('test.py', ['none.py', 'none.pth'], '--local-rank')],
+    [
+        ('train.py', ['none.py'], '--local_rank'),
+        pytest.param('test.py', ['none.py', 'none.pth'], '--local-rank', marks=pytest.mark.slow),
+    ],
 )
 def test_arguments_of_launchers(name, args, rank, run_tool):
     """Old and new launchers spell the rank differently; the run gets as far as the missing config."""

@@ -330,7 +330,7 @@ def test_images_of_coco(format, tmp_path):
     for package in ('onnx', 'onnxscript', 'onnxruntime' if format == 'onnx' else 'openvino'):
         pytest.importorskip(package)
     init_default_scope('mmdet')
-    cfg = get_config('deformable-detr-refine-twostage_lite0_shapes')
+    cfg = get_config('deformable-detr-refine-twostage-dn_lite0_shapes')  # with matrix_nms
     shrink(cfg.model)
     torch.manual_seed(0)
     model = MODELS.build(cfg.model).eval()
@@ -436,7 +436,7 @@ def test_mistakes(tmp_path):
         export(model, CFG, tmp_path / 'x', 'pt2', classes=('a',), attention='plugin')
 
 
-@pytest.mark.parametrize('format', ['onnx', 'pt2'])
+@pytest.mark.parametrize('format', ['onnx', pytest.param('pt2', marks=pytest.mark.slow)])
 def test_a_previous_file_outlives_a_full_disk(format, tmp_path):
     if format == 'onnx':
         pytest.importorskip('onnxscript')

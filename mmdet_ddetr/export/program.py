@@ -20,7 +20,7 @@ MMDET_NAMES = ' or '.join(cls.__name__ for cls in MMDET)
 
 
 class DetectionProgram(nn.Module):
-    """What is exported: normalisation, padding, the detector, its best detections. There is no NMS in any of them.
+    """What is exported: normalisation, padding, the detector, its best detections. No operator for NMS is among them.
 
     Args:
         model: a detector of this package, or mmdet's ``DeformableDETR`` or ``DINO``, whose attention modules are
