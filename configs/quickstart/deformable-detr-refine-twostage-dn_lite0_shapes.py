@@ -13,3 +13,12 @@ optim_wrapper = dict(
         custom_keys=dict(backbone=full_rate, sampling_offsets=full_rate, reference_points=full_rate),
     )
 )
+
+train_pipeline = [
+    dict(type='mmdet_ddetr.LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='RandomFlip', prob=[0.25, 0.25, 0.25], direction=['horizontal', 'vertical', 'diagonal']),
+    dict(type='mmdet_ddetr.PasteBoxes'),
+    dict(type='PackDetInputs'),
+]
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

@@ -53,6 +53,7 @@ train_pipeline = [
     dict(type='mmdet_ddetr.LoadImageOnce', scale=(2 * scale[0], 2 * scale[1])),  # crops of half an image are enlarged
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='RandomFlip', prob=0.5),
+    dict(type='mmdet_ddetr.PasteBoxes'),  # few images hold few objects (docs/beyond_the_paper.md)
     dict(
         type='RandomChoice',
         transforms=[

@@ -9,6 +9,7 @@ from .load_once import LoadImageOnce
 from .loading import LoadImageFromFile
 from .lvis import LVISV05Dataset, LVISV1Dataset
 from .panoptic import LoadPanopticInstances
+from .paste_boxes import PasteBoxes
 from .report import Report
 from .splits import split_off_val
 from .xml import VOCDataset, XMLDataset
@@ -24,6 +25,7 @@ __all__ = [
     'LoadImageFromFile',
     'LoadImageOnce',
     'LoadPanopticInstances',
+    'PasteBoxes',
     'Report',
     'VOCDataset',
     'XMLDataset',

@@ -5,6 +5,7 @@ from .errors import DataError
 from .files import check_annotations
 from .image_file import name_of
 from .loading import LoadImageFromFile
+from .paste_boxes import PasteBoxes
 
 MAX_INPUT_PIXELS = 2**23  # a frame of 4K video
 
@@ -35,6 +36,9 @@ class CarefulLoading:
         self.max_pixels = max_pixels
         self._resizes = any(word in str(pipeline) for word in ('Resize', 'Crop', 'RandomAffine', 'Mosaic'))
         super().__init__(*args, pipeline=[_with_our_loader(transform) for transform in pipeline], **kwargs)
+        for place, transform in enumerate(self.pipeline.transforms):
+            if isinstance(transform, PasteBoxes):
+                transform.look_into(self, self.pipeline.transforms[:place])
 
     def load_data_list(self) -> list[dict]:
         check_annotations(self.ann_file, self.backend_args)
