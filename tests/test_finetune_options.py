@@ -84,7 +84,7 @@ def test_image_size():
 def test_image_size_leaves_shares():
     cfg = get_config(FINETUNE)  # 384 x 288
     set_image_size(cfg, 512)
-    plain, cropped = cfg.train_dataloader.dataset.pipeline[3].transforms
+    plain, cropped = cfg.train_dataloader.dataset.pipeline[4].transforms
     assert plain[0].scale == cropped[1].scale == (512, 384) and cropped[0].crop_size == (0.5, 0.5)
 
 
