@@ -67,7 +67,7 @@ def boxes_of(sample):
 
 
 def test_pixels_and_boxes_belong_together(folder):
-    dataset = dataset_of(folder, prob=1.0)
+    dataset = dataset_of(folder, prob=1.0, max_hidden=0.0)
     random.seed(0)
     seen = set()
     for _ in range(60):
@@ -77,7 +77,7 @@ def test_pixels_and_boxes_belong_together(folder):
             assert (x2 - x1, y2 - y1) == ((12, 10), (9, 14))[label]  # the crowd is never pasted
         assert (image != 90).any(-1).sum() == sum((x2 - x1) * (y2 - y1) for _, x1, y1, x2, y2 in boxes)
         seen.add(tuple(label for label, *_ in boxes))
-    assert seen == {(), (0,), (1,)}  # the empty image is one of those that objects are taken from
+    assert {(), (0,), (1,), (0, 1), (1, 0)} < seen  # the empty image is one of those that objects are taken from
 
 
 def test_its_own_objects_stay_and_are_seen(folder):
@@ -100,7 +100,7 @@ def test_share_of_images(folder):
     assert set(changed) == {1}  # the crowd is ignored by the sample
     dataset = dataset_of(folder, prob=0.5)
     changed = [len(boxes_of(dataset[0])[0]) > 1 for _ in range(300)]
-    assert 0.2 < np.mean(changed) < 0.45  # half of the images, two thirds of the others have an object
+    assert 0.35 < np.mean(changed) < 0.5  # half of the images, but where all others were empty or found no place
 
 
 def test_the_seed_decides(folder):

@@ -16,11 +16,11 @@ TRIES = 10  # to find a place for an object
 
 @TRANSFORMS.register_module()
 class PasteBoxes(BaseTransform):
-    """Objects of another image of the data set, with all that is in their boxes, at random places.
+    """Objects of other images of the data set, with all that is in their boxes, at random places.
 
     After Cut, Paste and Learn (Dwibedi et al., ICCV 2017, arXiv:1708.01642) and Simple Copy-Paste (Ghiasi et al., CVPR
-    2021, arXiv:2012.07177), which cut along masks. The other image goes through the transforms before this one. Comes
-    after ``LoadAnnotations``, in a data set of this package.
+    2021, arXiv:2012.07177), which cut along masks. The other images, one for each object, go through the transforms
+    before this one. Comes after ``LoadAnnotations``, in a data set of this package.
 
     Args:
         prob: share of the images that get any, in [0, 1].
@@ -56,14 +56,15 @@ class PasteBoxes(BaseTransform):
             raise ValueError('PasteBoxes pastes boxes, and no masks: leave it out, or with_mask=True')
         if random.random() >= self.prob:
             return results
-        other = self._another()
-        if other is None:
-            return results
         image = results['img'].copy()
         boxes = list(results['gt_bboxes'].tensor.numpy())
         labels, crowd = list(results['gt_bboxes_labels']), list(results['gt_ignore_flags'])
-        wanted = [i for i, ignored in enumerate(other['gt_ignore_flags']) if not ignored]
-        for i in random.sample(wanted, min(len(wanted), random.randint(1, self.max_boxes))):
+        for _ in range(random.randint(1, self.max_boxes)):
+            other = self._another()
+            wanted = [i for i, ignored in enumerate(other['gt_ignore_flags'] if other else ()) if not ignored]
+            if not wanted:
+                continue
+            i = random.choice(wanted)
             x1, y1, x2, y2 = other['gt_bboxes'].tensor[i].round().int().clamp(min=0).tolist()
             patch = other['img'][y1:y2, x1:x2]
             box = self._place(patch.shape[:2], image.shape[:2], boxes)
