@@ -1,10 +1,14 @@
 """Fixtures that more than one test file uses."""
 
 import os
+import runpy
 import subprocess
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
 
+import mmengine.config
 import pytest
 import torch
 from chromium import EXECUTABLE, Chromium
@@ -22,10 +26,18 @@ def seeded():
 
 
 @pytest.fixture(scope='session', autouse=True)
-def unformatted_configs():
-    """Configs are written as they are: to format them takes a second, more than the rest of a small training."""
+def what_mmengine_does_for_long():
+    """A fifth of all the time, and nothing that a test is about.
+
+    Configs are written as they are: to format them takes a second, more than the rest of a small training. To read one,
+    mmengine reads the 102 metafiles of mmdet for every ``mmdet::`` in its bases: once is enough. Of each parameter of a
+    model it logs what initialised it.
+    """
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('mmengine.model.base_module.BaseModule._dump_init_info', lambda module: None)
         patch.setattr('mmengine.config.config.FormatCode', lambda text, **options: (text, True))
+        patch.setattr('mmengine.config.utils.load', cache(mmengine.config.utils.load))
+        patch.setattr('mmengine.config.config.is_installed', cache(mmengine.config.config.is_installed))
         yield
 
 
@@ -56,15 +68,25 @@ def workspace(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def run_tool(workspace):
-    """Run a tool of the checkout in the workspace: ``run_tool('train.py', *args)`` -> (return code, all it printed)."""
+    """Run a tool of the checkout in the workspace: ``run_tool('train.py', *args)`` -> (return code, all it printed).
+
+    In a fork of this process: to import everything takes longer than what most tools are asked for here.
+    """
+    from training_case import fork
 
     def run(name, *args):
-        env = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
-        command = [sys.executable, str(ROOT / 'tools' / name), *map(str, args)]
-        done = subprocess.run(
-            command, cwd=workspace, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        return done.returncode, done.stdout.strip()
+        def call():
+            os.chdir(workspace)
+            for stream in (1, 2):
+                os.dup2(output.fileno(), stream)
+            sys.stdout, sys.stderr = os.fdopen(1, 'w', 1, closefd=False), os.fdopen(2, 'w', 1, closefd=False)
+            sys.argv = [str(ROOT / 'tools' / name), *map(str, args)]
+            runpy.run_path(sys.argv[0], run_name='__main__')
+
+        with tempfile.TemporaryFile('w+') as output:
+            code = fork(call)
+            output.seek(0)
+            return code, output.read().strip()
 
     return run
 

@@ -57,9 +57,8 @@ def test_train_forward(variant):
     check_training(model, compile_whole(model), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    'variant', ['two-stage', *(pytest.param(v, marks=pytest.mark.slow) for v in ('anchor', 'dab'))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('variant', ['two-stage', 'anchor', 'dab'])
 def test_train_forward_with_further_queries(variant):
     """Denoising queries, and one-to-many ones where the others have no patterns."""
     one2many = dict(num_queries_one2many=10, k_one2many=2) if variant == 'two-stage' else {}

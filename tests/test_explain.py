@@ -401,7 +401,9 @@ def explanations(models):
     return made
 
 
-@pytest.mark.parametrize('name', ['points', 'boxes', 'dense', 'levels', 'axes'])
+@pytest.mark.parametrize(
+    'name', ['points', 'dense', *(pytest.param(name, marks=pytest.mark.slow) for name in ('boxes', 'levels', 'axes'))]
+)
 def test_figures(explanations, name):
     """Panels, their titles, and every point of the query at its place."""
     explanation = explanations[name]

@@ -436,7 +436,8 @@ def test_mistakes(tmp_path):
         export(model, CFG, tmp_path / 'x', 'pt2', classes=('a',), attention='plugin')
 
 
-@pytest.mark.parametrize('format', ['onnx', pytest.param('pt2', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('format', ['onnx', 'pt2'])
 def test_a_previous_file_outlives_a_full_disk(format, tmp_path):
     if format == 'onnx':
         pytest.importorskip('onnxscript')

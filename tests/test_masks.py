@@ -131,7 +131,7 @@ def model(request):
     return model
 
 
-@pytest.mark.parametrize('counts', [[0, 0], [2, 1]], ids=['no box', 'boxes'])
+@pytest.mark.parametrize('counts', [pytest.param([0, 0], marks=pytest.mark.slow), [2, 1]], ids=['no box', 'boxes'])
 def test_losses(model, counts):
     inputs, samples = make_batch([(64, 96), (57, 64)], counts, 80)
     model.train().zero_grad()

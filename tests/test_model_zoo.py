@@ -62,12 +62,14 @@ def test_published_figures(name, row):
         assert row['paper GFLOPs'] == f'{metadata["FLOPs"] / 1e9:.0f}'
 
 
-@pytest.mark.parametrize(('name', 'row'), [row for row in ROWS if row[1].get('params here')])
+@pytest.mark.parametrize(('name', 'row'), ROWS, ids=[name for name, _ in ROWS])
 def test_parameters(name, row):
-    """To the last digit."""
+    """In full size, on the meta device, which takes neither time nor memory; to the last digit."""
     with torch.device('meta'):
         model = build_detector(get_config(name))
-    assert row['params here'] == f'{count_parameters(model).paper:,}'
+    parameters = count_parameters(model).paper
+    assert parameters > 1e6
+    assert row.get('params here', '') in ('', f'{parameters:,}')
 
 
 QUICK = ('detr_r50-dc5_64xb1-500e_coco', 'deformable-detr_r50-own-level_16xb2-50e_coco')

@@ -105,11 +105,11 @@ def test_loss(counts, fused, monkeypatch):
     'name',
     [
         'deformable-detr-refine-twostage_r50_16xb2-50e_coco',
-        'smca-detr-multi-scale_r50_8xb1-50e_coco',
-        'sam-detr-smca-multi-scale_r50_8xb2-12e_coco',
         'dn-dab-detr_r50_8xb2-50e_coco',
-        'dab-deformable-detr-twostage_r50_8xb2-50e_coco',
-        'anchor-detr_r50_8xb1-50e_coco',
+        pytest.param('smca-detr-multi-scale_r50_8xb1-50e_coco', marks=pytest.mark.slow),
+        pytest.param('sam-detr-smca-multi-scale_r50_8xb2-12e_coco', marks=pytest.mark.slow),
+        pytest.param('dab-deformable-detr-twostage_r50_8xb2-50e_coco', marks=pytest.mark.slow),
+        pytest.param('anchor-detr_r50_8xb1-50e_coco', marks=pytest.mark.slow),
     ],
 )
 def test_whole_model(name, mode):

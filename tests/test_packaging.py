@@ -54,14 +54,27 @@ def source(tmp_path_factory):
 def wheel(request, tmp_path_factory):
     """Built here, or that of a folder: MMDET_DDETR_WHEEL=dist, as `make dist` leaves it.
 
-    What is in it is the same without optimisation, which takes the compiler five times as long.
+    Without the extension, whose compilation takes longer than all the tests of this file.
     """
+    return released_wheel() or build_wheel(request, tmp_path_factory, '0')
+
+
+@pytest.fixture(scope='module')
+def compiled_wheel(request, tmp_path_factory):
+    """With the extension."""
+    return released_wheel() or build_wheel(request, tmp_path_factory, '1')
+
+
+def released_wheel():
     if folder := os.environ.get('MMDET_DDETR_WHEEL'):
         (path,) = Path(folder).glob('*.whl')
         return path.resolve()
+
+
+def build_wheel(request, tmp_path_factory, extension):
     source = request.getfixturevalue('source')
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('CXXFLAGS', '-O0', prepend=' ' if os.environ.get('CXXFLAGS') else None)
+        patch.setenv('MMDET_DDETR_EXT', extension)
         return call_backend('build_wheel', tmp_path_factory.mktemp('wheel'), cwd=source)
 
 
@@ -139,7 +152,7 @@ def test_config_basenames_are_unique():
 
 
 def test_editable_build_links_mim(source, tmp_path, monkeypatch):
-    monkeypatch.setenv('MMDET_DDETR_EXT', '0')  # the wheel's build has compiled it
+    monkeypatch.setenv('MMDET_DDETR_EXT', '0')
     call_backend('build_editable', tmp_path, cwd=source)
     for name in ('configs', 'tools', 'model-index.yml'):
         assert (source / 'mmdet_ddetr/.mim' / name).samefile(source / name)
@@ -270,7 +283,7 @@ def packages_for(python, cwd):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('version, torch', [('3.10', f'=={OLDEST}'), ('3.13', '')], ids=['oldest', 'newest'])
-def test_another_python_and_torch(version, torch, wheel, tmp_path, monkeypatch):
+def test_another_python_and_torch(version, torch, compiled_wheel, tmp_path, monkeypatch):
     """`mim train` and `mim test` from the one wheel, which was built with this Python and this PyTorch. Gigabytes."""
     run(find_python(version), '-m', 'venv', tmp_path / 'env', cwd=tmp_path)
     python = tmp_path / 'env/bin/python'
@@ -278,7 +291,7 @@ def test_another_python_and_torch(version, torch, wheel, tmp_path, monkeypatch):
     def pip(*arguments):
         return run(python, '-m', 'pip', 'install', '-q', '--no-deps', '--no-cache-dir', *arguments, cwd=tmp_path)
 
-    pip(*packages_for(python, tmp_path), wheel)
+    pip(*packages_for(python, tmp_path), compiled_wheel)
     try:
         pip(f'torch{torch}')
     except AssertionError as error:

@@ -92,7 +92,9 @@ def load(build, variant, state_dict, num_classes):
     return model
 
 
-@pytest.mark.parametrize('shapes', BATCHES.values(), ids=BATCHES)
+@pytest.mark.parametrize(
+    'shapes', [BATCHES['padded'], pytest.param(BATCHES['not padded'], marks=pytest.mark.slow)], ids=BATCHES
+)
 def test_outputs_are_theirs(theirs, build, shapes):
     variant, model = theirs
     logits, boxes = outputs_of_theirs(model, shapes)

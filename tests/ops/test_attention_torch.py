@@ -23,7 +23,7 @@ def assert_equal(got, expected):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize('dtype', [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str)
 def test_opcheck(kind, dtype, device):
     case = Case(kind, dtype=dtype, device=device)
     value, *points = case.leaves()
@@ -50,7 +50,7 @@ def test_inference_mode(kind, device):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-@pytest.mark.parametrize('dynamic', [False, True], ids=['static', 'dynamic'])
+@pytest.mark.parametrize('dynamic', [pytest.param(False, marks=pytest.mark.slow), True], ids=['static', 'dynamic'])
 def test_compile_fullgraph(kind, dynamic, device, reproducible):
     torch._dynamo.reset()
     cases = [Case(kind, device=device), Case(kind, Q=9, shapes=[(5, 7), (2, 3), (1, 2)], device=device)]
