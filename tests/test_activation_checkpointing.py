@@ -7,11 +7,12 @@ from tiny_model import CLASSES, tiny_model
 
 from mmdet_ddetr.testing import make_batch
 
+OTHERS = ('smca-multi-scale', 'sam', 'dab-deformable', 'anchor')
 
-OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ('smca-multi-scale', 'sam', 'dab-deformable', 'anchor')]
 
-
-@pytest.mark.parametrize('variant', ['two-stage', 'detr', 'dab', *OTHERS])
+@pytest.mark.parametrize(
+    'variant', ['two-stage', 'detr', 'dab', *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
+)
 def test_whole_model(variant):
     """Measured: the transformer and the losses keep 0.11 and 0.18 of the bytes."""
     inputs, samples = make_batch([(64, 96), (57, 64)], [3, 2], CLASSES)
