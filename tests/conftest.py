@@ -26,8 +26,8 @@ def seeded():
 
 
 @pytest.fixture(scope='session', autouse=True)
-def what_mmengine_does_for_long():
-    """A fifth of all the time, and nothing that a test is about.
+def quick_mmengine():
+    """Without what takes mmengine long and no test is about.
 
     Configs are written as they are: to format them takes a second, more than the rest of a small training. To read one,
     mmengine reads the 102 metafiles of mmdet for every ``mmdet::`` in its bases: once is enough. Of each parameter of a

@@ -56,22 +56,19 @@ def wheel(request, tmp_path_factory):
 
     Without the extension, whose compilation takes longer than all the tests of this file.
     """
-    return released_wheel() or build_wheel(request, tmp_path_factory, '0')
+    return find_or_build_wheel(request, tmp_path_factory, extension='0')
 
 
 @pytest.fixture(scope='module')
 def compiled_wheel(request, tmp_path_factory):
     """With the extension."""
-    return released_wheel() or build_wheel(request, tmp_path_factory, '1')
+    return find_or_build_wheel(request, tmp_path_factory, extension='1')
 
 
-def released_wheel():
+def find_or_build_wheel(request, tmp_path_factory, extension):
     if folder := os.environ.get('MMDET_DDETR_WHEEL'):
         (path,) = Path(folder).glob('*.whl')
         return path.resolve()
-
-
-def build_wheel(request, tmp_path_factory, extension):
     source = request.getfixturevalue('source')
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('MMDET_DDETR_EXT', extension)
