@@ -1,5 +1,6 @@
 """Fixtures that more than one test file uses."""
 
+import gc
 import os
 import runpy
 import subprocess
@@ -17,6 +18,12 @@ import mmdet_ddetr  # noqa: F401  before any test file imports mmdet
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / 'tools'))  # for _cli, where a test runs a tool in this process
+
+
+def pytest_collection_finish():
+    """What is imported is no garbage: mmengine's data sets look for some, for a second each among all these modules."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -59,7 +59,6 @@ def quick_files(monkeypatch):
         raise known[key]
 
     monkeypatch.setattr('mmdet_ddetr.datasets.image_file.inspect_image', inspect)
-    monkeypatch.setattr('mmengine.dataset.base_dataset.gc.collect', lambda: None)  # a second for each data set
 
 
 def sound():

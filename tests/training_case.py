@@ -236,7 +236,7 @@ def _start(function) -> None:
     torch.set_num_threads(1)
     torch.cuda.is_available = lambda: False  # bit for bit is meant for CPUs, and CUDA does not survive a fork
     mmengine.device.utils.DEVICE = 'cpu'
-    gc.freeze()  # mmengine's datasets collect garbage, and there is much here that is none
+    gc.freeze()  # as in conftest: what is here is no garbage
     function()
 
 
