@@ -20,8 +20,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / 'tools'))  # for _cli, where a test runs a tool in this process
 
 
-def pytest_collection_finish():
-    """What is imported is no garbage: mmengine's data sets look for some, for a second each among all these modules."""
+@pytest.fixture(scope='module', autouse=True)
+def imports_are_no_garbage():
+    """mmengine's data sets look for garbage, a second each among all that is imported here."""
     gc.collect()
     gc.freeze()
 

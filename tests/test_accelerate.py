@@ -174,7 +174,7 @@ def test_outputs(name, calls):
     torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize('name', ['DINO', 'DDQ'])
+@pytest.mark.parametrize('name', ['DINO', pytest.param('DDQ', marks=pytest.mark.slow)])
 def test_losses_and_gradients(name, calls):
     build, _, count = MODELS_OF_MMDET[name]
     theirs = without_dropout(build()).train()
@@ -343,6 +343,7 @@ def test_copies_are_accelerated(cls, duplicate, calls):
     assert calls == {'ours': 2}
 
 
+@pytest.mark.slow
 def test_compiled_model(calls):
     module = attention()
     compiled = torch.compile(module, backend='eager')

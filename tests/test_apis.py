@@ -139,6 +139,7 @@ def test_mmdet_inference(checkpoint, images):
 # --- the tools -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_resume(checkpoint, run_tool):
     options = [*QUICK, 'train_cfg.max_epochs=2', 'default_hooks.logger.interval=1']
     code, text = run_tool('train.py', NAME, '--work-dir=wd', '--resume', *options)

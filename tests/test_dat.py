@@ -285,6 +285,7 @@ def test_frozen_stages(frozen, names):
     assert model.stages[0].training == (frozen < 1)
 
 
+@pytest.mark.slow
 def test_compiles_without_a_break():
     torch._dynamo.reset()
     model = build().eval()

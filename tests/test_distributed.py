@@ -77,6 +77,7 @@ def test_as_one_process(one_process, tmp_path):
     assert_same_training(tmp_path, one_process)
 
 
+@pytest.mark.slow
 def test_sharded(one_process, tmp_path):
     """FSDP: the same once more, in a training that was stopped and resumed; its checkpoint is that of any training."""
     changes = {
@@ -164,6 +165,7 @@ def test_evaluated_once(tmp_path):
     assert metrics_of_two == pytest.approx(metrics, abs=2e-3, nan_ok=True)
 
 
+@pytest.mark.slow
 def test_signal_to_one_process(tmp_path):
     """All processes leave together, and go on as if nothing had been."""
     write_data(tmp_path / 'data')

@@ -57,6 +57,7 @@ def test_ema(tmp_path):
     assert fork(run) == 0
 
 
+@pytest.mark.slow
 def test_resume(tmp_path):
     """Interrupted and continued: the same losses and the same averages as at once."""
     write_data(tmp_path / 'data')

@@ -402,7 +402,7 @@ def explanations(models):
 
 
 @pytest.mark.parametrize(
-    'name', ['points', 'dense', *(pytest.param(name, marks=pytest.mark.slow) for name in ('boxes', 'levels', 'axes'))]
+    'name', ['points', *(pytest.param(name, marks=pytest.mark.slow) for name in ('dense', 'boxes', 'levels', 'axes'))]
 )
 def test_figures(explanations, name):
     """Panels, their titles, and every point of the query at its place."""
@@ -739,7 +739,7 @@ def test_sampled_weights_of_cells():
     torch.testing.assert_close(cells, torch.tensor([[0.4, 0.0, 0.1, 0.0, 0.15, 0.15]]))
 
 
-@pytest.mark.parametrize('name', ['one', 'three'])
+@pytest.mark.parametrize('name', ['one', pytest.param('three', marks=pytest.mark.slow)])
 def test_figures_and_page_of_aligned_attention(aligned_models, name, tmp_path):
     explanation = explanation_of_first(aligned_models[name])
     detection = explanation.detections[0]
@@ -825,6 +825,7 @@ def test_tool_names_a_bad_image(run_here, name, message):
         run_here('config.py', 'random.pth', image=name)
 
 
+@pytest.mark.slow
 def test_hook(checkpoint, workspace, monkeypatch):
     """In a training with evaluations: figures of the same first images, across batches, and no hook left behind."""
     monkeypatch.chdir(workspace)

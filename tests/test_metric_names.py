@@ -249,6 +249,7 @@ def test_misspelt_before_the_first_iteration(data, tmp_path):
     assert not (tmp_path / 'losses.txt').exists()
 
 
+@pytest.mark.slow
 def test_best_of_another_figure_is_no_scale(data, tmp_path):
     """Resumed with another save_best, whose values are smaller."""
     cfg = short(data, tmp_path, {'train_cfg.max_epochs': 1, 'default_hooks.checkpoint.save_best': 'high'})
@@ -267,6 +268,7 @@ def test_best_of_another_figure_is_no_scale(data, tmp_path):
     assert sorted(path.name for path in tmp_path.glob('best*')) == ['best_high_epoch_1.pth', 'best_low_epoch_2.pth']
 
 
+@pytest.mark.slow
 def test_two_validation_sets(data, tmp_path):
     """Told apart in table, curves and pictures, though their images have the same ids."""
     second = tmp_path / 'second'

@@ -106,6 +106,7 @@ def test_browse_dataset(folder, run):
     assert cv2.imread(str(pictures[0])) is not None
 
 
+@pytest.mark.slow
 def test_analyze_results(folder, run, predictions):
     """It keeps of the train pipeline what loads, and looks for mmcv's loader, which ours is a subclass of."""
     run('analyze_results', NAME, predictions, 'analysed', '--topk=2', *OPTIONS)
@@ -246,6 +247,7 @@ def test_names_of_configs_become_paths(folder, run, monkeypatch):
 # --- the hook --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_hook_is_written_and_removed(tmp_path, monkeypatch, run):
     monkeypatch.setattr(entry.start_hook, 'path', lambda: tmp_path / 'mmdet_ddetr_hook.pth')
     assert f'wrote {tmp_path}/mmdet_ddetr_hook.pth' in run('--install-hook')

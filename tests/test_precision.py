@@ -113,6 +113,7 @@ def train(dtype):
     return torch.tensor(curve)
 
 
+@pytest.mark.slow
 def test_training_in_bf16_follows_fp32():
     """Measured: within 0.7 % in every step, while the loss falls by 45 %."""
     expected, curve = train(torch.float32), train(torch.bfloat16)

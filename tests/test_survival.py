@@ -62,7 +62,7 @@ def kill(runner):
 @pytest.mark.parametrize(
     ('loop', 'at', 'iteration'),
     [
-        ('epochs', 'before_train_iter', 5),
+        pytest.param('epochs', 'before_train_iter', 5, marks=pytest.mark.slow),
         ('epochs', 'before_save_checkpoint', 6),
         pytest.param('iterations', 'before_train_iter', 5, marks=pytest.mark.slow),
         pytest.param('iterations', 'before_save_checkpoint', 7, marks=pytest.mark.slow),

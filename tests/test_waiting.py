@@ -18,7 +18,7 @@ SHOW = 'import os; print(os.environ.get("GOMP_SPINCOUNT"), os.environ.get("OMP_W
     [
         ({}, '', '10000 None'),
         ({}, 'import torch; ', 'None None'),
-        ({'GOMP_SPINCOUNT': '7'}, '', '7 None'),
+        pytest.param({'GOMP_SPINCOUNT': '7'}, '', '7 None', marks=pytest.mark.slow),
         ({'OMP_WAIT_POLICY': 'active'}, '', 'None active'),
     ],
 )
