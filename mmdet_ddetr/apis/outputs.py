@@ -11,12 +11,17 @@ from pathlib import Path
 import numpy as np
 
 from .inputs import file_of, is_url, known_files
+from .result_files import CsvFile
 from .video import Clip
 from .video_file import VideoFile
 
 MAX_NAME = 200  # bytes: file systems take 255, and what is put before and behind takes some
 WRITTEN = {'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm'}  # suffixes that OpenCV writes in colour
-STARTS = {'.json': b'{\n "image": ', '.jsonl': b'{"frame": ', '.csv': b'path,frame,width,'}  # of what is written here
+STARTS = {  # of what is written here
+    '.json': b'{\n "image": ',
+    '.jsonl': b'{"frame": ',
+    '.csv': ','.join(CsvFile.COLUMNS).encode(),
+}
 
 
 class Names:
