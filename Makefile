@@ -22,7 +22,8 @@ QUIET = $(if $(V),,-qq)
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
 
-install: $(VENV)/.package ## Make .venv with every pinned dependency and this package, editable
+install: ## Make .venv with every pinned dependency and this package, editable
+	@$(MAKE) --silent --jobs=2 $(VENV)/.dependencies $(VENV)/.package
 
 # Options of tools/finetune.py as variables; EMA=1, TENSORBOARD=1 and RESUME=1 switch on, ARGS takes any others.
 BACKBONE ?=
@@ -109,10 +110,11 @@ $(VENV)/.python:
 	}
 	@touch $@
 
-# torch first and alone, so that pip picks the build of torch, CPU or CUDA, that the user's pip configuration offers.
+# torch first, so that pip picks the build of torch, CPU or CUDA, that the user's pip configuration offers; setuptools is
+# all else that this package is built with.
 $(VENV)/.torch: $(LOCK) | $(VENV)/.python
 	@echo 'Installing PyTorch (the largest download)'
-	@$(PIP) install $(QUIET) --constraint $(LOCK) torch
+	@$(PIP) install $(QUIET) --constraint $(LOCK) torch setuptools
 	@touch $@
 
 # The lock file is complete, so nothing is left to resolve. --no-deps also keeps out opencv-python, which mmengine asks for
@@ -127,9 +129,10 @@ $(VENV)/.%: requirements/%.txt $(VENV)/.dependencies
 	@$(PIP) install $(QUIET) --no-deps --requirement $<
 	@touch $@
 
-# mim looks for site-packages/mmdet_ddetr, which an editable install does not have; hence the link.
-$(VENV)/.package: pyproject.toml setup.py $(VENV)/.dependencies
-	@echo 'Installing mmdet_ddetr'
+# While the dependencies are installed: compiling takes as long. mim looks for site-packages/mmdet_ddetr, which an
+# editable install does not have; hence the link.
+$(VENV)/.package: pyproject.toml setup.py $(VENV)/.torch
+	@echo 'Installing mmdet_ddetr, whose ops are compiled'
 	@$(PIP) install $(QUIET) --no-deps --no-build-isolation --editable .
 	@ln -sfn '$(CURDIR)/mmdet_ddetr' "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/mmdet_ddetr"
 	@touch $@
