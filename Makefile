@@ -46,9 +46,10 @@ else
 	@$(BIN)/python tools/finetune.py --data '$(DATA)' --minutes $(MINUTES) --work-dir '$(WORK_DIR)' $(OPTIONS)
 endif
 
-# One worker and one thread per core: torch's own threads only get into each other's way on small tensors.
+# One worker and one thread per core: torch's own threads only get into each other's way on small tensors. With bytecode,
+# also where the user keeps Python from writing it: the tests start hundreds of processes.
 test: install ## Run the tests (PYTEST_ARGS='-m slow' runs the slow ones)
-	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	@PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # A venv of its own, which pip fills by the user's own configuration: a plain torch wheel brings gigabytes of CUDA.
 test-torch: ## Run the tests of the ops under another torch: make test-torch TORCH=2.10.0
