@@ -68,8 +68,9 @@ format: install ## Apply the formatters
 	@$(BIN)/ruff format .
 	@find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs $(BIN)/clang-format -i
 
-cuda-check: install ## Compile the CUDA kernels, without a GPU, and show what they use; fails if one spills registers
-	@$(BIN)/python csrc/cuda/check.py
+ARCHITECTURES ?=
+cuda-check: install ## Compile the CUDA kernels, without a GPU, and show what they use; fails if one spills registers [ARCHITECTURES=90]
+	@$(BIN)/python csrc/cuda/check.py $(ARCHITECTURES)
 
 STAGES ?=
 gpu-check: install ## Build, prove and measure the CUDA side on this machine's GPU: at most 8 minutes [STAGES=build,tests]

@@ -87,14 +87,14 @@ def without_download(model_cfg: dict) -> dict:
 
 
 def shrink(model_cfg: dict) -> dict:
-    """Make a model small enough for a unit test, in place: R18, X50, narrow R50-DCN and DAT, few layers and queries."""
+    """Make a model small enough for a unit test, in place: narrow backbones, few layers, queries and regions."""
     without_download(model_cfg)
     backbone = class_of(model_cfg['backbone']['type'], MODELS)
     if backbone is ResNeXt:
         model_cfg['backbone']['depth'] = 50
     if backbone in (ResNet, ResNetDC5):
-        small, shared_head = dict(depth=18), (model_cfg.get('roi_head') or {}).get('shared_head')
-        narrow = {256: 64, 512: 128, 1024: 256, 2048: 512}
+        small, shared_head = dict(depth=18, base_channels=8), (model_cfg.get('roi_head') or {}).get('shared_head')
+        narrow = {256: 8, 512: 16, 1024: 32, 2048: 64}
         if shared_head:  # the last stage stands there; its width is fixed
             small = dict(depth=50)
             shared_head.update(small)
@@ -112,6 +112,11 @@ def shrink(model_cfg: dict) -> dict:
     roi_layer = ((model_cfg.get('roi_head') or {}).get('bbox_roi_extractor') or {}).get('roi_layer')
     if roi_layer and 'output_channels' in roi_layer:  # it predicts offsets: tens of millions of weights on each level
         roi_layer['deform_fc_channels'] = 16
+    if 'roi_head' in model_cfg:
+        head = model_cfg['roi_head']['bbox_head']
+        if 'fc_out_channels' in head:
+            head['fc_out_channels'] = 32
+        model_cfg['train_cfg']['rpn_proposal']['max_per_img'] = model_cfg['test_cfg']['rpn']['max_per_img'] = 50
     if 'num_queries' in model_cfg:
         model_cfg['num_queries'] = 20
         model_cfg['encoder']['num_layers'] = 2

@@ -39,9 +39,11 @@ def quick_mmengine():
 
     Configs are written as they are: to format them takes a second, more than the rest of a small training. To read one,
     mmengine reads the 102 metafiles of mmdet for every ``mmdet::`` in its bases: once is enough. Of each parameter of a
-    model it logs what initialised it.
+    model it finds, by its mean, and logs what initialised it.
     """
     with pytest.MonkeyPatch.context() as patch:
+        for module in ('base_module', 'weight_init'):
+            patch.setattr(f'mmengine.model.{module}.update_init_info', lambda module, init_info: None)
         patch.setattr('mmengine.model.base_module.BaseModule._dump_init_info', lambda module: None)
         patch.setattr('mmengine.config.config.FormatCode', lambda text, **options: (text, True))
         patch.setattr('mmengine.config.utils.load', cache(mmengine.config.utils.load))

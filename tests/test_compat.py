@@ -804,7 +804,9 @@ DETECTORS = {
 }
 
 
-@pytest.mark.parametrize('name', DETECTORS)
+@pytest.mark.parametrize(
+    'name', [pytest.param(name, marks=pytest.mark.slow) if name == 'soft-nms' else name for name in DETECTORS]
+)
 def test_detectors_of_mmdet_run(name):
     import mmdet
     from mmdet.registry import MODELS

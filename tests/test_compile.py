@@ -50,6 +50,7 @@ def check_prediction(model, compiled, **tolerance):
             torch.testing.assert_close(got[name], expected[name], **tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('variant', ['two-stage', *OTHERS])
 def test_train_forward(variant):
     """From the images over matching and losses of all layers to the dict of losses."""

@@ -185,6 +185,7 @@ def curves(work_dir):
     return checkpoint['message_hub']['runtime_info']['curve/metrics']
 
 
+@pytest.mark.slow
 def test_voc(data, tmp_path):
     """The metric's pool of processes ends, and its figures are followed."""
     write_voc(tmp_path / 'VOC2007', 'all', data / 'annotations.json', data)

@@ -61,7 +61,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize('way', WAYS)
-@pytest.mark.parametrize('thread', [False, True], ids=['', 'in a thread'])
+@pytest.mark.parametrize('thread', [False, pytest.param(True, marks=pytest.mark.slow)], ids=['', 'in a thread'])
 def test_children_can_be_ended(way, thread):
     def parent():
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -66,7 +66,7 @@ def kill(runner):
         ('epochs', 'before_save_checkpoint', 6),
         pytest.param('iterations', 'before_train_iter', 5, marks=pytest.mark.slow),
         pytest.param('iterations', 'before_save_checkpoint', 7, marks=pytest.mark.slow),
-        ('endless', 'before_train_iter', 5),
+        pytest.param('endless', 'before_train_iter', 5, marks=pytest.mark.slow),
     ],
 )
 def test_killed_and_resumed(loop, at, iteration, data, tmp_path, uninterrupted):
@@ -80,7 +80,9 @@ def test_killed_and_resumed(loop, at, iteration, data, tmp_path, uninterrupted):
     assert resumed == {i: uninterrupted(loop)[i] for i in resumed}
 
 
-@pytest.mark.parametrize('loop', ['epochs', pytest.param('iterations', marks=pytest.mark.slow), 'endless'])
+@pytest.mark.parametrize(
+    'loop', [*(pytest.param(loop, marks=pytest.mark.slow) for loop in ('epochs', 'iterations')), 'endless']
+)
 def test_terminated_within_an_epoch(loop, data, tmp_path, uninterrupted):
     """SIGTERM: a checkpoint after the iteration, exit code 75, and the next iteration is the first after --resume.
 
@@ -113,7 +115,7 @@ def test_order_of_the_data_without_a_seed(data, tmp_path):
     assert before[3] == after[3]
 
 
-@pytest.mark.parametrize('batch', [0, 1])
+@pytest.mark.parametrize('batch', [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_interrupted_evaluation_is_done(batch, data, tmp_path):
     """The last evaluation counts: without it nobody knows how good the training was."""
     cfg = make_config(data, tmp_path)

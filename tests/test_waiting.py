@@ -19,7 +19,7 @@ SHOW = 'import os; print(os.environ.get("GOMP_SPINCOUNT"), os.environ.get("OMP_W
         ({}, '', '10000 None'),
         ({}, 'import torch; ', 'None None'),
         pytest.param({'GOMP_SPINCOUNT': '7'}, '', '7 None', marks=pytest.mark.slow),
-        ({'OMP_WAIT_POLICY': 'active'}, '', 'None active'),
+        pytest.param({'OMP_WAIT_POLICY': 'active'}, '', 'None active', marks=pytest.mark.slow),
     ],
 )
 def test_threads_wait_briefly_unless_told_otherwise(settings, before, expected):
