@@ -23,7 +23,12 @@ help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
 
 install: ## Make .venv with every pinned dependency and this package, editable
-	@$(MAKE) --silent --jobs=2 $(VENV)/.dependencies $(VENV)/.package
+	@$(MAKE) --silent --jobs=2 STEPS=1 $(VENV)/.dependencies $(VENV)/.package
+
+# Else `make -j docs` would take the steps of the installation twice, at the same time.
+ifndef STEPS
+.NOTPARALLEL:
+endif
 
 # Options of tools/finetune.py as variables; EMA=1, TENSORBOARD=1 and RESUME=1 switch on, ARGS takes any others.
 BACKBONE ?=

@@ -455,6 +455,25 @@ def test_ctrl_c_and_resume(shapes, tmp_path, monkeypatch, start):
 
 
 @pytest.mark.slow
+def test_a_longer_resume_has_its_own_schedule(shapes, tmp_path, start):
+    """The learning rate is that of the new length, and a training that is over says so."""
+    work_dir = tmp_path / 'work'
+    common = ['--work-dir', work_dir, '--pictures', '0']
+    config = ['--data', shapes, '--config', 'deformable-detr-refine-twostage_lite0_shapes', '--batch-size', '2']
+    code, out, err = start(*common, *config, '--iters', '4', *TINY)
+    assert code == 0, out + err
+
+    def rate(name):
+        return torch.load(work_dir / name)['optimizer']['param_groups'][0]['lr']
+
+    code, out, err = start(*common, '--resume')
+    assert code == 0 and 'the training was finished before' in out, out + err
+    code, out, err = start(*common, '--resume', '--iters', '400', at=6)
+    assert code == 0 and 'finished before' not in out, out + err
+    assert rate('interrupted.pth') > 10 * rate('iter_4.pth')  # in the warm-up, no more at the end
+
+
+@pytest.mark.slow
 def test_commands_of_the_report(shapes, tmp_path, monkeypatch, start):
     """Each runs as it is printed, in the folder that is named, with names that a shell takes apart."""
     folder = tmp_path / "it's $HOME & co"
@@ -549,12 +568,13 @@ def test_damaged_options(tmp_path, monkeypatch, capsys, text):
         tool.main(['--resume', '--work-dir', str(tmp_path)])
 
 
-def test_a_training_is_not_overwritten(shapes, tmp_path, monkeypatch):
-    (tmp_path / 'iter_44.pth').touch()
+@pytest.mark.parametrize('name', ['iter_44.pth', 'best_coco_bbox_mAP_iter_44.pth'])
+def test_a_training_is_not_overwritten(shapes, tmp_path, monkeypatch, name):
+    (tmp_path / name).touch()
     tool = load_tool(monkeypatch)
     with pytest.raises(SystemExit, match=f'--work-dir {tmp_path} holds a training: --resume goes on with it, another'):
         tool.main(['--data', str(shapes), '--work-dir', str(tmp_path)])
-    assert [path.name for path in tmp_path.iterdir()] == ['iter_44.pth']
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 @pytest.mark.parametrize(('code', 'iteration'), [(errno.ENOSPC, 5), (errno.ENOSPC, 0), (errno.EACCES, 5)])

@@ -105,7 +105,7 @@ def tool(tmp_path, monkeypatch, capfd):
         (f'train.py {NAME} --work-dir a b', r'unrecognized arguments: b$'),
         ('predict.py --weights a.pth b.pth c.pth --source .', '--weights takes 1 value, got 3: a.pth b.pth c.pth$'),
         ('predict.py --weights a.pth a.pth --source a.pth', '--weights takes 1 value, got 2: a.pth a.pth$'),
-        ('predict.py --weight a.pth b.pth --source a.pth', 'unrecognized arguments: b.pth$'),
+        ('predict.py --weight a.pth b.pth --source a.pth', 'there is no --weight, did you mean --weights'),
         ('predict.py --source . --weights=a.pth b.pth', '--weights takes 1 value, got 2: a.pth b.pth$'),
         ('predict.py --weights a.pth --source . --no-pictures b', '--no-pictures takes no values, got 1: b$'),
         ('finetune.py --data . --work-dir picture.jpg', "--work-dir: '.*picture.jpg' is a file, expected a folder"),

@@ -80,6 +80,31 @@ def test_pixels_and_boxes_belong_together(folder):
     assert {(), (0,), (1,), (0, 1), (1, 0)} < seen  # the empty image is one of those that objects are taken from
 
 
+def test_what_lies_in_a_box_keeps_its_label(folder):
+    """A blue object within the red one, a crowd of which half does, and one of which less does."""
+    coco = json.loads((folder / 'a.json').read_text())
+    inner = [(2, [6, 8, 4, 4], 0), (1, [12, 12, 8, 2], 1), (2, [15, 14, 6, 2], 0)]
+    coco['annotations'] = coco['annotations'][:1] + [
+        dict(id=10 + i, image_id=0, category_id=category, bbox=box, area=box[2] * box[3], iscrowd=crowd)
+        for i, (category, box, crowd) in enumerate(inner)
+    ]
+    coco['images'] = [coco['images'][0], coco['images'][2]]
+    (folder / 'a.json').write_text(json.dumps(coco))
+    dataset = dataset_of(folder, prob=1.0, max_boxes=1)
+    random.seed(0)
+    seen = set()
+    for _ in range(60):
+        sample = dataset[1]
+        boxes, _ = boxes_of(sample)
+        crowds = sample['data_samples'].ignored_instances.bboxes.tensor.tolist()
+        if [label for label, *_ in boxes] == [0, 1]:
+            (_, x, y, right, bottom), (_, *inside) = boxes
+            assert (right - x, bottom - y) == (12, 10) and inside == [x + 2, y + 2, x + 6, y + 6]
+            assert crowds == [[x + 8, y + 6, x + 12, y + 8]]
+        seen.add(tuple(label for label, *_ in boxes))
+    assert seen == {(), (0, 1), (1,)}  # the last: of a blue one alone, with nothing in it
+
+
 def test_its_own_objects_stay_and_are_seen(folder):
     dataset = dataset_of(folder, prob=1.0, max_hidden=0.25)
     random.seed(1)

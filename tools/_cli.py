@@ -45,6 +45,11 @@ class Parser(argparse.ArgumentParser):
 
     _words, _rest = (), ()
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(
+            *args, allow_abbrev=False, **kwargs
+        )  # an option that is added later would change their meaning
+
     def parse_known_args(self, args=None, namespace=None):
         self._words = [str(word) for word in (sys.argv[1:] if args is None else args)]
         parsed, self._rest = super().parse_known_args(args, namespace)
@@ -57,7 +62,7 @@ class Parser(argparse.ArgumentParser):
         names = (word.partition('=')[0] for word in self._words if word.startswith('--'))
         for name in names:
             near = get_close_matches(name.replace('_', '-'), options, n=1)
-            if near and not any(option.startswith(name) for option in options):
+            if near and name not in options:
                 message += f'; there is no {name}, did you mean {near[0]}?'
         super().error(message)
 

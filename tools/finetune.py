@@ -131,8 +131,11 @@ def make_parser():
 
 def parse_args(argv=None):
     parser = make_parser()
-    use_stored_options(parser, argv)
-    return parser.parse_args(argv)
+    stored = use_stored_options(parser, argv)
+    args = parser.parse_args(argv)
+    if args.epochs and args.iters:  # one of them is that of the training that is resumed
+        setattr(args, 'epochs' if args.epochs == stored.get('epochs') else 'iters', None)
+    return args
 
 
 def given(args):
@@ -142,16 +145,28 @@ def given(args):
 
 
 def use_stored_options(parser, argv):
-    """Let the options of the training that is resumed be the defaults."""
+    """Let the options of the training that is resumed be the defaults; returns them."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument('--resume', action='store_true')
     early.add_argument('--work-dir', default=parser.get_default('work_dir'))
     known, _ = early.parse_known_args(argv)
+    stored = stored_options(known.work_dir) if known.resume else {}
+    parser.set_defaults(**stored)
     if known.resume:
-        path = Path(known.work_dir, STORED)
-        parser.set_defaults(**read_stored(path) if path.is_file() else {})
         for action in parser._actions:
             action.required = False  # a training that never began is told in a sentence
+    return stored
+
+
+def stored_options(work_dir):
+    path = Path(work_dir, STORED)
+    return read_stored(path) if path.is_file() else {}
+
+
+def has_new_schedule(args):
+    """Whether a resumed training is to have another one than it began with."""
+    stored = stored_options(args.work_dir)
+    return any(getattr(args, name) != stored.get(name) for name in ('epochs', 'iters', 'batch_size', 'lr'))
 
 
 def read_stored(path):
@@ -218,7 +233,7 @@ def finetune(args, start):
         sys.exit('--device cuda: this PyTorch sees no CUDA device')
     check_exists(args.load_from)
     work_dir = writable_folder('--work-dir', args.work_dir, later=True)
-    if not (args.resume or args.check) and has_checkpoint(work_dir):
+    if not (args.resume or args.check) and (has_checkpoint(work_dir) or best_checkpoints(work_dir)):
         sys.exit(
             f'--work-dir {work_dir} holds a training: --resume goes on with it, another --work-dir begins a new one'
         )
@@ -249,6 +264,8 @@ def finetune(args, start):
     cfg.resume, cfg.load_from = resumes, None if resumes else args.load_from or cfg.get('load_from')
     if args.resume and not resumes:
         print(f'{work_dir} has no checkpoint to resume from: the training starts at the beginning')
+    if resumes and cfg.default_hooks.get('resume') and has_new_schedule(args):
+        cfg.default_hooks.resume.schedule = 'config'
     cfg.randomness = dict(seed=args.seed)
     hooks = [hook for hook in cfg.get('custom_hooks', []) if not is_a(hook.type, HOOKS, ProgressBarHook)]
     cfg.custom_hooks = [*hooks, dict(type='mmdet_ddetr.ProgressBarHook')]
@@ -274,7 +291,12 @@ def finetune(args, start):
 
     runner = build_runner(cfg)
     started = Hook()
-    started.before_train = lambda runner: store_options(args)  # all is built by then: they are no mistake
+
+    def begin(runner):  # all is built by then: the options are no mistake
+        store_options(args)
+        started.iteration = runner.iter
+
+    started.before_train = begin
     runner.register_hook(started)
     if cfg.load_from:
         with silence():
@@ -291,6 +313,8 @@ def finetune(args, start):
         runner.model.backbone.init_cfg = None  # its ImageNet weights would be downloaded for nothing
     with silence():
         ended_early = train(runner)
+        if resumes and runner.iter == started.iteration and not ended_early:
+            ended_early = '; the training was finished before: to go on from it, begin another with --load-from'
         checkpoint = checkpoint_to_keep(runner)
         if checkpoint is None:
             sys.exit(f'no checkpoint is there to test{ended_early}')
@@ -380,13 +404,18 @@ def has_checkpoint(work_dir):
     return work_dir.is_dir() and any(NAMES.fullmatch(path.name) for path in work_dir.iterdir())
 
 
+def best_checkpoints(work_dir):
+    """The last written first."""
+    return sorted(Path(work_dir).glob('best_*.pth'), key=lambda path: path.stat().st_mtime, reverse=True)
+
+
 def checkpoint_to_keep(runner):
     """The best one, or else the last; None: there is none.
 
     A training that was killed after it had written a new best one resumes without knowing of it; the file is there.
     """
     known = [runner.message_hub.get_info(name) for name in ('best_ckpt', 'last_ckpt')]
-    found = sorted(Path(runner.work_dir).glob('best_*.pth'), key=lambda path: path.stat().st_mtime, reverse=True)
+    found = best_checkpoints(runner.work_dir)
     return next((str(path) for path in (known[0], *found, known[1]) if path and Path(path).exists()), None)
 
 

@@ -12,11 +12,14 @@ from ..registry import TRANSFORMS
 from .errors import DataError
 
 TRIES = 10  # to find a place for an object
+VISIBLE = 0.5  # of an object that lies in another one's box: with so much of it in the copy, it keeps its label
 
 
 @TRANSFORMS.register_module()
 class PasteBoxes(BaseTransform):
     """Objects of other images of the data set, with all that is in their boxes, at random places.
+
+    What else lies in such a box, a helmet in a person's, comes with its own box and label, if at least half of it does.
 
     After Cut, Paste and Learn (Dwibedi et al., ICCV 2017, arXiv:1708.01642) and Simple Copy-Paste (Ghiasi et al., CVPR
     2021, arXiv:2012.07177), which cut along masks. The other images, one for each object, go through the transforms
@@ -65,15 +68,18 @@ class PasteBoxes(BaseTransform):
             if not wanted:
                 continue
             i = random.choice(wanted)
-            x1, y1, x2, y2 = other['gt_bboxes'].tensor[i].round().int().clamp(min=0).tolist()
+            theirs = other['gt_bboxes'].tensor.numpy()
+            x1, y1, x2, y2 = theirs[i].round().astype(int).clip(min=0)
             patch = other['img'][y1:y2, x1:x2]
             box = self._place(patch.shape[:2], image.shape[:2], boxes)
             if box is None:
                 continue
             image[box[1] : box[3], box[0] : box[2]] = patch
-            boxes.append(np.array(box, np.float32))
-            labels.append(other['gt_bboxes_labels'][i])
-            crowd.append(False)
+            shown = theirs.clip(np.tile([x1, y1], 2), np.tile([x2, y2], 2))
+            copied = sides(shown).prod(1) >= VISIBLE * sides(theirs).prod(1).clip(min=1e-6)
+            boxes += list((shown[copied] + np.tile([box[0] - x1, box[1] - y1], 2)).astype(np.float32))
+            labels += list(other['gt_bboxes_labels'][copied])
+            crowd += list(other['gt_ignore_flags'][copied])
         results.update(
             img=image,
             gt_bboxes=HorizontalBoxes(torch.from_numpy(np.array(boxes, np.float32).reshape(-1, 4))),
@@ -99,7 +105,7 @@ class PasteBoxes(BaseTransform):
         if min(h, w) < self.min_side or h > H or w > W:
             return None
         there = np.array(boxes, np.float32).reshape(-1, 4)
-        areas = (there[:, 2:] - there[:, :2]).prod(1).clip(min=1e-6)
+        areas = sides(there).prod(1).clip(min=1e-6)
         for _ in range(TRIES):
             x, y = random.randint(0, W - w), random.randint(0, H - h)
             box = [x, y, x + w, y + h]
@@ -113,3 +119,7 @@ class PasteBoxes(BaseTransform):
             f'PasteBoxes(prob={self.prob}, max_boxes={self.max_boxes}, max_hidden={self.max_hidden}, '
             f'min_side={self.min_side})'
         )
+
+
+def sides(boxes: np.ndarray) -> np.ndarray:  # [..., 4] -> [..., 2]
+    return boxes[..., 2:] - boxes[..., :2]
