@@ -88,7 +88,8 @@ class TrainingQueries:
             metas = [sample.metainfo for sample in batch_data_samples]
             check_labels(truth, metas, self.bbox_head.num_classes)
             targets = self.bbox_head.collect_targets(truth, metas)
-            content, boxes, dn_groups = self.dn_query_generator(targets)
+            chosen = self.dn_query_generator.choose(targets)
+            content, boxes, dn_groups = self.dn_query_generator(chosen)
             for name, noisy in self.queries_of_boxes(content.to(query.dtype), boxes).items():
                 decoder_inputs[name] = torch.cat([decoder_inputs[name], noisy.to(decoder_inputs[name].dtype)], 1)
             groups = replace(
@@ -96,6 +97,7 @@ class TrainingQueries:
                 dn_groups=dn_groups,
                 dn_size=content.shape[1] // dn_groups,
                 dn_learns_of_empty=self.dn_query_generator.contrastive,
+                dn_targets=None if chosen is targets else chosen,
             )
         decoder_inputs['self_attn_mask'] = groups.attention_mask(query.device)
         return groups

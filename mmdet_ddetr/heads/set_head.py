@@ -292,9 +292,10 @@ class SetHead(BaseModule):
             if groups.k_one2many:
                 terms['one2many_'] = {k: v * groups.lambda_one2many for k, v in terms['one2many_'].items()}
             if groups.dn_groups:
-                match = self.denoising_match(groups, targets, len(matching[0]))
-                with_loss = groups.dn_with_loss(targets.counts, denoising[0].device)
-                terms['dn_'] = self._set_loss(*denoising, match, targets, with_loss)
+                taught = groups.dn_targets or targets
+                match = self.denoising_match(groups, taught, len(matching[0]))
+                with_loss = groups.dn_with_loss(taught.counts, denoising[0].device)
+                terms['dn_'] = self._set_loss(*denoising, match, taught, with_loss)
             if cells is not None:
                 terms['dense_'] = self._dense_loss(*cells, targets)
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mmdet_ddetr.task_modules import Targets
+
 
 @dataclass(frozen=True)
 class QueryGroups:
@@ -20,6 +22,7 @@ class QueryGroups:
         dn_size: queries of a denoising group. As many as an image has targets at most are positive ones, of one target
             each, and the rest negative ones; images with fewer targets leave some empty.
         dn_learns_of_empty: whether the empty ones are to say "nothing", as in DINO, or have no loss, as in DN-DETR.
+        dn_targets: those of the denoising queries, where they are not all.
     """
 
     matching: int
@@ -29,6 +32,7 @@ class QueryGroups:
     dn_groups: int = 0
     dn_size: int = 0
     dn_learns_of_empty: bool = True
+    dn_targets: Targets | None = None
 
     @property
     def denoising(self) -> int:

@@ -44,6 +44,15 @@ class Targets:
         """[T] place of each target among those of its image."""
         return torch.cat([torch.arange(count) for count in self.counts]).to(self.image.device, non_blocking=True)
 
+    def at_most(self, limit: int) -> 'Targets':
+        """So many of each image's targets, by chance where it has more."""
+        if max(self.counts, default=0) <= limit:
+            return self
+        chosen = [first + torch.randperm(count)[:limit] for first, count in zip(self.offsets, self.counts)]
+        index = torch.cat(chosen).to(self.image.device, non_blocking=True)
+        counts = [min(count, limit) for count in self.counts]
+        return Targets(self.boxes[index], self.labels[index], self.image[index], counts, self.sizes)
+
     def repeat(self, times: int) -> 'Targets':
         """Each target ``times`` times."""
         boxes, labels, image = (x.repeat_interleave(times, 0) for x in (self.boxes, self.labels, self.image))

@@ -1,12 +1,15 @@
 import pytest
 import torch
 from mmdet.models.layers import CdnQueryGenerator
+from mmdet.registry import MODELS
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
+from mmengine.registry import init_default_scope
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mmdet_ddetr.apis import get_config
 from mmdet_ddetr.heads import SetHead
 from mmdet_ddetr.layers import DenoisingQueries, QueryGroups
-from mmdet_ddetr.testing import make_batch
+from mmdet_ddetr.testing import make_batch, shrink
 
 C, CLASSES = 8, 5
 
@@ -128,3 +131,36 @@ def test_positive_queries_alone():
     assert torch.equal(content[0].view(50, 3, C)[7], generator.label_embedding(targets.labels[:3]))
     match = SetHead.denoising_match(QueryGroups(7, dn_groups=50, dn_size=3), targets, num_layers=1)
     assert match.query[:5].tolist() == [0, 1, 2, 0, 3]  # the second image's target is the first of its group
+
+
+def test_an_image_of_many_objects_teaches_some_of_them():
+    """No more than there are queries for; others each time, each at most once, all of the image's own."""
+    targets, _ = targets_of((3, 40))
+    generator = DenoisingQueries(CLASSES, C, group_cfg=dict(dynamic=True, num_dn_queries=7))
+    few = [generator.choose(targets) for _ in range(2)]
+    for chosen in few:
+        assert chosen.counts == [3, 7] and chosen.image.tolist() == [0] * 3 + [1] * 7
+        known = [(int(image), *box) for image, box in zip(targets.image, targets.boxes.tolist())]
+        index = [known.index((int(image), *box)) for image, box in zip(chosen.image, chosen.boxes.tolist())]
+        assert len(set(index)) == 10 and torch.equal(chosen.labels, targets.labels[index])
+    assert not torch.equal(few[0].boxes, few[1].boxes)
+    content, _, groups = generator(few[0])
+    assert groups == 1 and content.shape[1] == 2 * 7
+    assert generator.choose(targets_of((3, 7))[0]).counts == [3, 7]
+    fixed = DenoisingQueries(CLASSES, C, group_cfg=dict(dynamic=False, num_groups=2, num_dn_queries=7))
+    assert fixed.choose(targets) is targets
+
+
+def test_loss_of_an_image_of_many_objects(monkeypatch):
+    """That of its denoising queries has as many positives as they are."""
+    init_default_scope('mmdet')
+    config = shrink(get_config('deformable-detr-refine-twostage-dn_lite0_shapes').model)
+    config.dn_cfg.group_cfg.num_dn_queries = 4
+    model = MODELS.build(config).train()
+    matches = []
+    match = model.bbox_head.denoising_match
+    monkeypatch.setattr(model.bbox_head, 'denoising_match', lambda *args: matches.append(match(*args)) or matches[-1])
+    inputs, samples = make_batch([(64, 96), (64, 96)], [2, 15], model.bbox_head.num_classes)
+    losses = model(inputs, samples, mode='loss')
+    assert all(torch.isfinite(torch.as_tensor(value)).all() for value in losses.values())
+    assert matches[0].per_layer == 2 + 4 and matches[0].query.max() < 2 * 4
