@@ -87,14 +87,14 @@ def without_download(model_cfg: dict) -> dict:
 
 
 def shrink(model_cfg: dict) -> dict:
-    """Make a model small enough for a unit test, in place: narrow backbones, few layers, queries and regions."""
+    """Make a model small enough for a unit test, in place: R18, X50, narrow R50-DCN and DAT, few layers and so on."""
     without_download(model_cfg)
     backbone = class_of(model_cfg['backbone']['type'], MODELS)
     if backbone is ResNeXt:
         model_cfg['backbone']['depth'] = 50
     if backbone in (ResNet, ResNetDC5):
-        small, shared_head = dict(depth=18, base_channels=8), (model_cfg.get('roi_head') or {}).get('shared_head')
-        narrow = {256: 8, 512: 16, 1024: 32, 2048: 64}
+        small, shared_head = dict(depth=18), (model_cfg.get('roi_head') or {}).get('shared_head')
+        narrow = {256: 64, 512: 128, 1024: 256, 2048: 512}
         if shared_head:  # the last stage stands there; its width is fixed
             small = dict(depth=50)
             shared_head.update(small)
