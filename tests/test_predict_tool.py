@@ -360,6 +360,7 @@ def test_beside_the_sources(infer):
         ('b.jsonl', ()),
         ('results.csv', ('--format', 'csv')),
         ('predictions.json', ('--format', 'coco')),
+        ('results.bbox.json', ('--coco', 'truth.json')),
     ],
 )
 def test_no_labels_beside_the_sources_are_replaced(infer, name, options):
@@ -367,6 +368,9 @@ def test_no_labels_beside_the_sources_are_replaced(infer, name, options):
     cv2.imwrite('out/a.png', gray(200))
     write_video('out/b.avi', [100] * 2)
     Path('out', name).write_text('{"version": "5.0.1", "shapes": []}')
+    Path('truth.json').write_text(
+        json.dumps(dict(images=[dict(id=4, file_name='a.png')], categories=[dict(id=9, name='bright')]))
+    )
     before = sorted(path.name for path in Path('out').iterdir())
     code, _, _ = infer('out', *options)
     assert code == (
@@ -376,8 +380,9 @@ def test_no_labels_beside_the_sources_are_replaced(infer, name, options):
     assert Path('out', name).read_text() == '{"version": "5.0.1", "shapes": []}' and infer.detector.batches == []
     # what was written here is replaced
     Path('out', name).unlink()
-    assert infer('out/a.png', 'out/b.avi', '--format', 'json', 'csv')[0] == 0
-    assert infer('out/a.png', 'out/b.avi', '--format', 'json', 'csv')[0] == 0
+    for conf in (0, 0, 1, 0):  # with and without detections
+        options = ('--format', 'json', 'csv', 'coco', '--coco', 'truth.json', '--conf', conf)
+        assert infer('out/a.png', 'out/b.avi', *options)[0] == 0
 
 
 @pytest.mark.parametrize('name', ['results.bbox.json', 'predictions.json'])

@@ -125,12 +125,12 @@ class Files:
         make_folder(self.folder)
         self._json = 'json' in formats
         tables = [FILES[name] for name in dict.fromkeys(formats) if name != 'json']
-        names = [table.NAME for table in tables] + [CocoResults.NAME] * bool(coco)
-        self._sources = sources_of(inputs, self._names, self.folder, self._suffixes, for_all=names)
+        for_all = [*tables] + [CocoResults] * bool(coco)
+        self._sources = sources_of(inputs, self._names, self.folder, self._suffixes, for_all=for_all)
         if coco:
             self._sources.add(coco)
-        for name in names:
-            self._sources.check(self.folder / name)
+        for table in for_all:
+            self._sources.check(self.folder / table.NAME)
         self._coco = coco and CocoResults(self.folder / CocoResults.NAME, coco, classes)
         self._tables = [table(self.folder, classes) for table in tables]
 
