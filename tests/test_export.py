@@ -434,6 +434,10 @@ def test_mistakes(tmp_path):
         export(model, CFG, tmp_path / 'x', 'tflite', classes=('a',))
     with pytest.raises(ExportError, match="attention must be one of gridsample, gather, op in pt2, got 'plugin'"):
         export(model, CFG, tmp_path / 'x', 'pt2', classes=('a',), attention='plugin')
+    with pytest.raises(ExportError, match='threshold must be a number from 0 to 1, got 7'):
+        export(model, CFG, tmp_path / 'x', classes=('a',), threshold=7)
+    with pytest.raises(ExportError, match='batch must be at least 1, or None for any number of images, got 0'):
+        export(model, CFG, tmp_path / 'x', classes=('a',), batch=0)
 
 
 @pytest.mark.slow
