@@ -135,6 +135,7 @@ def test_pictures_of_every_kind(folder):
 
 def test_arrays(folder):
     detector = ExportedDetector(folder / 'detector.onnx')
+    assert detector([]) == []
     for array in (np.full((200, 300), 180, np.uint8), np.full((200, 300, 4), 180, np.uint8)):
         (found,) = detector([array])
         np.testing.assert_allclose(found.boxes, [[0, 0, 300, 200]], atol=1e-3)

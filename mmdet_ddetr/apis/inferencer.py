@@ -340,6 +340,8 @@ class DDetrInferencer(DetInferencer):
         Returns:
             list[Detections]: One an image.
         """
+        if not len(images):
+            return []
         with self._guard():
             preds = self.forward(self.collate_fn([self.pipeline({'img': image}) for image in images]))
         return [detections_of(pred).above(threshold) for pred in preds]
