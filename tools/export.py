@@ -62,6 +62,7 @@ def main():
         classes = loaded.model.dataset_meta['classes']
         options = dict(attention=args.attention, threshold=args.threshold, batch=args.batch)
         options['size'] = args.size and tuple(args.size)
+        print(f'exporting {args.checkpoint} to {args.out}: it takes from half a minute to some minutes', flush=True)
         export(loaded.model, loaded.cfg, args.out, args.format, classes=classes, **options)
     except (ExportError, ImportError, NotImplementedError) as error:
         sys.exit(f'{Path(sys.argv[0]).name}: {error}')
