@@ -16,7 +16,8 @@ try:
     model = ort.InferenceSession(detector if Path(detector).is_file() else '', providers=ort.get_available_providers())
     about = json.loads(model.get_modelmeta().custom_metadata_map['mmdet_ddetr'])
 except Exception as error:  # damaged, missing, a pipe, or written by another program
-    sys.exit(f'{detector} is no ONNX file of tools/export.py: {type(error).__name__}: {error}'.splitlines()[0])
+    why = f'{detector} is no ONNX file of tools/export.py: {type(error).__name__}: {error}'.splitlines()[0]
+    sys.exit(why if Path(detector).exists() else f'{detector}: no such file')
 for path in paths:
     try:
         data = Path(path).read_bytes() if Path(path).is_file() else b''
@@ -30,8 +31,8 @@ for path in paths:
         H, W = about['fixed'] or (-(-max(side, about['smallest']) // (n := about['divisor'])) * n for side in (h, w))
         images = np.pad(cv2.dnn.blobFromImage(image, size=(w, h), swapRB=True), [(0, 0)] * 2 + [(0, H - h), (0, W - w)])
     except (AttributeError, OSError, cv2.error, ValueError):  # no picture, or one too large for a fixed size
-        failed = True
-        print(f'{path}: no image that OpenCV reads and this detector takes', file=sys.stderr)
+        failed, why = True, 'no image that OpenCV reads and this detector takes'
+        print(f'{path}: {why if Path(path).exists() else "no such file"}', file=sys.stderr)
         continue
     boxes, scores, labels = model.run(None, dict(images=images, sizes=np.array([[h, w]])))[:3]
     for box, score, label in zip(boxes[0] * np.tile([width / w, height / h], 2), scores[0], labels[0]):

@@ -1,8 +1,9 @@
 """Files that are there as a whole or not at all."""
 
+import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -59,6 +60,47 @@ def write_atomically(path: str | Path, data: bytes, sync: bool = True) -> None:
     """Write a file by :func:`atomically`."""
     with atomically(path, sync) as part:
         part.write_bytes(data)
+
+
+class GrowingFile:
+    """A text file that grows, and takes its name when it is closed: :func:`atomically`, without a block.
+
+    Args:
+        path: of the file; nothing is there before the first ``write``.
+        options: of ``open``.
+
+    Raises:
+        IsADirectoryError: the path is a folder, which would be found out at the end only.
+    """
+
+    def __init__(self, path: str | Path, **options):
+        self._path, self._options, self._file, self._stack = Path(path), options, None, ExitStack()
+        if self._path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+
+    @property
+    def begun(self) -> bool:
+        return self._file is not None
+
+    def write(self, text: str) -> None:
+        if self._file is None:
+            part = self._stack.enter_context(atomically(self._path, sync=False))
+            self._file = open(part, 'w', **self._options)  # noqa: SIM115  closed by close()
+            self._stack.enter_context(self._file)
+        with named(self._path):
+            self._file.write(text)
+
+    def close(self, keep: bool = True) -> None:
+        """Take the name, where anything was written; else, and where it is not kept, the previous file stays."""
+        if keep:
+            self._stack.close()
+            return
+        with suppress(_Discarded, OSError), self._stack:  # a full disk is no news any more
+            raise _Discarded
+
+
+class _Discarded(Exception):
+    pass
 
 
 def make_folder(path: str | Path, later: bool = False) -> None:

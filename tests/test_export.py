@@ -4,11 +4,14 @@ import copy
 import os
 import re
 import resource
+import runpy
+import sys
 import warnings
 from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -434,6 +437,29 @@ def test_mistakes(tmp_path):
         export(model, CFG, tmp_path / 'x', 'tflite', classes=('a',))
     with pytest.raises(ExportError, match="attention must be one of gridsample, gather, op in pt2, got 'plugin'"):
         export(model, CFG, tmp_path / 'x', 'pt2', classes=('a',), attention='plugin')
+    with pytest.raises(ExportError, match='threshold must be a number from 0 to 1, got 7'):
+        export(model, CFG, tmp_path / 'x', classes=('a',), threshold=7)
+    with pytest.raises(ExportError, match='batch must be at least 1, or None for any number of images, got 0'):
+        export(model, CFG, tmp_path / 'x', classes=('a',), batch=0)
+
+
+def test_the_tool_says_what_takes_long(tmp_path, monkeypatch, capsys):
+    """Before it begins."""
+    path, told = tmp_path / 'a.onnx', []
+
+    def exported(model, cfg, out, *args, **options):
+        told.append(capsys.readouterr().out)
+        out.touch()
+
+    loaded = SimpleNamespace(model=SimpleNamespace(dataset_meta=dict(classes=('a',))), cfg=None)
+    monkeypatch.setattr('mmdet_ddetr.apis.DDetrInferencer', lambda *args, **options: loaded)
+    monkeypatch.setattr('mmdet_ddetr.export.export', exported)
+    tool = Path(__file__).parents[1] / 'tools/export.py'
+    monkeypatch.syspath_prepend(str(tool.parent))
+    monkeypatch.setattr(sys, 'argv', ['export.py', 'deformable-detr_lite0_shapes', 'best.pth', str(path)])
+    runpy.run_path(str(tool), run_name='__main__')
+    assert told == [f'exporting best.pth to {path}: it takes from half a minute to some minutes\n']
+    assert capsys.readouterr().out == f'wrote {path}: 1 classes, 0 MB\n'
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ from mmdet_ddetr.apis import finetune
 from mmdet_ddetr.apis.configs import ConfigError
 from mmdet_ddetr.apis.data_check import check_folder
 from mmdet_ddetr.apis.pictures import draw_boxes, write_comparisons
+from mmdet_ddetr.checkpoints import CheckpointError
 from mmdet_ddetr.datasets import DataError, find_coco_folder
 from mmdet_ddetr.hooks import FitCheckpointHook
 
@@ -255,6 +256,19 @@ def test_unfit_weights(tmp_path):
         ['1.weight', '1.bias', '2.weight'],
         [],
     )
+
+
+def test_start_that_cannot_be_read(tmp_path):
+    """The error names the file once."""
+    model, path = torch.nn.Linear(2, 3), tmp_path / 'weights.pth'
+    for content, message in (
+        (b'\x81' + np.random.default_rng(0).bytes(1000), 'cannot be read .*: it holds nothing that torch.save writes$'),
+        (None, ': '),
+    ):
+        torch.save({'state_dict': {'other': torch.ones(7)}}, path) if content is None else path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=f'^{re.escape(str(path))} ?{message}') as info:
+            finetune.unfit_weights(model, path, ('a',), FitCheckpointHook())
+        assert str(info.value).count(str(path)) == 1 and 'protocol' not in str(info.value)
 
 
 def test_unlabelled_test_split(tmp_path, shapes):

@@ -405,6 +405,7 @@ def test_coco_results(inferencer, image, tmp_path):
 def test_detect_gives_what_the_call_gives(inferencer, image):
     (expected,) = inferencer(image)['predictions']
     found, _ = inferencer.detect([image, image], threshold=expected['scores'][5])
+    assert inferencer.detect([]) == []
     assert found.scores == pytest.approx(expected['scores'][:6], abs=1e-6)
     np.testing.assert_allclose(found.boxes, expected['bboxes'][:6], atol=1e-3)
 

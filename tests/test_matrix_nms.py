@@ -57,8 +57,17 @@ def test_formula(N):
     found = matrix_nms(boxes, scores, labels, SIGMA)
     for image in range(2):
         expected = decayed(boxes[image].tolist(), scores[image].tolist(), labels[image].tolist())
-        # mmdet's IoU adds 1e-6 to no union that is larger
         torch.testing.assert_close(found[image], torch.tensor(expected), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.float64])
+def test_small_boxes(dtype):
+    """Far below a millionth of the image, and without any area."""
+    boxes = torch.tensor([[0.5, 0.5, 0.5005, 0.5005]] * 2 + [[0.25, 0.25, 0.25, 0.25]] * 2, dtype=dtype)[None]
+    scores = torch.tensor([[0.9, 0.8, 0.7, 0.6]], dtype=dtype)
+    found = matrix_nms(boxes, scores, torch.zeros(1, 4, dtype=torch.long), SIGMA)
+    expected = torch.tensor([[0.9, 0.8 * math.exp(-SIGMA), 0.7, 0.6]], dtype=dtype)
+    torch.testing.assert_close(found, expected)
 
 
 def test_as_mmdets_on_masks():

@@ -70,6 +70,12 @@ def folder(tmp_path_factory):
     return folder
 
 
+def test_length():
+    """As docs/export.md says."""
+    lines = len(DEMO.read_text().splitlines())
+    assert f'shows all of it in {lines} lines' in (DEMO.parents[1] / 'docs/export.md').read_text()
+
+
 def run(*arguments):
     done = subprocess.run([sys.executable, DEMO, *map(str, arguments)], capture_output=True, text=True, timeout=60)
     return done.returncode, done.stdout, done.stderr
@@ -79,7 +85,9 @@ def test_files_that_are_no_detector(folder):
     for name, why in (('cut', 'cannot be read'), ('empty', 'cannot be read'), ('foreign', 'is no detector that')):
         with pytest.raises(ExportError, match=rf'{name}.onnx {why}'):
             ExportedDetector(folder / f'{name}.onnx')
-    for name in ('cut', 'foreign', 'none', 'pipe'):
+    code, _, error = run(folder / 'none.onnx', 'photo.jpg')
+    assert (code, error) == (1, f'{folder / "none.onnx"}: no such file\n')
+    for name in ('cut', 'foreign', 'pipe'):
         code, told, error = run(folder / f'{name}.onnx', 'photo.jpg')
         assert code == 1 and told == '' and error.count('\n') == 1, error
         assert error.startswith(f'{folder / name}.onnx is no ONNX file of tools/export.py: ')
@@ -117,7 +125,8 @@ def test_pictures_of_every_kind(folder):
     assert code == 1 and 'Traceback' not in error
     for name, size in seen.items():
         if size is None:
-            assert f'{folder / name}: no image that OpenCV reads and this detector takes' in error
+            why = 'no such file' if name == 'none.jpg' else 'no image that OpenCV reads and this detector takes'
+            assert f'{folder / name}: {why}\n' in error
         else:
             assert f'{folder / name}: thing 0.7' in told and f'[0.0, 0.0, {size[0]:.1f}, {size[1]:.1f}]' in told
     assert len(told.splitlines()) == 7
@@ -126,6 +135,7 @@ def test_pictures_of_every_kind(folder):
 
 def test_arrays(folder):
     detector = ExportedDetector(folder / 'detector.onnx')
+    assert detector([]) == []
     for array in (np.full((200, 300), 180, np.uint8), np.full((200, 300, 4), 180, np.uint8)):
         (found,) = detector([array])
         np.testing.assert_allclose(found.boxes, [[0, 0, 300, 200]], atol=1e-3)

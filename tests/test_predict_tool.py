@@ -162,16 +162,14 @@ def test_a_folder_that_nothing_can_be_written_to(infer, out, message):
 
 @pytest.mark.parametrize('options', [(), ('--format', 'csv', '--no-pictures'), ('--format', 'coco', '--no-pictures')])
 def test_a_full_disk(infer, options):
-    """The error says which file or folder, and no half of a file is left but of those that grow."""
+    """The error says which file, and no half of one is left."""
     for i in range(200):
         cv2.imwrite(f'{i}.png', gray(200, (5, 5)))
     with small_files():
         code, *_ = infer('.', *options)
-    place = {(): "'out/0.jpg'", 'csv': "'out'", 'coco': "'out/predictions.json'"}[options and options[1]]
-    assert code == f'predict.py: --out: {place}: File too large'
-    assert [path.name for path in Path('out').iterdir()] == {(): ['0.json'], 'csv': ['results.csv'], 'coco': []}[
-        options and options[1]
-    ]
+    name = {(): '0.jpg', 'csv': 'results.csv', 'coco': 'predictions.json'}[options and options[1]]
+    assert code == f"predict.py: --out: 'out/{name}': File too large"
+    assert [path.name for path in Path('out').iterdir()] == ([] if options else ['0.json'])
 
 
 @contextmanager
@@ -267,6 +265,50 @@ def test_formats(infer):
     assert second['image_id'] == 4 and found['images'][3]['frame'] == 1
 
 
+@pytest.mark.parametrize('how', ['nothing is read', 'it fails', 'Ctrl-C'])
+def test_earlier_results_stay_until_there_are_others(infer, how):
+    """Those of a run that reads nothing or fails do not replace them; those of one that was interrupted do."""
+    for name in 'ab':
+        cv2.imwrite(f'{name}.png', gray(200))
+    classes = [dict(id=9, name='bright')]
+    Path('truth.json').write_text(json.dumps(dict(images=[dict(id=4, file_name='a.png')], categories=classes)))
+    Path('out').mkdir()
+    tables = [Path('out', name) for name in ('results.csv', 'predictions.json', 'results.bbox.json')]
+    for table in tables:
+        table.write_text('earlier')
+    detect, failure = type(infer.detector).__call__, KeyboardInterrupt if how == 'Ctrl-C' else RuntimeError
+
+    def fail(self, images, threshold):
+        if len(self.batches) == 1:
+            raise failure
+        return detect(self, images, threshold)
+
+    infer.detector.__class__ = type('Failing', (Mean,), dict(__call__=fail))
+    sources = ['c.png'] if how == 'nothing is read' else ['a.png', 'b.png']
+    options = ('--no-pictures', '--format', 'csv', 'coco', '--coco', 'truth.json')
+    if how == 'it fails':
+        with pytest.raises(RuntimeError):
+            infer(*sources, *options)
+    else:
+        assert infer(*sources, *options)[0] == (
+            130 if how == 'Ctrl-C' else 'predict.py: 1 of the inputs could not be used, see above'
+        )
+    assert sorted(Path('out').iterdir()) == sorted(tables)
+    if how == 'Ctrl-C':
+        csv_file, data_set, results = (table.read_text() for table in tables)
+        assert len(csv_file.splitlines()) == 2 and len(json.loads(data_set)['images']) == len(json.loads(results)) == 1
+    else:
+        assert [table.read_text() for table in tables] == ['earlier'] * 3
+
+
+def test_a_folder_where_results_should_be(infer):
+    """It is found before a picture is looked at."""
+    cv2.imwrite('a.png', gray(200))
+    Path('out/results.csv').mkdir(parents=True)
+    assert infer('a.png', '--format', 'csv')[0] == "predict.py: --out: 'out/results.csv': Is a directory"
+    assert infer.detector.batches == []
+
+
 @pytest.mark.parametrize('link', [None, 'the folder', 'the picture', 'the output'])
 def test_no_source_is_replaced(infer, link):
     """Whatever leads to it, and not by what is drawn of another one either."""
@@ -318,6 +360,7 @@ def test_beside_the_sources(infer):
         ('b.jsonl', ()),
         ('results.csv', ('--format', 'csv')),
         ('predictions.json', ('--format', 'coco')),
+        ('results.bbox.json', ('--coco', 'truth.json')),
     ],
 )
 def test_no_labels_beside_the_sources_are_replaced(infer, name, options):
@@ -325,6 +368,9 @@ def test_no_labels_beside_the_sources_are_replaced(infer, name, options):
     cv2.imwrite('out/a.png', gray(200))
     write_video('out/b.avi', [100] * 2)
     Path('out', name).write_text('{"version": "5.0.1", "shapes": []}')
+    Path('truth.json').write_text(
+        json.dumps(dict(images=[dict(id=4, file_name='a.png')], categories=[dict(id=9, name='bright')]))
+    )
     before = sorted(path.name for path in Path('out').iterdir())
     code, _, _ = infer('out', *options)
     assert code == (
@@ -334,8 +380,9 @@ def test_no_labels_beside_the_sources_are_replaced(infer, name, options):
     assert Path('out', name).read_text() == '{"version": "5.0.1", "shapes": []}' and infer.detector.batches == []
     # what was written here is replaced
     Path('out', name).unlink()
-    assert infer('out/a.png', 'out/b.avi', '--format', 'json', 'csv')[0] == 0
-    assert infer('out/a.png', 'out/b.avi', '--format', 'json', 'csv')[0] == 0
+    for conf in (0, 0, 1, 0):  # with and without detections
+        options = ('--format', 'json', 'csv', 'coco', '--coco', 'truth.json', '--conf', conf)
+        assert infer('out/a.png', 'out/b.avi', *options)[0] == 0
 
 
 @pytest.mark.parametrize('name', ['results.bbox.json', 'predictions.json'])

@@ -187,12 +187,23 @@ def test_images_that_are_gone(tmp_path):
     assert 'co&#x27;s.png: no such file' in write_report(training, tmp_path / 'report.html').read_text()
 
 
-def test_pattern_of_images_in_folders(tmp_path):
-    """``predict --source`` takes the images of a folder, not of those below it."""
+def test_images_of_the_split_alone(tmp_path):
+    """``predict --source`` takes the images of a folder, not of those below it; none of the training's among them."""
     split = SimpleNamespace(image_dir=tmp_path, ann_file=tmp_path / 'a.json')
-    for name, expected in (('a.jpg', tmp_path), ('sub/a.jpg', tmp_path / '**/*')):
-        split.ann_file.write_text(json.dumps(dict(images=[dict(file_name=name)], annotations=[], categories=[])))
-        assert images_of(split) == expected
+    for name in ('val/1.jpg', 'val/2.jpg', 'cam/1.jpg', 'mixed/1.jpg', 'mixed/2.jpg', 'train/1.jpg', '0.jpg'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    many = [f'val/{i}.jpg' for i in range(9)]
+    for names, expected in (
+        (['0.jpg'], ['']),
+        (['val/1.jpg', 'cam/1.jpg', 'val/2.jpg'], ['cam', 'val']),
+        (['val/1.jpg', 'mixed/2.jpg'], ['val/1.jpg', 'mixed/2.jpg']),
+        ([*many, 'mixed/2.jpg'], many[:4]),
+        ([f'{i}/a.jpg' for i in range(9)], [f'{i}/a.jpg' for i in range(4)]),
+    ):
+        images = [dict(file_name=name) for name in names]
+        split.ann_file.write_text(json.dumps(dict(images=images, annotations=[], categories=[])))
+        assert images_of(split) == [tmp_path / name for name in expected]
 
 
 def test_part_of_an_image_around_a_box():

@@ -77,8 +77,14 @@ def test_pycocotools_reads_them(tmp_path):
 
 
 def test_results_without_any(tmp_path):
-    results = CocoResults(tmp_path / 'results.json', annotations(tmp_path, [], CATEGORIES), CLASSES)
-    results.close()
+    """An image without detections is an empty list; no image is no file."""
+    path = annotations(tmp_path, [dict(id=1, file_name='a.jpg')], CATEGORIES)
+    for images in ([], ['a.jpg']):
+        results = CocoResults(tmp_path / 'results.json', path, CLASSES)
+        for image in images:
+            results.add(image, NOTHING)
+        results.close()
+        assert (tmp_path / 'results.json').exists() == bool(images)
     assert json.loads((tmp_path / 'results.json').read_text()) == []
 
 

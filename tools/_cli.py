@@ -58,12 +58,13 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         if self._rest:  # argparse: unrecognized arguments
             message = self._too_many() or message
-        options = [option for action in self._actions for option in action.option_strings]
-        names = (word.partition('=')[0] for word in self._words if word.startswith('--'))
+        # without the dashes, which are alike in all of them
+        options = [option[2:] for action in self._actions for option in action.option_strings if option[:2] == '--']
+        names = (word.partition('=')[0][2:] for word in self._words if word.startswith('--'))
         for name in names:
             near = get_close_matches(name.replace('_', '-'), options, n=1)
             if near and name not in options:
-                message += f'; there is no {name}, did you mean {near[0]}?'
+                message += f'; there is no --{name}, did you mean --{near[0]}?'
         super().error(message)
 
     def _too_many(self):

@@ -6,7 +6,7 @@ python tools/export.py CONFIG CHECKPOINT detector.onnx
 import sys
 from pathlib import Path
 
-from _cli import Parser, read_config, run, writable_folder
+from _cli import Parser, positive, read_config, run, writable_folder
 
 FORMATS = {'.onnx': 'onnx', '.xml': 'openvino', '.pt2': 'pt2'}
 ATTENTION = ('gridsample', 'gather', 'plugin', 'op')
@@ -37,9 +37,11 @@ def parse_args():
         '--threshold', type=float, default=0.3, metavar='SCORE', help='the usual one of the file (default: %(default)s)'
     )
     parser.add_argument('--size', type=int, nargs=2, metavar=('HEIGHT', 'WIDTH'), help='fix it (default: any)')
-    parser.add_argument('--batch', type=int, metavar='IMAGES', help='fix the number of images (default: any)')
+    parser.add_argument('--batch', type=positive(int), metavar='IMAGES', help='fix the number of images (default: any)')
     parser.add_argument('--device', default='cpu', help='that an aoti file is for (default: %(default)s)')
     args = parser.parse_args()
+    if not 0 <= args.threshold <= 1:
+        parser.error(f'--threshold: must be a number from 0 to 1, got {args.threshold:g}')
     args.format = args.format or FORMATS.get(args.out.suffix)
     if args.format is None:
         parser.error(f'out: {args.out} ends in none of {", ".join(FORMATS)}; say --format')
@@ -60,6 +62,7 @@ def main():
         classes = loaded.model.dataset_meta['classes']
         options = dict(attention=args.attention, threshold=args.threshold, batch=args.batch)
         options['size'] = args.size and tuple(args.size)
+        print(f'exporting {args.checkpoint} to {args.out}: it takes from half a minute to some minutes', flush=True)
         export(loaded.model, loaded.cfg, args.out, args.format, classes=classes, **options)
     except (ExportError, ImportError, NotImplementedError) as error:
         sys.exit(f'{Path(sys.argv[0]).name}: {error}')

@@ -4,6 +4,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -124,12 +125,12 @@ class Files:
         make_folder(self.folder)
         self._json = 'json' in formats
         tables = [FILES[name] for name in dict.fromkeys(formats) if name != 'json']
-        names = [table.NAME for table in tables] + [CocoResults.NAME] * bool(coco)
-        self._sources = sources_of(inputs, self._names, self.folder, self._suffixes, for_all=names)
+        for_all = [*tables] + [CocoResults] * bool(coco)
+        self._sources = sources_of(inputs, self._names, self.folder, self._suffixes, for_all=for_all)
         if coco:
             self._sources.add(coco)
-        for name in names:
-            self._sources.check(self.folder / name)
+        for table in for_all:
+            self._sources.check(self.folder / table.NAME)
         self._coco = coco and CocoResults(self.folder / CocoResults.NAME, coco, classes)
         self._tables = [table(self.folder, classes) for table in tables]
 
@@ -180,12 +181,16 @@ class Files:
                 self._coco.add(picture.path, found)
         return [item['label'] for item in objects]
 
-    def close(self) -> None:
-        """Finish the files: a video can be opened, and the results of all pictures read, after this only."""
-        with named(self.folder):
-            self._clips.close()
+    def close(self, keep: bool = True) -> None:
+        """Finish the files: a video can be opened, and the results of all pictures read, after this only.
+
+        Args:
+            keep: the results of all pictures take the place of earlier ones.
+        """
+        with named(self.folder), ExitStack() as stack:
             for file in (*self._tables, *filter(None, [self._coco])):
-                file.close()
+                stack.callback(file.close, keep)
+            self._clips.close()
 
 
 def detect_files(
@@ -223,6 +228,7 @@ def detect_files(
     stream = islice(pictures(inputs, files.every), most)
     if most is not None:
         total = min(most, total or most)
+    keep = True
     try:
         with progress('Detecting', total, shown, stderr=True) as advance:
             while batch := list(islice(stream, detector.batch_size or batch_size)):
@@ -235,8 +241,11 @@ def detect_files(
                     lines.add(picture, labels)
                 advance(len(batch))
         lines.close()
+    except Exception:
+        keep = False
+        raise
     finally:
-        files.close()
+        files.close(keep)  # also at Ctrl-C, which is the usual end of a camera
     return failures
 
 

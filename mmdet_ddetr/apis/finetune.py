@@ -229,10 +229,11 @@ def unfit_weights(
         only, as a rule the class branches; and sentences, such as which classes have a row of their name.
 
     Raises:
-        CheckpointError: none of it fits, and its layout is not known.
+        CheckpointError: it cannot be read, or none of it fits, and its layout is not known. The message names it.
     """
+    content = load(checkpoint)  # its errors name the file
     try:
-        fitted, report = hook.start_from(load(checkpoint), model, classes)
+        fitted, report = hook.start_from(content, model, classes)
     except CheckpointError as error:
         raise CheckpointError(f'{checkpoint}: {error}') from None
     own = model.state_dict()

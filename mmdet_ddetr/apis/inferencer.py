@@ -293,6 +293,7 @@ class DDetrInferencer(DetInferencer):
         self._every, self._clips = every, ClipFiles()
         self._sources = self._sources_of(inputs, out_dir) if out_dir and not no_save_vis else Sources()
         ids = coco and CocoResults(Path(out_dir, CocoResults.NAME), coco, self.classes)
+        keep = True
         try:
             batches = self.preprocess(
                 inputs, batch_size, out_dir=out_dir, every=every, unreadable=unreadable, **prompts
@@ -308,11 +309,14 @@ class DDetrInferencer(DetInferencer):
                     while next_one in waiting:
                         yield waiting.pop(next_one)
                         next_one += 1
+        except Exception:
+            keep = False
+            raise
         finally:
-            with named(out_dir):
-                self._clips.close()
+            with named(out_dir), ExitStack() as stack:
                 if ids:
-                    ids.close()
+                    stack.callback(ids.close, keep)
+                self._clips.close()
 
     def _sources_of(self, inputs, out_dir):
         """The files among the inputs, if no picture or video would replace one."""
@@ -336,6 +340,8 @@ class DDetrInferencer(DetInferencer):
         Returns:
             list[Detections]: One an image.
         """
+        if not len(images):
+            return []
         with self._guard():
             preds = self.forward(self.collate_fn([self.pipeline({'img': image}) for image in images]))
         return [detections_of(pred).above(threshold) for pred in preds]

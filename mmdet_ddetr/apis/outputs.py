@@ -11,16 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from .inputs import file_of, is_url, known_files
-from .result_files import CsvFile
 from .video import Clip
 from .video_file import VideoFile
 
 MAX_NAME = 200  # bytes: file systems take 255, and what is put before and behind takes some
 WRITTEN = {'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm'}  # suffixes that OpenCV writes in colour
-STARTS = {  # of what is written here
-    '.json': b'{\n "image": ',
-    '.jsonl': b'{"frame": ',
-    '.csv': ','.join(CsvFile.COLUMNS).encode(),
+STARTS = {  # of what is written here about one file; what is written about all has its own
+    '.json': (b'{\n "image": ',),
+    '.jsonl': (b'{"frame": ',),
 }
 
 
@@ -90,14 +88,18 @@ class Sources:
         if (found := _identity(path)) and found in self._files:
             raise FileExistsError(f'{path} is one of the sources and would be replaced; take another folder')
 
-    def check_beside(self, path: str | Path) -> None:
+    def check_beside(self, path: str | Path, starts: Sequence[bytes] | None = None) -> None:
         """As ``check``, in a folder of the user's own files: of those, only what was written here is replaced.
+
+        Args:
+            starts: one of them begins each such file that was written here; None: those of the suffix.
 
         Raises:
             FileExistsError: it is one of the files, or labels, or another table.
         """
         self.check(path)
-        if Path(path).suffix in STARTS and _identity(path) and not _is_ours(path):
+        starts = starts or STARTS.get(Path(path).suffix)
+        if starts and _identity(path) and not _begins(path, starts):
             raise FileExistsError(f'{path} is there, beside the sources, and would be replaced; take another folder')
 
 
@@ -107,7 +109,7 @@ def sources_of(
     folder: str | Path,
     suffixes_of: Callable[[str, bool], Sequence[str]],
     inner: str = '',
-    for_all: Sequence[str] = (),
+    for_all: Sequence[type] = (),
 ) -> Sources:
     """The files among ``inputs``, as far as they are known before an iterator is read.
 
@@ -116,7 +118,7 @@ def sources_of(
         names, folder: of what is written about them. No name is given away: what cannot be read gets none in the end.
         suffixes_of: of the files that are written about a file, given its path and whether it is a video.
         inner: folder in ``folder`` that they are written to.
-        for_all: names of what is written there about all files.
+        for_all: what is written there about all files: classes with a ``NAME`` and ``STARTS``.
 
     Raises:
         FileExistsError: one of the files, or labels beside them, would be replaced.
@@ -131,8 +133,8 @@ def sources_of(
             name = names.of(path, folder)
             for suffix in suffixes_of(path, is_video):
                 sources.check_beside(target / (name + suffix))
-        for name in for_all:
-            sources.check_beside(target / name)
+        for table in for_all:
+            sources.check_beside(target / table.NAME, table.STARTS)
     return sources
 
 
@@ -145,10 +147,11 @@ def _identity(path: str | Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _is_ours(path: str | Path) -> bool:
-    start = STARTS[Path(path).suffix]
+def _begins(path: str | Path, starts: Sequence[bytes]) -> bool:
+    if not os.path.isfile(path):
+        return False
     with open(path, 'rb') as file:
-        return file.read(len(start)) == start
+        return file.read(max(map(len, starts))).startswith(tuple(starts))
 
 
 class ClipFiles:

@@ -13,6 +13,7 @@ import torch
 from mmengine.runner import Runner
 
 from ..datasets import CocoFolder, read_coco
+from ..datasets.image_file import SUFFIXES
 from ..datasets.report import printable
 from ..datasets.summary import class_table, split_table
 from ..evaluation.matching import IOU
@@ -29,6 +30,7 @@ from .report_commands import commands
 from .report_mistakes import Pictures, confusion, confusions, kinds_of_mistakes
 from .report_results import Results, figures_on_val, results_of
 
+MAX_SOURCES = 4  # folders or images in a command
 MAX_CURVES = 8  # of classes, in the chart of precision and recall
 SIZES = 'small: up to 32 x 32 px, medium: up to 96 x 96 px, large: above, in px of the image file'
 
@@ -324,10 +326,13 @@ def _seconds(runner: Runner, mode: str) -> float | None:
     return None if history is None or not len(history.data[0]) else float(np.median(history.data[0]))
 
 
-def images_of(split) -> Path:
-    """What ``predict --source`` takes for the images of a split: their folder, or a pattern with those below it."""
-    names = [image['file_name'] for image in read_coco(split.ann_file)['images']]
-    return Path(split.image_dir, '**/*' if any(Path(name).parent != Path() for name in names) else '')
+def images_of(split) -> list[Path]:
+    """What ``predict --source`` takes for the images of a split: their folders or, if others are in these, a few."""
+    images = {Path(split.image_dir, image['file_name']): None for image in read_coco(split.ann_file)['images']}
+    folders = sorted({path.parent for path in images})
+    there = (path for folder in folders if folder.is_dir() for path in folder.iterdir())
+    own = all(path in images for path in there if path.suffix.lower() in SUFFIXES)
+    return folders if own and len(folders) <= MAX_SOURCES else list(images)[:MAX_SOURCES]
 
 
 def _commands(training: Training, results: Results | None) -> str:

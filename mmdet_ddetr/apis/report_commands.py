@@ -4,7 +4,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def commands(
     checkpoint: str | Path,
     config: str | Path,
     work_dir: str | Path,
-    source: str | Path,
+    sources: Sequence[str | Path],
     example: str | Path | None,
     score: float,
     options: Mapping,
@@ -26,17 +26,17 @@ def commands(
     """What each is for, and the command; their paths are those of the current folder.
 
     Args:
-        source: folder of images to predict.
+        sources: images to predict, or folders of them.
         example: one with a detection to explain; None: there is none.
         score: from which detections are shown.
         options: of tools/finetune.py that are not at their defaults, ``data`` among them.
         ended_early: the training can be resumed.
     """
-    checkpoint, config, work_dir, source = map(_path, (checkpoint, config, work_dir, source))
+    checkpoint, config, work_dir = map(_path, (checkpoint, config, work_dir))
     found = [
         (
             'Detect in pictures, videos and folders',
-            _line('predict', '--weights', checkpoint, '--source', source, '--conf', f'{score:g}'),
+            _line('predict', '--weights', checkpoint, '--source', *map(_path, sources), '--conf', f'{score:g}'),
         )
     ]
     if example is not None:

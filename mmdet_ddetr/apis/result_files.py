@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..export.runtime import Detections
-from ..files import write_atomically
+from ..files import GrowingFile, write_atomically
 from .inputs import Picture
 
 
@@ -22,16 +22,17 @@ class CsvFile:
 
     NAME = 'results.csv'
     COLUMNS = ('path', 'frame', 'width', 'height', 'label', 'score', 'x1', 'y1', 'x2', 'y2')
+    STARTS = (','.join(COLUMNS).encode(),)  # one of them begins each file that was written here
 
     def __init__(self, folder: Path, classes: Sequence[str]):
         self.classes = classes
-        self._file = open(  # noqa: SIM115  closed by close()
-            folder / self.NAME, 'w', newline='', encoding='utf-8', errors='surrogateescape'
-        )  # a file's name may hold any bytes
+        options = dict(newline='', encoding='utf-8', errors='surrogateescape')  # a file's name may hold any bytes
+        self._file = GrowingFile(folder / self.NAME, **options)
         self._writer = csv.writer(self._file, lineterminator='\n')
-        self._writer.writerow(self.COLUMNS)
 
     def add(self, picture: Picture, shape: tuple[int, int], found: Detections) -> None:
+        if not self._file.begun:
+            self._writer.writerow(self.COLUMNS)
         height, width = shape
         frame = '' if picture.number is None else picture.number
         for box, score, label in zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist()):
@@ -39,8 +40,9 @@ class CsvFile:
             row = (picture.origin, frame, width, height, self.classes[label], round(score, 4), *corners)
             self._writer.writerow(row)
 
-    def close(self) -> None:
-        self._file.close()
+    def close(self, keep: bool = True) -> None:
+        """Give the file its name, if there was a picture and it is to be kept; else the earlier file stays."""
+        self._file.close(keep)
 
 
 class CocoFile:
@@ -52,6 +54,7 @@ class CocoFile:
     """
 
     NAME = 'predictions.json'
+    STARTS = (b'{"images": [{"id": 1, "file_name": ',)
 
     def __init__(self, folder: Path, classes: Sequence[str]):
         self._path = folder / self.NAME
@@ -78,8 +81,10 @@ class CocoFile:
                 )
             )
 
-    def close(self) -> None:
-        write_atomically(self._path, json.dumps(self._content).encode(), sync=False)
+    def close(self, keep: bool = True) -> None:
+        """As :class:`CsvFile`."""
+        if keep and self._content['images']:
+            write_atomically(self._path, json.dumps(self._content).encode(), sync=False)
 
 
 FILES = {'csv': CsvFile, 'coco': CocoFile}

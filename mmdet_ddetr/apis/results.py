@@ -12,6 +12,7 @@ from mmengine.logging import print_log
 from ..datasets.coco_folder import read_coco
 from ..datasets.errors import DataError
 from ..export.runtime import Detections
+from ..files import GrowingFile
 from .outputs import Sources
 
 
@@ -30,6 +31,7 @@ class CocoResults:
     """
 
     NAME = 'results.bbox.json'
+    STARTS = (b'[\n{"image_id": ', b'[]\n')  # one of them begins each file that was written here
 
     def __init__(self, path: str | Path, annotations: str | Path, classes: Sequence[str]):
         source = Sources()
@@ -56,8 +58,7 @@ class CocoResults:
             message = f'{annotations} has no category for {_few(missing)}: the COCO results leave them out'
             print_log(message, 'current', logging.WARNING)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, 'w', encoding='utf-8')  # noqa: SIM115  closed by close()
-        self._before = '['
+        self._file, self._before = GrowingFile(path, encoding='utf-8'), ''
 
     def add(self, path: str, found: Detections) -> None:
         """Append the detections of an image file; those of classes without a category are left out.
@@ -66,6 +67,8 @@ class CocoResults:
             DataError: the annotation file has no such image.
         """
         image = self._id_of(path)
+        if not self._file.begun:
+            self._file.write('[')
         for i, label in enumerate(found.labels):
             if self._categories[label] is None:
                 continue
@@ -81,11 +84,14 @@ class CocoResults:
             self._file.write(f'{self._before}\n{json.dumps(result)}')
             self._before = ','
 
-    def close(self) -> None:
-        """End the list; the file is none before that."""
-        if not self._file.closed:
-            self._file.write('[]\n' if self._before == '[' else '\n]\n')
-            self._file.close()
+    def close(self, keep: bool = True) -> None:
+        """End the list, and give the file its name, if an image was added and it is to be kept.
+
+        Else the earlier file stays.
+        """
+        if keep and self._file.begun:
+            self._file.write('\n]\n' if self._before else ']\n')
+        self._file.close(keep)
 
     def _id_of(self, path: str) -> int:
         """Of the image whose file_name the path ends in, or else of the only one whose name is the same."""

@@ -65,15 +65,25 @@ def _kind_of_zip(path: Path) -> str | None:
 
 def asked_for(path: Path) -> list[str]:
     """What the pickle in a file wants called or built that torch was not told to allow."""
+    return _not_allowed(set(_globals(_pickle_in(path))))
+
+
+def protocol_of(path: Path) -> int | None:
+    """Of the pickle in a file; None: there is none, or it does not say so, as before protocol 2."""
+    start = _pickle_in(path)[:2]
+    return start[1] if start[:1] == b'\x80' and len(start) == 2 else None
+
+
+def _pickle_in(path: Path) -> bytes:
+    """The first bytes of it."""
     try:
         with zipfile.ZipFile(path) as archive:
             name = next(name for name in archive.namelist() if name.endswith('data.pkl'))
             with archive.open(name) as file:
-                data = file.read(PICKLE_BYTES)
+                return file.read(PICKLE_BYTES)
     except (zipfile.BadZipFile, StopIteration, NotImplementedError):
         with open(path, 'rb') as file:  # written before torch 1.6, or by pickle: one pickle after the other
-            data = file.read(PICKLE_BYTES)
-    return _not_allowed(set(_globals(data)))
+            return file.read(PICKLE_BYTES)
 
 
 def _not_allowed(names: set[tuple[str, str]]) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .diagnosis import asked_for, kind_of
+from .diagnosis import asked_for, kind_of, protocol_of
 from .errors import CheckpointError
 
 SAFETENSORS = '.safetensors'
@@ -99,12 +99,15 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
             'Loading it could run any program'
         )
     kind = kind_of(path)
-    return f'cannot be read as a checkpoint of PyTorch: {f"it is {kind}" if kind else _reason(error)}'
+    return f'cannot be read as a checkpoint of PyTorch: {f"it is {kind}" if kind else _reason(path, error)}'
 
 
-def _reason(error: Exception) -> str:
+def _reason(path: Path, error: Exception) -> str:
     text = str(error).partition(UNPICKLER)[2] or str(error)
-    if 'Unsupported operand' in text:
+    protocol = protocol_of(path)
+    if protocol is None and not zipfile.is_zipfile(path):
+        return 'it holds nothing that torch.save writes'
+    if protocol in (3, 4, 5) and 'Unsupported operand' in text:
         return 'it was saved with another pickle_protocol than 2, which torch reads by running it only'
     return next((line for line in text.splitlines() if line.strip()), type(error).__name__)
 

@@ -45,6 +45,10 @@ def export(
         OSError: the file cannot be written; a previous one of its name is as it was.
     """
     write, attention = check_format(format, attention)
+    if not 0 <= threshold <= 1:
+        raise ExportError(f'threshold must be a number from 0 to 1, got {threshold!r}')
+    if batch is not None and batch < 1:
+        raise ExportError(f'batch must be at least 1, or None for any number of images, got {batch!r}')
     program = DetectionProgram(model)
     given = dict(fixed=size, batch=batch, masks=program.has_masks)
     description = describe(cfg, tuple(classes), threshold, program.smallest, **given)

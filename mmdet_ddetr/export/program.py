@@ -113,7 +113,7 @@ def trace(
         the ``torch.export.ExportedProgram``, in whose graph this package's ops stand as such.
     """
     height, width = size or EXAMPLE[1:]
-    images = torch.zeros(batch or EXAMPLE[0], 3, height, width, device=program.mean.device)
+    images = torch.zeros(EXAMPLE[0] if batch is None else batch, 3, height, width, device=program.mean.device)
     sizes = images.new_tensor([[height, width]], dtype=torch.int64).repeat(len(images), 1)
     dynamic, divisor = dict(images={}, sizes={}), program.divisor
     if batch is None:

@@ -87,6 +87,8 @@ class ExportedDetector:
             ExportError: the file takes another number of images, or smaller ones.
         """
         images = [_image(image, f'images[{index}]') for index, image in enumerate(images)]
+        if not images:
+            return []
         resized = [self.resize(image) for image in images]
         batch, sizes = self.batch(resized)
         outputs = self.run(batch, sizes)

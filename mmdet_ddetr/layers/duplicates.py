@@ -20,6 +20,9 @@ def matrix_nms(boxes: Tensor, scores: Tensor, labels: Tensor, sigma: float) -> T
         [B, N] scores, in the order of the boxes.
     """
     same = labels[:, :, None] == labels[:, None, :]
-    overlap = (bbox_overlaps(boxes, boxes) * same).tril(-1)  # [B, N, N], of each with those before it
+    # The area of an object in the distance may be below mmdet's eps, 1e-6 of the image; fp16 knows no smaller one.
+    exact = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
+    overlap = bbox_overlaps(exact, exact, eps=1e-12).to(scores.dtype)
+    overlap = (overlap * same).tril(-1)  # [B, N, N], of each with those before it
     duplicate = overlap.amax(2)  # [B, N]
     return scores * torch.exp(-sigma * (overlap**2 - duplicate[:, None] ** 2)).amin(2)

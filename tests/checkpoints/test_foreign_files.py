@@ -212,6 +212,7 @@ SPARSE = torch.eye(3).to_sparse()
         ('a.pth', b'version https://git-lfs.github.com/spec/v1\noid', 'it is only a pointer of Git LFS'),
         ('a.pth', b'\x02' + bytes(7) + b'{}\n', 'it is a file of safetensors: give it the suffix'),
         ('a.pth', saved({'a': torch.ones(1)}, pickle_protocol=4), 'another pickle_protocol than 2'),
+        ('a.pth', bytes([129, 0, *range(1, 200)]), 'it holds nothing that torch.save writes$'),
         ('a.pth', saved([1]), 'holds a list, expected a checkpoint'),
         ('a.pth', saved({3: torch.ones(1)}), r'expected named tensors, .*got \[3\]'),
         ('a.pth', saved({'state_dict': {'w': 'x'}}), "has a str as 'w' in its state_dict"),
