@@ -13,11 +13,10 @@ parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument('files', nargs='+', metavar='FILE', help='the detector, then images')
 (detector, *paths), failed = parser.parse_args().files, False
 try:
-    model = ort.InferenceSession(detector if Path(detector).is_file() else '', providers=ort.get_available_providers())
+    model = ort.InferenceSession('' if Path(detector).is_fifo() else detector, providers=ort.get_available_providers())
     about = json.loads(model.get_modelmeta().custom_metadata_map['mmdet_ddetr'])
 except Exception as error:  # damaged, missing, a pipe, or written by another program
-    why = f'{detector} is no ONNX file of tools/export.py: {type(error).__name__}: {error}'.splitlines()[0]
-    sys.exit(why if Path(detector).exists() else f'{detector}: no such file')
+    sys.exit(f'{detector} is no ONNX file of tools/export.py: {type(error).__name__}: {error}'.splitlines()[0])
 for path in paths:
     try:
         data = Path(path).read_bytes() if Path(path).is_file() else b''
@@ -31,8 +30,8 @@ for path in paths:
         H, W = about['fixed'] or (-(-max(side, about['smallest']) // (n := about['divisor'])) * n for side in (h, w))
         images = np.pad(cv2.dnn.blobFromImage(image, size=(w, h), swapRB=True), [(0, 0)] * 2 + [(0, H - h), (0, W - w)])
     except (AttributeError, OSError, cv2.error, ValueError):  # no picture, or one too large for a fixed size
-        failed, why = True, 'no image that OpenCV reads and this detector takes'
-        print(f'{path}: {why if Path(path).exists() else "no such file"}', file=sys.stderr)
+        failed = True
+        print(f'{path}: no image that OpenCV reads and this detector takes', file=sys.stderr)
         continue
     boxes, scores, labels = model.run(None, dict(images=images, sizes=np.array([[h, w]])))[:3]
     for box, score, label in zip(boxes[0] * np.tile([width / w, height / h], 2), scores[0], labels[0]):

@@ -73,6 +73,7 @@ def folder(tmp_path_factory):
 def test_length():
     """As docs/export.md says."""
     lines = len(DEMO.read_text().splitlines())
+    assert lines <= 40
     assert f'shows all of it in {lines} lines' in (DEMO.parents[1] / 'docs/export.md').read_text()
 
 
@@ -86,7 +87,7 @@ def test_files_that_are_no_detector(folder):
         with pytest.raises(ExportError, match=rf'{name}.onnx {why}'):
             ExportedDetector(folder / f'{name}.onnx')
     code, _, error = run(folder / 'none.onnx', 'photo.jpg')
-    assert (code, error) == (1, f'{folder / "none.onnx"}: no such file\n')
+    assert code == 1 and "File doesn't exist" in error and error.count('\n') == 1
     for name in ('cut', 'foreign', 'pipe'):
         code, told, error = run(folder / f'{name}.onnx', 'photo.jpg')
         assert code == 1 and told == '' and error.count('\n') == 1, error
@@ -125,8 +126,7 @@ def test_pictures_of_every_kind(folder):
     assert code == 1 and 'Traceback' not in error
     for name, size in seen.items():
         if size is None:
-            why = 'no such file' if name == 'none.jpg' else 'no image that OpenCV reads and this detector takes'
-            assert f'{folder / name}: {why}\n' in error
+            assert f'{folder / name}: no image that OpenCV reads and this detector takes' in error
         else:
             assert f'{folder / name}: thing 0.7' in told and f'[0.0, 0.0, {size[0]:.1f}, {size[1]:.1f}]' in told
     assert len(told.splitlines()) == 7
