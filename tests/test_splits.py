@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mmdet_ddetr.datasets import CocoSplit, split_off_val
+from mmdet_ddetr.datasets import CocoSplit, similar, split_off_val
 from mmdet_ddetr.datasets.similar import group_alike
 from mmdet_ddetr.datasets.splits import choose_val
 
@@ -50,6 +50,49 @@ def test_frames_of_a_video_are_alike_by_what_follows(tmp_path):
     assert group_alike(frames) == [list(range(8)), list(range(8, 16))]
     renamed = [write(tmp_path / f'{name}.png', cv2.imread(str(path))) for name, path in zip('sdlkjhgf', frames)]
     assert len(group_alike(renamed)) > 1, 'without names that follow each other it takes more likeness'
+
+
+def alike_by_brute_force(thumbnails):
+    """Components of the graph that has every pair, found without a matrix."""
+    grey = np.asarray(thumbnails, float)
+    coarse = grey.reshape(-1, 8, 2, 9, 2).mean((2, 4))
+    lighter = coarse[:, :, 1:] > coarse[:, :, :-1]
+    grey = grey - grey.mean((1, 2), keepdims=True)
+    groups = [{i} for i in range(len(grey))]
+    for i in range(len(grey)):
+        for j in range(i):
+            if (lighter[i] != lighter[j]).sum() <= 8 and np.abs(grey[i] - grey[j]).mean() <= 12:
+                one, other = (next(group for group in groups if k in group) for k in (i, j))
+                if one is not other:
+                    one |= other
+                    groups.remove(other)
+    return sorted(map(sorted, groups))
+
+
+@pytest.mark.parametrize('block', [7, 512])
+def test_groups_are_those_of_all_pairs(monkeypatch, block):
+    monkeypatch.setattr(similar, 'BLOCK', block)
+    sizes = set()
+    for seed in range(8):
+        random = np.random.default_rng(seed)
+        scenes = random.integers(0, 256, (5, 16, 18))
+        drift = random.normal(0, 6, (60, 16, 18)) + 12 * random.integers(0, 2, (60, 1, 18))
+        thumbnails = np.clip(scenes[random.integers(0, 5, 60)] + drift, 0, 255).astype(np.uint8)
+        paths = [Path(f'{chr(97 + i // 26)}{chr(97 + i % 26)}.png') for i in range(60)]
+        by_path = dict(zip(paths, thumbnails))
+        monkeypatch.setattr(similar, '_thumbnail', by_path.get)
+        monkeypatch.setattr(similar, '_series', lambda path: path)  # no neighbours
+        groups = group_alike(paths)
+        assert groups == alike_by_brute_force(thumbnails)
+        sizes |= set(map(len, groups))
+    assert len(sizes) > 3, 'groups of several sizes are to be compared'
+
+
+def test_many_identical_pictures_keep_few_pairs(monkeypatch):
+    paths = [Path(f'{i}.png') for i in range(3000)]
+    monkeypatch.setattr(similar, '_thumbnail', lambda path: np.arange(288, dtype=np.uint8).reshape(16, 18))
+    assert len(similar._alike(paths)) < 2 * len(paths)
+    assert group_alike(paths) == [list(range(3000))]
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason='the real data are not here')
