@@ -128,6 +128,55 @@ def test_yolo_layouts(tmp_path, layout):
     assert sorted(root.rglob('*')) == before, 'something was written beside the data'
 
 
+def absolute_lists(root):
+    """Of this machine."""
+    lists(root)
+    for split in ('train', 'val'):
+        text(root / f'{split}.txt', f'{root}/images/{split}_1.png\n')
+
+
+def voc_folders(root):
+    for split in ('train', 'val'):
+        picture(root / f'{split}/{split}_1.png')
+        xml(root / f'{split}/{split}_1.xml')
+
+
+def csv_with_absolute_paths(root):
+    for split in ('train', 'val'):
+        picture(root / f'images/{split}_1.png')
+        text(root / f'{split}.csv', f'{root}/images/{split}_1.png,4,5,20,15,cat\n')
+
+
+def coco(root):
+    for split in ('train', 'val'):
+        picture(root / f'images/{split}/1.png')
+        box = dict(id=1, image_id=1, category_id=0, bbox=[4, 5, 16, 10], area=160, iscrowd=0)
+        images = [dict(id=1, file_name='1.png', width=WIDTH, height=HEIGHT)]
+        content = dict(images=images, annotations=[box], categories=[dict(id=0, name='cat')])
+        text(root / f'annotations/{split}.json', json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    'layout',
+    [ultralytics, roboflow, lists, absolute_lists, voc_folders, csv_with_absolute_paths, coco],
+    ids=lambda f: f.__name__,
+)
+def test_every_spelling_of_a_folder_has_the_same_output(tmp_path, monkeypatch, layout):
+    root = tmp_path / 'd' / 'my pets'
+    layout(root)
+    (tmp_path / 'here').mkdir()
+    (tmp_path / 'link').symlink_to(root)
+    monkeypatch.chdir(tmp_path / 'here')
+    outcomes = []
+    for number, spelling in enumerate([str(root), '../d/my pets', f'{tmp_path}/here/../d/my pets', '../link']):
+        folder, contents, said = found_in(spelling, tmp_path / str(number))
+        assert 'leads out of' not in said
+        said = said.replace(str(tmp_path / str(number)), 'OUT').replace(spelling, 'ROOT')
+        outcomes.append((folder.format, contents, said))
+    assert all(outcome == outcomes[0] for outcome in outcomes[1:])
+    assert str(tmp_path) not in outcomes[0][2]
+
+
 @pytest.fixture
 def pets(tmp_path):
     """A YOLO data set of three images in train and one in val."""

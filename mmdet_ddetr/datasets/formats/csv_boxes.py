@@ -225,7 +225,7 @@ class _Reader:
             options += [self.tree.root.joinpath(*parts[start:]) for start in range(len(parts) - 1)]
             named = self.by_name.get(parts[-1].casefold() if parts else '', [])
             options += sorted(named, key=lambda path: bool(split) and self.tree.split_of(path) != split)
-            self.found[key] = next((path for path in options if _is_file(path)), options[0])
+            self.found[key] = self.tree.spelled(next((path for path in options if _is_file(path)), options[0]))
         return self.found[key]
 
     def _interpret(self, boxes: list[tuple[Picture, Box]], kind: str) -> tuple[str, bool]:

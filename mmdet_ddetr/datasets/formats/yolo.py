@@ -105,7 +105,7 @@ def _pictures_of_config(labels: Labels, config: Path, content: dict) -> Iterator
         found = []
         for value in values:
             at = f'{labels.tree.relative(config)}{_line_of(config, key)}'
-            place = _locate(config, content.get('path'), value) if isinstance(value, str) else None
+            place = _locate(labels.tree, config, content.get('path'), value) if isinstance(value, str) else None
             if place is None:
                 if split == 'train':
                     raise DataError(f'{config}{_line_of(config, key)}: {key} is {value!r}, which is not there')
@@ -118,11 +118,11 @@ def _pictures_of_config(labels: Labels, config: Path, content: dict) -> Iterator
             elif place.suffix.lower() in SUFFIXES:
                 found.append(place)
             else:
-                found += _listed(place, [config.parent])
+                found += _listed(labels.tree, place, [config.parent])
         yield split, found
 
 
-def _locate(config: Path, base, value: str) -> Path | None:
+def _locate(tree: Tree, config: Path, base, value: str) -> Path | None:
     """A path of data.yaml: as it is meant, else as far as it leads below the folder of data.yaml.
 
     Roboflow's begin with a .. too many, and absolute ones are of the machine that wrote them.
@@ -135,7 +135,7 @@ def _locate(config: Path, base, value: str) -> Path | None:
     try:
         for path in (*(base / value for base in bases), *(config.parent.joinpath(*tail) for tail in tails)):
             if path.exists():
-                return path.resolve() if '..' in path.parts else path
+                return tree.spelled(path)
     except (OSError, ValueError):  # a name that no file can have
         pass
     return None
@@ -147,13 +147,13 @@ def _pictures_of_lists(tree: Tree) -> dict[str, list[Path]]:
     for path in tree.of('.txt'):
         split = ALIASES.get(path.stem.lower())
         if split and split not in pictures and path.parent in (tree.root, tree.root / 'data'):
-            found = _listed(path, [tree.root])
+            found = _listed(tree, path, [tree.root])
             if any(path.suffix.lower() in SUFFIXES for path in found):
                 pictures[split] = found
     return pictures
 
 
-def _listed(path: Path, bases: list[Path]) -> list[Path]:
+def _listed(tree: Tree, path: Path, bases: list[Path]) -> list[Path]:
     """Pictures that a text file names: relative to it or to a base, or their end is."""
     found = []
     for line in _text(path).splitlines():
@@ -161,7 +161,7 @@ def _listed(path: Path, bases: list[Path]) -> list[Path]:
             parts = [part for part in Path(line).parts if part not in ('/', '..')]
             tails = [Path(*parts[start:]) for start in range(len(parts))]
             options = [folder / tail for tail in (Path(line), *tails) for folder in (path.parent, *bases)]
-            found.append(next((option for option in options if option.is_file()), path.parent / line))
+            found.append(tree.spelled(next((option for option in options if option.is_file()), path.parent / line)))
     return found
 
 
