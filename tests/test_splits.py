@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mmdet_ddetr.datasets import CocoSplit, similar, split_off_val
+from mmdet_ddetr.datasets import CocoSplit, DataError, similar, split_off_val
 from mmdet_ddetr.datasets.similar import group_alike
 from mmdet_ddetr.datasets.splits import choose_val
 
@@ -145,7 +145,7 @@ def test_copies_stay_on_one_side(tmp_path):
                 for kind, size in (('a', (64, 48)), ('b', (128, 96)))}  # fmt: skip
     split = coco_of(tmp_path, pictures)
     for seed in range(4):
-        train, val, notes = split_off_val(split, 0.25, tmp_path / 'out', seed)
+        train, val, notes = split_off_val(split, 0.25, tmp_path / f'out{seed}', seed)
         numbers = [{name[1] for name in names(part)} for part in (train, val)]
         assert len(names(val)) == 4 and not numbers[0] & numbers[1] and len(numbers[0] | numbers[1]) == 8
     assert notes[0] == 'no val split is there: 4 images (25%) were taken from train, of each class'
@@ -159,3 +159,51 @@ def test_a_camera_that_stands_still(tmp_path):
     train, val, notes = split_off_val(coco_of(tmp_path, pictures), 0.25, tmp_path / 'out')
     assert names(val) == ['frame9.png', 'frame10.png', 'frame11.png'] and len(names(train)) == 9
     assert 'frame9.png to frame11.png, are val: its AP says too much' in notes[-1]
+
+
+def test_added_images_leave_the_known_where_they_are(tmp_path):
+    """An image that was trained on never becomes val, in the same work_dir or with the detector of another."""
+    pictures = {f'p{i:02}.png': scene(i) for i in range(20)}
+    for seed in range(6):
+        first = dict(list(pictures.items())[:14] if seed % 2 else list(pictures.items())[6:])
+        out, other = tmp_path / f'{seed}', tmp_path / f'other{seed}'
+        train, val, notes = split_off_val(coco_of(tmp_path, first), 0.15, out, seed)
+        old_train, old_val = set(names(train)), set(names(val))
+        assert len(old_train) == 12 and len(old_val) == 2 and len(notes) == 1
+        for folder, earlier in ((other, out), (out, None)):
+            train, val, notes = split_off_val(coco_of(tmp_path, pictures), 0.15, folder, seed + 1, earlier)
+            assert old_train < set(names(train)) and old_val < set(names(val)) and len(names(val)) == 3
+            assert notes[1:] == ['14 images are on the side that an earlier split gave them; 6 are new']
+
+
+def test_without_an_earlier_split_added_images_move_few():
+    names = [f'p{i}.png' for i in range(200)]
+    moved = 0
+    for seed in range(5):
+        before = choose_val([[i] for i in range(190)], [{1}] * 190, 0.2, seed, names)
+        after = choose_val([[i] for i in range(200)], [{1}] * 200, 0.2, seed, names)
+        moved += len((after - before) & set(range(190)))
+        reordered = names[::-1]
+        again = choose_val([[i] for i in range(200)], [{1}] * 200, 0.2, seed, reordered)
+        assert {names[i] for i in after} == {reordered[i] for i in again}, 'the order of the file is of no account'
+    assert moved <= 5 * 8, f'{moved} of 5 x 152 came from train to val'
+
+
+def test_new_pictures_follow_the_known_that_they_are_like(tmp_path):
+    first = {f'p{i}.png': scene(i) for i in range(6)}
+    train, val, _ = split_off_val(coco_of(tmp_path, first), 0.3, tmp_path / 'out')
+    side_of = {name: side for side, part in (('train', train), ('val', val)) for name in names(part)}
+    copies = {f'a copy of {name}': cv2.resize(pixels, (128, 96)) for name, pixels in first.items()}
+    train, val, _ = split_off_val(coco_of(tmp_path, copies | first), 0.3, tmp_path / 'out')
+    for name, side in side_of.items():
+        assert {name, f'a copy of {name}'} <= set(names(train if side == 'train' else val))
+
+
+def test_images_that_were_all_trained_on_make_no_val_split(tmp_path):
+    pictures = {f'p{i}.png': scene(i) for i in range(6)}
+    train, val, _ = split_off_val(coco_of(tmp_path, pictures), 0.3, tmp_path / 'out')
+    rest = {name: pictures[name] for name in names(train)}
+    with pytest.raises(DataError, match='4 images, all of which are in the train split of .*out.*another --work-dir'):
+        split_off_val(coco_of(tmp_path, rest), 0.3, tmp_path / 'out')
+    rest = {name: pixels for name, pixels in pictures.items() if name not in rest}
+    assert len(names(split_off_val(coco_of(tmp_path, rest), 0.5, tmp_path / 'out')[1])) == 1

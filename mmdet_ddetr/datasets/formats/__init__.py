@@ -25,6 +25,7 @@ def find_data(
     val_fraction: float | None = None,
     seed: int = 0,
     decode: bool = False,
+    load_from: str | Path | None = None,
 ) -> CocoFolder:
     """Recognise the format of a folder and its layout, and make a val split where it has none.
 
@@ -37,6 +38,7 @@ def find_data(
         val_fraction: share of the train images that become val where there is no val split; None: 0.15.
         seed: of the split.
         decode: decode every image, see ``check_coco``.
+        load_from: checkpoint that the training begins with; images that were trained on beside it do not become val.
 
     Raises:
         DataError: there is no such folder, none of the formats is found in it, or a file that all depends on is broken.
@@ -58,7 +60,8 @@ def find_data(
         notes.append(f'--val-fraction {val_fraction:g} is not needed: there is a val split')
     elif 'val' not in splits:
         fraction = VAL_FRACTION if val_fraction is None else val_fraction
-        splits['train'], splits['val'], how = split_off_val(splits['train'], fraction, made / 'split', seed)
+        earlier = Path(load_from).parent / 'annotations' / 'split' if load_from else None
+        splits['train'], splits['val'], how = split_off_val(splits['train'], fraction, made / 'split', seed, earlier)
         notes += how
     return CocoFolder(
         root, splits['train'], splits['val'], splits.get('test', splits['val']), format, tuple(map(printable, notes))
