@@ -569,6 +569,31 @@ def test_csv_columns(tmp_path, table, said):
     assert contents['val'] == (['images/3.png'], [CAT]) and said in text_of_check
 
 
+@pytest.mark.parametrize(
+    'row',
+    ['7,{},4,5,20,15', '{},4,5,20,15,val,7', '{},0.1,0.25,0.5,0.75,7', '7,0.1,0.25,0.5,0.75,{}', '{},7,,4,5,20,15'],
+)
+def test_csv_with_a_number_for_the_class(tmp_path, row):
+    root = tmp_path / 'pets'
+    for number in (1, 2):
+        picture(root / f'{number}.png')
+    text(root / 'labels.csv', ''.join(row.format(f'{number}.png').replace('val', ('train', 'val')[number - 1]) + '\n'
+                                      for number in (1, 2)))  # fmt: skip
+    _, contents, _ = found_in(root, tmp_path, val_fraction=None if 'val' in row else 0.5)
+    assert contents['train'][1] == contents['val'][1] == [('7', *CAT[1:])]
+
+
+@pytest.mark.parametrize('row', ['1.png,4,5,20,15,7', '7,4,5,20,15,1.png', '1,2,1.png,3,4,5'])
+def test_csv_whose_class_cannot_be_told_is_refused(tmp_path, row):
+    root = tmp_path / 'pets'
+    picture(root / '1.png')
+    text(root / 'labels.csv', f'{row}\n')
+    with pytest.raises(
+        DataError, match=r'labels\.csv, line 1: columns .* are numbers and there is no header.*filename,'
+    ):
+        find_data(root, tmp_path / 'work')
+
+
 def test_csv_of_each_split_and_a_column_of_splits(tmp_path):
     root = tmp_path / 'pets'
     table = 'filename,class,xmin,ymin,xmax,ymax\n'
@@ -601,7 +626,9 @@ def test_faults_of_csv_rows(tmp_path, row, rule, place):
     root = tmp_path / 'pets'
     picture(root / 'a.png')
     picture(root / 'b.png')
-    text(root / 'labels.csv', f'image,label,x1,y1,x2,y2\na.png,cat,4,5,20,15\n{row}\nb.png,cat,4,5,20,15\n')
+    picture(root / 'd.png')
+    table = f'image,label,x1,y1,x2,y2\na.png,cat,4,5,20,15\n{row}\nb.png,cat,4,5,20,15\nd.png,cat,4,5,20,15\n'
+    text(root / 'labels.csv', table)
     said = refusal(root, tmp_path, val_fraction=0.5)
     assert rule in said and place in said and '\n1 errors in' in said
 
