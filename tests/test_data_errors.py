@@ -514,6 +514,23 @@ def test_crowds_and_empty_images_are_no_fault(folder):
     assert 'image without boxes' in rules(report.of_level('note'))
 
 
+def test_nothing_but_crowds_is_no_training(folder, tmp_path):
+    for entry in folder.coco['val']['annotations']:
+        entry['iscrowd'] = 1
+    folder.save()
+    _, _, text = check_folder(find_coco_folder(folder.root), tmp_path)
+    assert 'warning: val has no box that is not a crowd, 1 x\n    val: 6 boxes, all with iscrowd 1' in text
+    for entry in folder.coco['train']['annotations'][1:]:
+        entry['iscrowd'] = 1
+    folder.save()
+    check_folder(find_coco_folder(folder.root), tmp_path)  # one box is enough
+    folder.coco['train']['annotations'][0]['bbox'][2] = 0  # but --drop-bad drops it
+    folder.save()
+    with pytest.raises(DataError, match='error: train has no box that is not a crowd') as error:
+        check_folder(find_coco_folder(folder.root), tmp_path, drop_bad=True)
+    assert 'without the bad images' not in str(error.value)
+
+
 def test_splits_disagree(folder, tmp_path):
     folder.coco['val']['categories'][1]['name'] = 'Dog'
     folder.save()

@@ -58,7 +58,7 @@ def check_coco(
 
 
 def check_splits(reports: dict[str, Report]) -> list[Finding]:
-    """Compare the splits of one data set: their categories and whether they share images.
+    """What single files do not tell: whether splits differ in categories, share images, or have nothing but crowds.
 
     Args:
         reports: of each split, by its name; 'train' is the one that the others are compared with.
@@ -76,6 +76,11 @@ def check_splits(reports: dict[str, Report]) -> list[Finding]:
                 for id in dict.fromkeys(id for id, _ in differing)
             ]
             findings.append(Finding('error', f'train and {name} disagree on the categories', places=places))
+    for name, report in reports.items():
+        if report.annotations and all(annotation.iscrowd for annotation in report.annotations):
+            level = 'error' if name == 'train' else 'warning'
+            places = [f'{name}: {len(report.annotations)} boxes, all with iscrowd 1 (of Pascal VOC: difficult)']
+            findings.append(Finding(level, f'{name} has no box that is not a crowd', places=places))
     first_seen = {}
     shared = defaultdict(list)
     for name, report in reports.items():
