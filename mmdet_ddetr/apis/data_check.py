@@ -1,11 +1,12 @@
 """The check of a whole data set, before a training or instead of one."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..datasets import (
     CocoFolder,
+    CocoSplit,
     DataError,
     Report,
     check_coco,
@@ -14,6 +15,7 @@ from ..datasets import (
     drop_unused_groups,
     read_coco,
 )
+from ..datasets.image_file import ImageFacts
 from ..datasets.report import Finding
 from ..datasets.similar import group_alike
 from ..datasets.summary import as_text, class_table, split_table
@@ -103,14 +105,22 @@ def inspect_folder(folder: CocoFolder, num_queries: int | None = None, decode: b
     if folder.has_test and not read_coco(folder.test.ann_file)['annotations']:
         notes += (f'{folder.test.ann_file} has no annotations to test against: val takes its place',)
         folder = replace(folder, test=folder.val)
-    reports = {
-        split.name: check_coco(
-            split.ann_file, split.image_dir, num_queries, decode, split.facts, split.faults, split.title
-        )
-        for split in folder.splits
-    }
+
+    def check(split: CocoSplit, boxed: Collection[int] = (), facts: Mapping[str, ImageFacts] | None = None) -> Report:
+        facts = facts or split.facts
+        return check_coco(split.ann_file, split.image_dir, num_queries, decode, facts, split.faults, split.title, boxed)
+
+    reports = {split.name: check(split) for split in folder.splits}
+    if any(len({*report.classes}) < len(report.classes) for report in reports.values()):
+        # which category of a name is the one with boxes is a matter of all splits, not of the luck of each
+        boxed = set().union(*(report.boxed for report in reports.values()))
+        reports = {split.name: check(split, boxed, _facts_of(reports[split.name])) for split in folder.splits}
     drop_unused_groups(reports)
     return DataCheck(folder, reports, check_splits(reports), notes)
+
+
+def _facts_of(report: Report) -> dict[str, ImageFacts]:
+    return {image.file_name: report.facts[image.index] for image in report.images if image.index in report.facts}
 
 
 def check_folder(
