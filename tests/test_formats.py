@@ -281,6 +281,18 @@ def test_faults_of_data_yaml(pets, tmp_path, content, message):
     assert message in str(error.value)
 
 
+def test_a_blank_line_among_names_is_refused(tmp_path):
+    """It would move all later classes."""
+    root = tmp_path / 'pets'
+    names_beside(root)
+    text(root / 'classes.txt', 'cat\ndog\n\n \n')
+    assert found_in(root, tmp_path)[1]['train'][1] == [CAT]
+    for content, line in (('\ncat\ndog\n', 1), ('cat\n \ndog\n', 2)):
+        text(root / 'classes.txt', content)
+        with pytest.raises(DataError, match=rf'classes.txt, line {line}: blank, expected the name of class {line - 1}'):
+            find_data(root, tmp_path / 'work')
+
+
 def test_val_split_of_data_yaml_that_is_not_there(pets, tmp_path):
     """Roboflow names it even where all images are in train."""
     (pets / 'data.yaml').write_text(DATA_YAML.format(train='images/train', val='../valid/images'))

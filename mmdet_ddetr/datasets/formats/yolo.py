@@ -90,9 +90,14 @@ def _names_beside(tree: Tree) -> tuple[str, dict[int, str]]:
     """Of a data set without data.yaml: one name a line."""
     files = [path for path in tree.files if path.name.lower() in NAME_FILES or path.suffix == '.names']
     for path in sorted(files, key=lambda path: len(path.parts)):
-        lines = [line.strip() for line in _text(path).splitlines()]
-        if names := dict(enumerate(line for line in lines if line)):
-            return tree.relative(path), names
+        names = [line.strip() for line in _text(path).rstrip().splitlines()]
+        if '' in names:
+            number = names.index('')
+            raise DataError(
+                f'{path}, line {number + 1}: blank, expected the name of class {number}: each line names a class'
+            )
+        if names:
+            return tree.relative(path), dict(enumerate(names))
     return '', {}
 
 
