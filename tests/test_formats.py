@@ -539,6 +539,20 @@ def test_nothing_is_known(tmp_path):
         find_data(tmp_path / 'pets', tmp_path / 'work')
 
 
+def test_a_file_that_is_passed_over_is_named_with_the_reason(tmp_path):
+    root = tmp_path / 'pets'
+    picture(root / '1.png')
+    text(root / 'annotations.json', '{"images": [{"id": 1, "file_na')
+    with pytest.raises(
+        DataError, match=r'CSV; passed over: .*/annotations\.json is not JSON: Unterminated .* in line 1'
+    ):
+        find_data(root, tmp_path / 'work')
+    (root / 'annotations.json').unlink()
+    text(root / '1.xml', '<!DOCTYPE annotation [\n<!ENTITY a "b">]>\n<annotation></annotation>\n')
+    with pytest.raises(DataError, match=r'passed over: XML file that is not read: 1\.xml: line 2: it defines entities'):
+        find_data(root, tmp_path / 'work')
+
+
 def test_an_unpacked_archive_with_a_folder_inside(pets, tmp_path):
     outer = tmp_path / 'download'
     outer.mkdir()

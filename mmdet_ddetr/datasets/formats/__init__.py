@@ -3,7 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
-from ..coco_folder import CocoFolder, check_is_folder, find_coco_splits, what_is_there
+from ..coco_folder import CocoFolder, check_is_folder, find_coco_splits, passed_over, what_is_there
 from ..errors import DataError
 from ..report import MAX_SHOWN, printable
 from ..splits import split_off_val
@@ -51,7 +51,9 @@ def find_data(
         tree = Tree(root, skip=Path(work_dir))
         labels = next(filter(None, (find(tree) for find in FINDERS)), None)
         if labels is None:
-            raise DataError(f'{root} has no labels of COCO, YOLO, Pascal VOC or CSV.\n{_contents(tree)}')
+            reasons = [*passed_over(root), *tree.passed_over]
+            why = f'; passed over: {printable("; ".join(reasons[:3]))}' if reasons else ''
+            raise DataError(f'{root} has no labels of COCO, YOLO, Pascal VOC or CSV{why}.\n{_contents(tree)}')
         labels.settle()
         if not labels.splits['train']:
             raise DataError(f'{root}, {labels.format}: no images to train on.\n{_contents(tree)}')

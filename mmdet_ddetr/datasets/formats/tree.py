@@ -23,6 +23,7 @@ class Tree:
     def __init__(self, root: Path, skip: Path | None = None):
         self.root = root
         self.files: list[Path] = []
+        self.passed_over: list[str] = []  # files that a format was looked for in, and why they are none of it
         seen = {os.path.realpath(skip)} if skip else set()
         for folder, folders, names in os.walk(root, followlinks=True):
             real = os.path.realpath(folder)
