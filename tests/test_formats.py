@@ -195,7 +195,8 @@ def pets(tmp_path):
         ('0 312 0.5 0.2 0.2', 'coordinate outside of [0, 1]', ': 312'),
         ('0 0.5 0.5 0.2', 'line that is not a class and four numbers', ": '0 0.5 0.5 0.2'"),
         ('0 0.5 0.5 0.2 nan', 'line that is not a class and four numbers', ": '0 0.5 0.5 0.2 nan'"),
-        ('cat 0.5 0.5 0.2 0.2', 'line that is not a class and four numbers', ": 'cat 0.5"),
+        ('RBC 0.5 0.5 0.2 0.2', 'class that is no number', ": class must be a number, found 'RBC'"),
+        ('cat 0.5 0.5 0.2', 'line that is not a class and four numbers', ": 'cat 0.5"),
         ('0.5 0.5 0.5 0.2 0.2', 'class that is no whole number', ': class 0.5'),
         ('0 0.1 0.1 0.5 0.5 0.3 0.9 0.2', 'polygon of an odd number of coordinates', ': 7 numbers'),
         ('0 0.5 0.5 0 0.2', 'bbox without an area', ' (images/train/train_2.png): bbox'),
@@ -208,7 +209,9 @@ def test_faults_of_yolo_lines(pets, tmp_path, line, rule, place):
     said = refusal(pets, tmp_path)
     assert rule in said and f'labels/train/train_2.txt, line 3{place}' in said and '--drop-bad' in said
     assert ' 1 x ' in said and '\n1 errors in' in said
-    folder, reports, _ = check_folder(find_data(pets, tmp_path / 'work'), tmp_path / 'work', drop_bad=True)
+    folder, reports, said = check_folder(find_data(pets, tmp_path / 'work'), tmp_path / 'work', drop_bad=True)
+    unread = 'bbox' not in rule
+    assert ('0 images, 0 boxes and 1 unreadable labels left out; the copy' in said) == unread
     assert len(read(folder.train)['annotations']) == 5 and not reports['train'].errors
 
 
@@ -279,6 +282,17 @@ def test_faults_of_data_yaml(pets, tmp_path, content, message):
     with pytest.raises(DataError, match='data.yaml') as error:
         find_data(pets, tmp_path / 'work')
     assert message in str(error.value)
+
+
+def test_classes_without_names_say_how_to_name_them(tmp_path):
+    root = tmp_path / 'pets'
+    names_beside(root)
+    (root / 'classes.txt').unlink()
+    said = found_in(root, tmp_path)[2]
+    remedy = 'no classes.txt (write a classes.txt with one name a line beside the pictures)'
+    assert remedy in said and 'class 0' in found_in(root, tmp_path)[1]['train'][1][0][0]
+    text(root / 'images/train/classes.txt', 'cat\n')
+    assert found_in(root, tmp_path)[1]['train'][1] == [CAT], 'the remedy works'
 
 
 def test_a_blank_line_among_names_is_refused(tmp_path):

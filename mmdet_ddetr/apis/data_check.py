@@ -82,11 +82,9 @@ class DataCheck:
             if report.errors or report.repairs:
                 copied = Path(work_dir, 'annotations', f'{split.name}.json')
                 reports[split.name] = clean_coco(report, copied)
-                text += (
-                    f'\n{split.name}: {len(report.bad_images)} images and {len(report.bad_annotations)} boxes left out'
-                    + (f', and {unread} labels that are none' if unread else '')
-                    + f'; the copy {copied} is used'
-                )
+                parts = [f'{len(report.bad_images)} images', f'{len(report.bad_annotations)} boxes']
+                parts += [f'{unread} unreadable labels'] if unread else []
+                text += f'\n{split.name}: {", ".join(parts[:-1])} and {parts[-1]} left out; the copy {copied} is used'
                 split = replace(split, ann_file=copied)
             splits[split.name] = split
         splits.setdefault('test', splits['val'])

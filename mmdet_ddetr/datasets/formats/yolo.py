@@ -189,9 +189,9 @@ class _Reader:
         if not self.named:
             numbers = {box.label for found in self.labels.splits.values() for p in found for box in p.boxes}
             self.labels.classes = {number: f'class {number}' for number in sorted(numbers)}
-            self.labels.fault(
-                '', 'warning', 'classes without names: no data.yaml, no classes.txt', str(sorted(numbers))
-            )
+            rule = 'classes without names: no data.yaml, no classes.txt'
+            remedy = 'write a classes.txt with one name a line beside the pictures'
+            self.labels.fault('', 'warning', rule, str(sorted(numbers)), remedy)
 
     def _picture(self, split: str, path: Path) -> Picture:
         file = self.file_of(path)
@@ -230,6 +230,9 @@ class _Reader:
         words = line.replace(',', ' ').split()
         values = [finite(word) for word in words]
         count = len(values) - 1
+        if count >= 4 and values[0] is None and None not in values[1:]:
+            rule = 'class that is no number, as lines of YOLO begin with; names are in data.yaml or classes.txt'
+            return self.labels.fault(split, 'error', rule, f'{place}: class must be a number, found {words[0][:80]!r}')
         if None in values or count < 4:
             rule = 'line that is not a class and four numbers, or a class and a polygon'
             return self.labels.fault(split, 'error', rule, f'{place}: {line.strip()[:80]!r}')
