@@ -188,11 +188,8 @@ def _find_lone_file(root: Path) -> Path | None:
 
 
 def passed_over(root: Path) -> list[str]:
-    """Why no JSON file of a folder is its annotations; each sentence names the file."""
-    outcomes = _read_candidates(root)
-    several = ', '.join(str(path) for path, error in outcomes if error is None)
-    reasons = [str(error) for _, error in outcomes if error is not None]
-    return [f'{several} are several files of COCO: name one of them train.json', *reasons] if several else reasons
+    """Why JSON files of a folder are no annotations; each sentence names its file."""
+    return [str(error) for _, error in _read_candidates(root) if error is not None]
 
 
 def _read_candidates(root: Path) -> list[tuple[Path, DataError | None]]:
