@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mmdet_ddetr.datasets import CocoSplit, DataError, similar, split_off_val
+from mmdet_ddetr.datasets import CocoSplit, DataError, find_data, similar, split_off_val
 from mmdet_ddetr.datasets.similar import group_alike
 from mmdet_ddetr.datasets.splits import choose_val
 
@@ -122,6 +122,9 @@ def test_each_class_is_dealt_out():
     films = [list(range(start, start + 20)) for start in range(0, 80, 20)]
     classes = [{'common', 'in each film'} if i in (5, 25, 45, 65) else {'common'} for i in range(100)]
     assert len(choose_val([*films, *([i] for i in range(80, 100))], classes, 0.1)) == 10, 'a film is larger than val'
+    films = [list(range(start, start + 12)) for start in range(0, 96, 12)]
+    val = choose_val([*films, *([i] for i in range(96, 100))], [{1}] * 100, 0.2)
+    assert len(val) == 16, 'one film and the other four: those alone are too few'
     for n in (2, 3, 7):
         assert len(choose_val([[i] for i in range(n)], [{1}] * n, 0.15)) == 1
 
@@ -207,3 +210,13 @@ def test_images_that_were_all_trained_on_make_no_val_split(tmp_path):
         split_off_val(coco_of(tmp_path, rest), 0.3, tmp_path / 'out')
     rest = {name: pixels for name, pixels in pictures.items() if name not in rest}
     assert len(names(split_off_val(coco_of(tmp_path, rest), 0.5, tmp_path / 'out')[1])) == 1
+
+
+def test_the_split_beside_the_checkpoint_is_kept(tmp_path):
+    for count, work_dir, load_from in ((14, 'mine', None), (20, 'mine2', tmp_path / 'mine/best.pth')):
+        coco_of(tmp_path / 'data', {f'p{i:02}.png': scene(i) for i in range(20 - count, 20)})
+        folder = find_data(tmp_path / 'data', tmp_path / work_dir, seed=count, load_from=load_from)
+        if count == 14:
+            trained_on = set(names(folder.train))
+    assert len(trained_on) == 12 and trained_on < set(names(folder.train)) and len(names(folder.val)) == 3
+    assert '14 images are on the side that an earlier split gave them; 6 are new' in folder.notes

@@ -102,6 +102,8 @@ def choose_val(
     lacking = {name: max(fraction * count[name], n_groups[name] >= MIN_GROUPS) for name in count}
     lacks = dict(val=Counter(lacking), train=Counter({name: count[name] - lacking[name] for name in count}))
     room = dict(val=n_val, train=n_images - n_val)
+    # no group is more than half of val, where smaller ones are enough for it
+    largest = n_val // 2 if sum(len(group) for group in groups if len(group) <= n_val // 2) >= n_val else n_val
     val, left = set(), set(range(len(groups)))
 
     def deal(g: int, side: str) -> None:
@@ -118,10 +120,9 @@ def choose_val(
         remaining = Counter(name for g in left for name in contents[g])
         rarest = min(remaining, key=lambda name: (remaining[name], str(name)))
         for g in sorted((g for g in left if rarest in contents[g]), key=lambda g: (-len(groups[g]), g)):
-            # the first of the order are val, so that added ones move few; none is more than half of it
+            # the first of the order are val, so that added images move few
             wanted = lacks['val'][rarest] >= contents[g][rarest] / 2
-            fits = len(groups[g]) <= min(room['val'], max(n_val // 2, 1))
-            deal(g, 'val' if wanted and fits else 'train')
+            deal(g, 'val' if wanted and len(groups[g]) <= min(room['val'], largest) else 'train')
     return val or set(min((group for group in groups if group[0] not in known), key=len))
 
 
