@@ -467,6 +467,23 @@ def test_category_without_a_box_that_has_the_name_of_another(folder, tmp_path):
     assert "'dog': id 7, the one with boxes is id 3" in text and reports['val'].classes == ('cat', 'dog')
 
 
+def test_which_category_of_a_name_has_boxes_is_told_by_all_splits(folder, tmp_path):
+    """Of 'dog', id 3 and 7, the one with boxes is 3, though val has none of either."""
+    for split, coco in folder.coco.items():
+        coco['categories'].append(dict(id=7, name='dog'))
+        if split == 'val':
+            coco['annotations'] = [entry for entry in coco['annotations'] if entry['category_id'] != 3]
+    folder.save()
+    _, reports, text = check_folder(find_coco_folder(folder.root), tmp_path)
+    assert text.count("'dog': id 7, the one with boxes is id 3") == 3
+    assert all(report.classes == ('cat', 'dog') for report in reports.values())
+    folder.coco['val']['annotations'][0]['category_id'] = 7  # each split has boxes of one alone
+    folder.save()
+    with pytest.raises(DataError) as error:
+        check_folder(find_coco_folder(folder.root), tmp_path)
+    assert str(error.value).count("category name given twice\n                    name 'dog', 2 times") == 3
+
+
 def test_boxes_beyond_two_limits_of_one_size_are_counted_once(folder):
     train = folder.coco['train']
     train['annotations'] += [dict(train['annotations'][0], id=number) for number in range(7, 110)]
@@ -512,6 +529,23 @@ def test_crowds_and_empty_images_are_no_fault(folder):
     report = folder.check(num_queries=2)
     assert not report.errors and not report.warnings
     assert 'image without boxes' in rules(report.of_level('note'))
+
+
+def test_nothing_but_crowds_is_no_training(folder, tmp_path):
+    for entry in folder.coco['val']['annotations']:
+        entry['iscrowd'] = 1
+    folder.save()
+    _, _, text = check_folder(find_coco_folder(folder.root), tmp_path)
+    assert 'warning: val has no box that is not a crowd, 1 x\n    val: 6 boxes, all with iscrowd 1' in text
+    for entry in folder.coco['train']['annotations'][1:]:
+        entry['iscrowd'] = 1
+    folder.save()
+    check_folder(find_coco_folder(folder.root), tmp_path)  # one box is enough
+    folder.coco['train']['annotations'][0]['bbox'][2] = 0  # but --drop-bad drops it
+    folder.save()
+    with pytest.raises(DataError, match='error: train has no box that is not a crowd') as error:
+        check_folder(find_coco_folder(folder.root), tmp_path, drop_bad=True)
+    assert 'without the bad images' not in str(error.value)
 
 
 def test_splits_disagree(folder, tmp_path):

@@ -11,7 +11,7 @@ from chromium import EXECUTABLE, Chromium
 
 from mmdet_ddetr.apis.data_check import add_alike, inspect_folder
 from mmdet_ddetr.apis.data_page import choose, write_data_page
-from mmdet_ddetr.datasets import find_data
+from mmdet_ddetr.datasets import DataError, find_data
 from mmdet_ddetr.datasets.summary import as_text, class_table, split_table
 
 NASTY = '<img src=x onerror=alert(1)>'
@@ -93,6 +93,18 @@ def test_page_in_a_browser(page, tmp_path):
             assert not [event for event in browser.events if event.get('method') == 'Log.entryAdded']
         finally:
             browser.close()
+
+
+def test_the_tool_tells_of_no_categories(folder, tmp_path, monkeypatch):
+    import finetune
+
+    for split in ('train', 'val'):
+        coco = json.loads((folder / f'{split}.json').read_text())
+        (folder / f'{split}.json').write_text(json.dumps({**coco, 'categories': []}))
+    monkeypatch.setattr(sys, 'argv', ['finetune.py'])
+    with pytest.raises((SystemExit, DataError), match='1 x no categories'):
+        finetune.main(['--data', str(folder), '--check', '--work-dir', str(tmp_path / 'out')])
+    assert (tmp_path / 'out/data.html').is_file()
 
 
 def test_the_tool_prints_the_table_and_writes_the_page(folder, tmp_path, monkeypatch, capsys):

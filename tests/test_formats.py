@@ -128,6 +128,55 @@ def test_yolo_layouts(tmp_path, layout):
     assert sorted(root.rglob('*')) == before, 'something was written beside the data'
 
 
+def absolute_lists(root):
+    """Of this machine."""
+    lists(root)
+    for split in ('train', 'val'):
+        text(root / f'{split}.txt', f'{root}/images/{split}_1.png\n')
+
+
+def voc_folders(root):
+    for split in ('train', 'val'):
+        picture(root / f'{split}/{split}_1.png')
+        xml(root / f'{split}/{split}_1.xml')
+
+
+def csv_with_absolute_paths(root):
+    for split in ('train', 'val'):
+        picture(root / f'images/{split}_1.png')
+        text(root / f'{split}.csv', f'{root}/images/{split}_1.png,4,5,20,15,cat\n')
+
+
+def coco(root):
+    for split in ('train', 'val'):
+        picture(root / f'images/{split}/1.png')
+        box = dict(id=1, image_id=1, category_id=0, bbox=[4, 5, 16, 10], area=160, iscrowd=0)
+        images = [dict(id=1, file_name='1.png', width=WIDTH, height=HEIGHT)]
+        content = dict(images=images, annotations=[box], categories=[dict(id=0, name='cat')])
+        text(root / f'annotations/{split}.json', json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    'layout',
+    [ultralytics, roboflow, lists, absolute_lists, voc_folders, csv_with_absolute_paths, coco],
+    ids=lambda f: f.__name__,
+)
+def test_every_spelling_of_a_folder_has_the_same_output(tmp_path, monkeypatch, layout):
+    root = tmp_path / 'd' / 'my pets'
+    layout(root)
+    (tmp_path / 'here').mkdir()
+    (tmp_path / 'link').symlink_to(root)
+    monkeypatch.chdir(tmp_path / 'here')
+    outcomes = []
+    for number, spelling in enumerate([str(root), '../d/my pets', f'{tmp_path}/here/../d/my pets', '../link']):
+        folder, contents, said = found_in(spelling, tmp_path / str(number))
+        assert 'leads out of' not in said
+        said = said.replace(str(tmp_path / str(number)), 'OUT').replace(spelling, 'ROOT')
+        outcomes.append((folder.format, contents, said))
+    assert all(outcome == outcomes[0] for outcome in outcomes[1:])
+    assert str(tmp_path) not in outcomes[0][2]
+
+
 @pytest.fixture
 def pets(tmp_path):
     """A YOLO data set of three images in train and one in val."""
@@ -146,7 +195,8 @@ def pets(tmp_path):
         ('0 312 0.5 0.2 0.2', 'coordinate outside of [0, 1]', ': 312'),
         ('0 0.5 0.5 0.2', 'line that is not a class and four numbers', ": '0 0.5 0.5 0.2'"),
         ('0 0.5 0.5 0.2 nan', 'line that is not a class and four numbers', ": '0 0.5 0.5 0.2 nan'"),
-        ('cat 0.5 0.5 0.2 0.2', 'line that is not a class and four numbers', ": 'cat 0.5"),
+        ('RBC 0.5 0.5 0.2 0.2', 'class that is no number', ": class must be a number, found 'RBC'"),
+        ('cat 0.5 0.5 0.2', 'line that is not a class and four numbers', ": 'cat 0.5"),
         ('0.5 0.5 0.5 0.2 0.2', 'class that is no whole number', ': class 0.5'),
         ('0 0.1 0.1 0.5 0.5 0.3 0.9 0.2', 'polygon of an odd number of coordinates', ': 7 numbers'),
         ('0 0.5 0.5 0 0.2', 'bbox without an area', ' (images/train/train_2.png): bbox'),
@@ -159,7 +209,9 @@ def test_faults_of_yolo_lines(pets, tmp_path, line, rule, place):
     said = refusal(pets, tmp_path)
     assert rule in said and f'labels/train/train_2.txt, line 3{place}' in said and '--drop-bad' in said
     assert ' 1 x ' in said and '\n1 errors in' in said
-    folder, reports, _ = check_folder(find_data(pets, tmp_path / 'work'), tmp_path / 'work', drop_bad=True)
+    folder, reports, said = check_folder(find_data(pets, tmp_path / 'work'), tmp_path / 'work', drop_bad=True)
+    unread = 'bbox' not in rule
+    assert ('0 images, 0 boxes and 1 unreadable labels left out; the copy' in said) == unread
     assert len(read(folder.train)['annotations']) == 5 and not reports['train'].errors
 
 
@@ -230,6 +282,29 @@ def test_faults_of_data_yaml(pets, tmp_path, content, message):
     with pytest.raises(DataError, match='data.yaml') as error:
         find_data(pets, tmp_path / 'work')
     assert message in str(error.value)
+
+
+def test_classes_without_names_say_how_to_name_them(tmp_path):
+    root = tmp_path / 'pets'
+    names_beside(root)
+    (root / 'classes.txt').unlink()
+    said = found_in(root, tmp_path)[2]
+    remedy = 'no classes.txt (write a classes.txt with one name a line beside the pictures)'
+    assert remedy in said and 'class 0' in found_in(root, tmp_path)[1]['train'][1][0][0]
+    text(root / 'images/train/classes.txt', 'cat\n')
+    assert found_in(root, tmp_path)[1]['train'][1] == [CAT], 'the remedy works'
+
+
+def test_a_blank_line_among_names_is_refused(tmp_path):
+    """It would move all later classes."""
+    root = tmp_path / 'pets'
+    names_beside(root)
+    text(root / 'classes.txt', 'cat\ndog\n\n \n')
+    assert found_in(root, tmp_path)[1]['train'][1] == [CAT]
+    for content, line in (('\ncat\ndog\n', 1), ('cat\n \ndog\n', 2)):
+        text(root / 'classes.txt', content)
+        with pytest.raises(DataError, match=rf'classes.txt, line {line}: blank, expected the name of class {line - 1}'):
+            find_data(root, tmp_path / 'work')
 
 
 def test_val_split_of_data_yaml_that_is_not_there(pets, tmp_path):
@@ -478,6 +553,20 @@ def test_nothing_is_known(tmp_path):
         find_data(tmp_path / 'pets', tmp_path / 'work')
 
 
+def test_a_file_that_is_passed_over_is_named_with_the_reason(tmp_path):
+    root = tmp_path / 'pets'
+    picture(root / '1.png')
+    text(root / 'annotations.json', '{"images": [{"id": 1, "file_na')
+    with pytest.raises(
+        DataError, match=r'CSV; passed over: .*/annotations\.json is not JSON: Unterminated .* in line 1'
+    ):
+        find_data(root, tmp_path / 'work')
+    (root / 'annotations.json').unlink()
+    text(root / '1.xml', '<!DOCTYPE annotation [\n<!ENTITY a "b">]>\n<annotation></annotation>\n')
+    with pytest.raises(DataError, match=r'passed over: XML file that is not read: 1\.xml: line 2: it defines entities'):
+        find_data(root, tmp_path / 'work')
+
+
 def test_an_unpacked_archive_with_a_folder_inside(pets, tmp_path):
     outer = tmp_path / 'download'
     outer.mkdir()
@@ -520,6 +609,31 @@ def test_csv_columns(tmp_path, table, said):
     assert contents['val'] == (['images/3.png'], [CAT]) and said in text_of_check
 
 
+@pytest.mark.parametrize(
+    'row',
+    ['7,{},4,5,20,15', '{},4,5,20,15,val,7', '{},0.1,0.25,0.5,0.75,7', '7,0.1,0.25,0.5,0.75,{}', '{},7,,4,5,20,15'],
+)
+def test_csv_with_a_number_for_the_class(tmp_path, row):
+    root = tmp_path / 'pets'
+    for number in (1, 2):
+        picture(root / f'{number}.png')
+    text(root / 'labels.csv', ''.join(row.format(f'{number}.png').replace('val', ('train', 'val')[number - 1]) + '\n'
+                                      for number in (1, 2)))  # fmt: skip
+    _, contents, _ = found_in(root, tmp_path, val_fraction=None if 'val' in row else 0.5)
+    assert contents['train'][1] == contents['val'][1] == [('7', *CAT[1:])]
+
+
+@pytest.mark.parametrize('row', ['1.png,4,5,20,15,7', '7,4,5,20,15,1.png', '1,2,1.png,3,4,5'])
+def test_csv_whose_class_cannot_be_told_is_refused(tmp_path, row):
+    root = tmp_path / 'pets'
+    picture(root / '1.png')
+    text(root / 'labels.csv', f'{row}\n')
+    with pytest.raises(
+        DataError, match=r'labels\.csv, line 1: columns .* are numbers and there is no header.*filename,'
+    ):
+        find_data(root, tmp_path / 'work')
+
+
 def test_csv_of_each_split_and_a_column_of_splits(tmp_path):
     root = tmp_path / 'pets'
     table = 'filename,class,xmin,ymin,xmax,ymax\n'
@@ -552,7 +666,9 @@ def test_faults_of_csv_rows(tmp_path, row, rule, place):
     root = tmp_path / 'pets'
     picture(root / 'a.png')
     picture(root / 'b.png')
-    text(root / 'labels.csv', f'image,label,x1,y1,x2,y2\na.png,cat,4,5,20,15\n{row}\nb.png,cat,4,5,20,15\n')
+    picture(root / 'd.png')
+    table = f'image,label,x1,y1,x2,y2\na.png,cat,4,5,20,15\n{row}\nb.png,cat,4,5,20,15\nd.png,cat,4,5,20,15\n'
+    text(root / 'labels.csv', table)
     said = refusal(root, tmp_path, val_fraction=0.5)
     assert rule in said and place in said and '\n1 errors in' in said
 

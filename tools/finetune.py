@@ -246,7 +246,7 @@ def finetune(args, start):
         add_ema(cfg)
     if args.tensorboard:
         add_tensorboard(cfg)
-    folder = find_data(args.data, work_dir, args.val_fraction, args.seed, args.decode)
+    folder = find_data(args.data, work_dir, args.val_fraction, args.seed, args.decode, args.load_from)
     found = inspect_folder(folder, cfg.model.get('num_queries'), args.decode)
     print(f'{found.tables}\n')
     if args.check:

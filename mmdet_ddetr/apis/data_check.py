@@ -1,11 +1,12 @@
 """The check of a whole data set, before a training or instead of one."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..datasets import (
     CocoFolder,
+    CocoSplit,
     DataError,
     Report,
     check_coco,
@@ -14,6 +15,7 @@ from ..datasets import (
     drop_unused_groups,
     read_coco,
 )
+from ..datasets.image_file import ImageFacts
 from ..datasets.report import Finding
 from ..datasets.similar import group_alike
 from ..datasets.summary import as_text, class_table, split_table
@@ -80,11 +82,9 @@ class DataCheck:
             if report.errors or report.repairs:
                 copied = Path(work_dir, 'annotations', f'{split.name}.json')
                 reports[split.name] = clean_coco(report, copied)
-                text += (
-                    f'\n{split.name}: {len(report.bad_images)} images and {len(report.bad_annotations)} boxes left out'
-                    + (f', and {unread} labels that are none' if unread else '')
-                    + f'; the copy {copied} is used'
-                )
+                parts = [f'{len(report.bad_images)} images', f'{len(report.bad_annotations)} boxes']
+                parts += [f'{unread} unreadable labels'] if unread else []
+                text += f'\n{split.name}: {", ".join(parts[:-1])} and {parts[-1]} left out; the copy {copied} is used'
                 split = replace(split, ann_file=copied)
             splits[split.name] = split
         splits.setdefault('test', splits['val'])
@@ -103,14 +103,22 @@ def inspect_folder(folder: CocoFolder, num_queries: int | None = None, decode: b
     if folder.has_test and not read_coco(folder.test.ann_file)['annotations']:
         notes += (f'{folder.test.ann_file} has no annotations to test against: val takes its place',)
         folder = replace(folder, test=folder.val)
-    reports = {
-        split.name: check_coco(
-            split.ann_file, split.image_dir, num_queries, decode, split.facts, split.faults, split.title
-        )
-        for split in folder.splits
-    }
+
+    def check(split: CocoSplit, boxed: Collection[int] = (), facts: Mapping[str, ImageFacts] | None = None) -> Report:
+        facts = facts or split.facts
+        return check_coco(split.ann_file, split.image_dir, num_queries, decode, facts, split.faults, split.title, boxed)
+
+    reports = {split.name: check(split) for split in folder.splits}
+    if any(len({*report.classes}) < len(report.classes) for report in reports.values()):
+        # which category of a name is the one with boxes is a matter of all splits, not of the luck of each
+        boxed = set().union(*(report.boxed for report in reports.values()))
+        reports = {split.name: check(split, boxed, _facts_of(reports[split.name])) for split in folder.splits}
     drop_unused_groups(reports)
     return DataCheck(folder, reports, check_splits(reports), notes)
+
+
+def _facts_of(report: Report) -> dict[str, ImageFacts]:
+    return {image.file_name: report.facts[image.index] for image in report.images if image.index in report.facts}
 
 
 def check_folder(

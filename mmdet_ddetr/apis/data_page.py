@@ -116,7 +116,7 @@ def _figure(
     corners = np.array([box.bbox for box in boxes], float).reshape(-1, 4)
     corners[:, 2:] += corners[:, :2]
     ids = list(colours)
-    names, palette_of_names = zip(*colours.values())
+    names, palette_of_names = zip(*colours.values()) if colours else ((), ())
     labels = [ids.index(box.category_id) for box in boxes]
     drawn = draw_boxes(pixels, corners * scale, labels, names, palette_of_names)
     count = '1 box' if len(boxes) == 1 else f'{len(boxes)} boxes'

@@ -1,7 +1,7 @@
 """Check annotations in COCO format before anything is trained on them."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from .coco_folder import Fault, is_plain_utf8, read_coco
@@ -21,6 +21,7 @@ def check_coco(
     facts: Mapping[str, ImageFacts] | None = None,
     faults: Iterable[Fault] = (),
     title: str = '',
+    boxed: Collection[int] = (),
 ) -> Report:
     """Check one annotation file and its images.
 
@@ -32,6 +33,7 @@ def check_coco(
         facts: what is known of images by their file name, which are not read again.
         faults: what was found before, while another format was read.
         title: what the report calls the file; '': its path.
+        boxed: ids of categories that have boxes in other splits.
 
     Returns:
         The findings. Whether a fault is an error, a warning or a note is decided by what it does to training and
@@ -51,14 +53,14 @@ def check_coco(
     read_rest(report)
     _check_image_files(report, decode, facts or {})
     read_annotations(report)
-    _check_categories(report)
+    _check_categories(report, boxed)
     _check_annotations(report)
     _check_amounts(report, num_queries)
     return report
 
 
 def check_splits(reports: dict[str, Report]) -> list[Finding]:
-    """Compare the splits of one data set: their categories and whether they share images.
+    """What single files do not tell: whether splits differ in categories, share images, or have nothing but crowds.
 
     Args:
         reports: of each split, by its name; 'train' is the one that the others are compared with.
@@ -76,6 +78,11 @@ def check_splits(reports: dict[str, Report]) -> list[Finding]:
                 for id in dict.fromkeys(id for id, _ in differing)
             ]
             findings.append(Finding('error', f'train and {name} disagree on the categories', places=places))
+    for name, report in reports.items():
+        if report.annotations and all(annotation.iscrowd for annotation in report.annotations):
+            level = 'error' if name == 'train' else 'warning'
+            places = [f'{name}: {len(report.annotations)} boxes, all with iscrowd 1 (of Pascal VOC: difficult)']
+            findings.append(Finding(level, f'{name} has no box that is not a crowd', places=places))
     first_seen = {}
     shared = defaultdict(list)
     for name, report in reports.items():
@@ -108,13 +115,13 @@ def _names_of_classes(report: Report) -> dict[int, str]:
     return {category.id: category.name for category in report.categories if category.id not in gone}
 
 
-def _check_categories(report: Report) -> None:
+def _check_categories(report: Report, elsewhere: Collection[int]) -> None:
     """Names and ids given twice, and categories that only stand above others.
 
     Some exports have the supercategory of all classes as a category, too: without a box, and now and then under the
     name of a class.
     """
-    used = Counter(annotation.category_id for annotation in report.annotations)
+    report.boxed = {annotation.category_id for annotation in report.annotations}
     by_name = defaultdict(list)
     for category in report.categories:
         by_name[category.name].append(category)
@@ -122,7 +129,7 @@ def _check_categories(report: Report) -> None:
     for name, same in by_name.items():
         above = [category for category in same if name in groups and category.group != name]
         members = [category for category in same if category not in above]
-        boxed = [category for category in same if used[category.id]]
+        boxed = [category for category in same if category.id in report.boxed]
         if len(same) == 1:
             if above and not boxed:
                 report.unused_groups[same[0].id] = name
@@ -135,7 +142,7 @@ def _check_categories(report: Report) -> None:
                 f'{name!r}: id {ids}, the class is id {members[0].id}',
                 'one class in a copy',
             )
-        elif len(boxed) == 1:
+        elif len(boxed := [category for category in same if category.id in report.boxed.union(elsewhere)]) == 1:
             unused = [category.id for category in same if category not in boxed]
             report.dropped.update(unused)
             place = f'{name!r}: id {", ".join(map(str, unused))}, the one with boxes is id {boxed[0].id}'

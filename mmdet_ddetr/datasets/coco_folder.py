@@ -183,14 +183,24 @@ def _find_split(root: Path, name: str) -> CocoSplit | None:
 
 def _find_lone_file(root: Path) -> Path | None:
     """The only JSON file with COCO's lists, as of Label Studio (result.json) and CVAT (instances_default.json)."""
-    found = []
-    for path in [*root.glob('*.json'), *root.glob('annotations/*.json')]:
+    found = [path for path, error in _read_candidates(root) if error is None]
+    return found[0] if len(found) == 1 else None
+
+
+def passed_over(root: Path) -> list[str]:
+    """Why JSON files of a folder are no annotations; each sentence names its file."""
+    return [str(error) for _, error in _read_candidates(root) if error is not None]
+
+
+def _read_candidates(root: Path) -> list[tuple[Path, DataError | None]]:
+    outcomes = []
+    for path in sorted([*root.glob('*.json'), *root.glob('annotations/*.json')]):
         try:
             read_coco(path)
-        except DataError:
-            continue
-        found.append(path)
-    return found[0] if len(found) == 1 else None
+            outcomes.append((path, None))
+        except DataError as error:
+            outcomes.append((path, error))
+    return outcomes
 
 
 def _find_images(root: Path, alias: str, ann_file: Path) -> Path:

@@ -32,7 +32,8 @@ class Report:
     ``categories``, ``images`` and ``annotations`` are the entries of the file whose types are right; ``bad_images`` and
     ``bad_annotations`` are positions in the file's lists: what must go for the rest to be sound. ``merged`` and
     ``dropped`` are ids of categories that ``clean_coco`` leaves out; the boxes of the former go to another category.
-    ``repairs`` says whether there are harmless gaps that ``clean_coco`` fills.
+    ``boxed`` is ids of categories that have boxes. ``repairs`` says whether there are harmless gaps that ``clean_coco``
+    fills.
     """
 
     ann_file: Path
@@ -46,6 +47,7 @@ class Report:
     bad_annotations: set[int] = field(default_factory=set)
     merged: dict[int, int] = field(default_factory=dict)
     dropped: set[int] = field(default_factory=set)
+    boxed: set[int] = field(default_factory=set)
     unused_groups: dict[int, str] = field(default_factory=dict)  # names of categories that only stand above others
     repairs: bool = False
     facts: dict[int, ImageFacts] = field(default_factory=dict)  # of the images that are sound, by position

@@ -17,7 +17,7 @@ COLUMNS, ROWS = 9, 8  # whose neighbours are compared: 64 bits
 # cells, of COCO and of drawn shapes no two in 60,000 pairs come as near as 10 bits.
 ALIKE = 8, 12
 ALIKE_NEIGHBOURS = 16, 20  # of pictures whose names say that one follows the other
-BLOCK = 2048  # pictures that are compared with all others at once
+BLOCK = 512  # pictures that are compared with all others at once
 
 
 def group_alike(paths: Sequence[Path]) -> list[list[int]]:
@@ -48,7 +48,7 @@ def group_alike(paths: Sequence[Path]) -> list[list[int]]:
 
 
 def _alike(paths: Sequence[Path]) -> list[tuple[int, int]]:
-    """Pairs that look alike."""
+    """Pairs that look alike, only as many as join all pictures that are: fewer than two a picture."""
     with ThreadPoolExecutor(MAX_THREADS) as pool:
         thumbnails = list(pool.map(_thumbnail, paths))
     known = np.array([i for i, thumbnail in enumerate(thumbnails) if thumbnail is not None], int)
@@ -59,22 +59,30 @@ def _alike(paths: Sequence[Path]) -> list[tuple[int, int]]:
     signs = np.where(coarse[:, :, 1:] > coarse[:, :, :-1], 1, -1).reshape(len(known), -1).astype(np.float32)  # [N, 64]
     grey -= grey.mean((1, 2), keepdims=True)
 
-    def near(i: np.ndarray, j: np.ndarray, limits: tuple[int, int]) -> list[tuple[int, int]]:
+    def near(i: int | np.ndarray, j: np.ndarray, limits: tuple[int, int]) -> np.ndarray:
         bits = (signs.shape[1] - (signs[i] * signs[j]).sum(1)) / 2
         difference = np.abs(grey[i] - grey[j]).mean((1, 2))
-        fits = (bits <= limits[0]) & (difference <= limits[1])
-        return list(zip(known[i[fits]].tolist(), known[j[fits]].tolist()))
+        return (bits <= limits[0]) & (difference <= limits[1])
 
-    pairs = []
+    pairs, joined = [], np.arange(len(known))  # the same number where a chain of pairs leads from one to the other
     for start in range(0, len(known), BLOCK):
         products = signs[start : start + BLOCK] @ signs[start:].T  # 64 - 2 x bits that differ
-        i, j = np.nonzero(np.triu(products >= signs.shape[1] - 2 * ALIKE[0], k=1))
-        pairs += near(i + start, j + start, ALIKE)
+        fits = np.triu(products >= signs.shape[1] - 2 * ALIKE[0], k=1)
+        for row in np.flatnonzero(fits.any(1)):
+            i, others = start + row, start + np.flatnonzero(fits[row])
+            others = others[joined[others] != joined[i]]  # else a still camera has a pair for any two frames
+            others = others[near(i, others, ALIKE)]
+            numbers, first = np.unique(joined[others], return_index=True)
+            if len(numbers):
+                pairs += [(i, j) for j in others[first]]
+                joined[np.isin(joined, numbers)] = joined[i]
     order = sorted(range(len(known)), key=lambda i: natural(paths[known[i]]))
     following = [(i, j) for i, j in zip(order, order[1:]) if _series(paths[known[i]]) == _series(paths[known[j]])]
     if following:
-        pairs += near(*np.array(following).T, ALIKE_NEIGHBOURS)
-    return pairs
+        i, j = np.array(following).T
+        fits = near(i, j, ALIKE_NEIGHBOURS)
+        pairs += zip(i[fits], j[fits])
+    return [(int(known[i]), int(known[j])) for i, j in pairs]
 
 
 def _thumbnail(path: Path) -> np.ndarray | None:

@@ -3,7 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
-from ..coco_folder import CocoFolder, check_is_folder, find_coco_splits, what_is_there
+from ..coco_folder import CocoFolder, check_is_folder, find_coco_splits, passed_over, what_is_there
 from ..errors import DataError
 from ..report import MAX_SHOWN, printable
 from ..splits import split_off_val
@@ -25,6 +25,7 @@ def find_data(
     val_fraction: float | None = None,
     seed: int = 0,
     decode: bool = False,
+    load_from: str | Path | None = None,
 ) -> CocoFolder:
     """Recognise the format of a folder and its layout, and make a val split where it has none.
 
@@ -37,6 +38,7 @@ def find_data(
         val_fraction: share of the train images that become val where there is no val split; None: 0.15.
         seed: of the split.
         decode: decode every image, see ``check_coco``.
+        load_from: checkpoint that the training begins with; images that were trained on beside it do not become val.
 
     Raises:
         DataError: there is no such folder, none of the formats is found in it, or a file that all depends on is broken.
@@ -49,7 +51,9 @@ def find_data(
         tree = Tree(root, skip=Path(work_dir))
         labels = next(filter(None, (find(tree) for find in FINDERS)), None)
         if labels is None:
-            raise DataError(f'{root} has no labels of COCO, YOLO, Pascal VOC or CSV.\n{_contents(tree)}')
+            reasons = [*passed_over(root), *tree.passed_over]
+            why = f'; passed over: {printable("; ".join(reasons[:3]))}' if reasons else ''
+            raise DataError(f'{root} has no labels of COCO, YOLO, Pascal VOC or CSV{why}.\n{_contents(tree)}')
         labels.settle()
         if not labels.splits['train']:
             raise DataError(f'{root}, {labels.format}: no images to train on.\n{_contents(tree)}')
@@ -58,7 +62,8 @@ def find_data(
         notes.append(f'--val-fraction {val_fraction:g} is not needed: there is a val split')
     elif 'val' not in splits:
         fraction = VAL_FRACTION if val_fraction is None else val_fraction
-        splits['train'], splits['val'], how = split_off_val(splits['train'], fraction, made / 'split', seed)
+        earlier = Path(load_from).parent / 'annotations' / 'split' if load_from else None
+        splits['train'], splits['val'], how = split_off_val(splits['train'], fraction, made / 'split', seed, earlier)
         notes += how
     return CocoFolder(
         root, splits['train'], splits['val'], splits.get('test', splits['val']), format, tuple(map(printable, notes))

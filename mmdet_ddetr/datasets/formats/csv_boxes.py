@@ -56,7 +56,7 @@ def find_csv(tree: Tree) -> Labels | None:
     reader = _Reader(labels)
     for path in tree.of('.csv', '.tsv'):
         lines = rows_of(path)
-        columns = _columns_of([row for _, row in islice(lines, SAMPLE)])
+        columns = _columns_of([row for _, row in islice(lines, SAMPLE)], path)
         if columns:
             reader.read(path, columns)
     if not labels.splits:
@@ -84,12 +84,12 @@ def rows_of(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise DataError(f'{path}, line {reader.line_num}: {error}') from None
 
 
-def _columns_of(rows: list[list[str]]) -> Columns | None:
+def _columns_of(rows: list[list[str]], path: Path) -> Columns | None:
     """What the columns mean; None where they are no boxes."""
     if not rows:
         return None
     if sum(_number(cell) is not None for cell in rows[0]) >= 4:
-        return _columns_without_header(rows)
+        return _columns_without_header(rows, path)
     header = [re.sub('[^a-z0-9]', '', cell.lower()) for cell in rows[0]]
 
     def position(names: str) -> int | None:
@@ -118,7 +118,7 @@ def _columns_of(rows: list[list[str]]) -> Columns | None:
     return Columns(image, label, box, kind, size, position(SPLIT), rows[0], via)
 
 
-def _columns_without_header(rows: list[list[str]]) -> Columns | None:
+def _columns_without_header(rows: list[list[str]], path: Path) -> Columns | None:
     width = max(len(row) for row in rows)
     cells = [[row[i] for row in rows if i < len(row) and row[i]] for i in range(width)]
     numbers = [i for i in range(width) if cells[i] and all(_number(cell) is not None for cell in cells[i])]
@@ -126,11 +126,27 @@ def _columns_without_header(rows: list[list[str]]) -> Columns | None:
     image = next((i for i in texts if any(cell.lower().endswith(SUFFIXES) for cell in cells[i])), None)
     split = next((i for i in texts if i != image and all(cell.lower() in SETS for cell in cells[i])), None)
     label = next((i for i in texts if i not in (image, split)), None)
-    if label is None and len(numbers) == 5:
-        label = numbers.pop()
+    if label is None and image is not None and len(numbers) == 5:
+        label = _numeric_class(numbers, cells, path)
+        numbers.remove(label)
     if image is None or len(numbers) != 4:
         return None
     return Columns(image, label, numbers, '', split=split)
+
+
+def _numeric_class(numbers: list[int], cells: list[list[str]], path: Path) -> int:
+    """Which of five columns of numbers is the class: one of whole numbers that leaves four side by side."""
+    first, last = numbers[0], numbers[-1]
+    beside = [(first, numbers[1:]), (last, numbers[:-1])]
+    options = [column for column, box in beside if box[-1] - box[0] == 3]
+    options = [column for column in options if all(_number(cell) % 1 == 0 for cell in cells[column])]
+    if len(options) != 1:
+        columns = ', '.join(str(column + 1) for column in numbers)
+        raise DataError(
+            f'{path}, line 1: columns {columns} are numbers and there is no header, so that the class cannot be told '
+            'from the box; write a header such as filename,class,xmin,ymin,xmax,ymax'
+        )
+    return options[0]
 
 
 class _Reader:
@@ -225,7 +241,7 @@ class _Reader:
             options += [self.tree.root.joinpath(*parts[start:]) for start in range(len(parts) - 1)]
             named = self.by_name.get(parts[-1].casefold() if parts else '', [])
             options += sorted(named, key=lambda path: bool(split) and self.tree.split_of(path) != split)
-            self.found[key] = next((path for path in options if _is_file(path)), options[0])
+            self.found[key] = self.tree.spelled(next((path for path in options if _is_file(path)), options[0]))
         return self.found[key]
 
     def _interpret(self, boxes: list[tuple[Picture, Box]], kind: str) -> tuple[str, bool]:

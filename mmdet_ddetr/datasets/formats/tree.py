@@ -23,6 +23,7 @@ class Tree:
     def __init__(self, root: Path, skip: Path | None = None):
         self.root = root
         self.files: list[Path] = []
+        self.passed_over: list[str] = []  # files that a format was looked for in, and why they are none of it
         seen = {os.path.realpath(skip)} if skip else set()
         for folder, folders, names in os.walk(root, followlinks=True):
             real = os.path.realpath(folder)
@@ -44,6 +45,14 @@ class Tree:
     def relative(self, path: Path) -> str:
         """How a message calls a file of the data set."""
         return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
+
+    def spelled(self, path: Path) -> Path:
+        """``path`` below ``root`` as the user wrote ``root``, and without ``..``, where it lies there."""
+        below = path.relative_to(self.root) if path.is_relative_to(self.root) else path
+        if not below.is_absolute() and '..' not in below.parts:
+            return path
+        real, root = path.resolve(), self.root.resolve()
+        return self.root / real.relative_to(root) if real.is_relative_to(root) else path
 
     def split_of(self, path: Path) -> str:
         """'train', 'val' or 'test' by a folder that the file lies in; '' where none says so."""

@@ -29,6 +29,8 @@ def find_voc(tree: Tree) -> Labels | None:
         if split is not None:
             reader.read(split, path)
     if not reader.annotations:
+        faults = [fault for found in labels.faults.values() for fault in found]
+        tree.passed_over += [f'{rule}: {place}' for level, rule, place, _ in faults if level == 'error']
         return None
     labels.leave_out_unlabelled('image without an XML file', tree.of('.xml'))
     reader.count_from_one()

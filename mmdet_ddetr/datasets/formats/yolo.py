@@ -90,9 +90,14 @@ def _names_beside(tree: Tree) -> tuple[str, dict[int, str]]:
     """Of a data set without data.yaml: one name a line."""
     files = [path for path in tree.files if path.name.lower() in NAME_FILES or path.suffix == '.names']
     for path in sorted(files, key=lambda path: len(path.parts)):
-        lines = [line.strip() for line in _text(path).splitlines()]
-        if names := dict(enumerate(line for line in lines if line)):
-            return tree.relative(path), names
+        names = [line.strip() for line in _text(path).rstrip().splitlines()]
+        if '' in names:
+            number = names.index('')
+            raise DataError(
+                f'{path}, line {number + 1}: blank, expected the name of class {number}: each line names a class'
+            )
+        if names:
+            return tree.relative(path), dict(enumerate(names))
     return '', {}
 
 
@@ -105,7 +110,7 @@ def _pictures_of_config(labels: Labels, config: Path, content: dict) -> Iterator
         found = []
         for value in values:
             at = f'{labels.tree.relative(config)}{_line_of(config, key)}'
-            place = _locate(config, content.get('path'), value) if isinstance(value, str) else None
+            place = _locate(labels.tree, config, content.get('path'), value) if isinstance(value, str) else None
             if place is None:
                 if split == 'train':
                     raise DataError(f'{config}{_line_of(config, key)}: {key} is {value!r}, which is not there')
@@ -118,11 +123,11 @@ def _pictures_of_config(labels: Labels, config: Path, content: dict) -> Iterator
             elif place.suffix.lower() in SUFFIXES:
                 found.append(place)
             else:
-                found += _listed(place, [config.parent])
+                found += _listed(labels.tree, place, [config.parent])
         yield split, found
 
 
-def _locate(config: Path, base, value: str) -> Path | None:
+def _locate(tree: Tree, config: Path, base, value: str) -> Path | None:
     """A path of data.yaml: as it is meant, else as far as it leads below the folder of data.yaml.
 
     Roboflow's begin with a .. too many, and absolute ones are of the machine that wrote them.
@@ -135,7 +140,7 @@ def _locate(config: Path, base, value: str) -> Path | None:
     try:
         for path in (*(base / value for base in bases), *(config.parent.joinpath(*tail) for tail in tails)):
             if path.exists():
-                return path.resolve() if '..' in path.parts else path
+                return tree.spelled(path)
     except (OSError, ValueError):  # a name that no file can have
         pass
     return None
@@ -147,13 +152,13 @@ def _pictures_of_lists(tree: Tree) -> dict[str, list[Path]]:
     for path in tree.of('.txt'):
         split = ALIASES.get(path.stem.lower())
         if split and split not in pictures and path.parent in (tree.root, tree.root / 'data'):
-            found = _listed(path, [tree.root])
+            found = _listed(tree, path, [tree.root])
             if any(path.suffix.lower() in SUFFIXES for path in found):
                 pictures[split] = found
     return pictures
 
 
-def _listed(path: Path, bases: list[Path]) -> list[Path]:
+def _listed(tree: Tree, path: Path, bases: list[Path]) -> list[Path]:
     """Pictures that a text file names: relative to it or to a base, or their end is."""
     found = []
     for line in _text(path).splitlines():
@@ -161,7 +166,7 @@ def _listed(path: Path, bases: list[Path]) -> list[Path]:
             parts = [part for part in Path(line).parts if part not in ('/', '..')]
             tails = [Path(*parts[start:]) for start in range(len(parts))]
             options = [folder / tail for tail in (Path(line), *tails) for folder in (path.parent, *bases)]
-            found.append(next((option for option in options if option.is_file()), path.parent / line))
+            found.append(tree.spelled(next((option for option in options if option.is_file()), path.parent / line)))
     return found
 
 
@@ -184,9 +189,9 @@ class _Reader:
         if not self.named:
             numbers = {box.label for found in self.labels.splits.values() for p in found for box in p.boxes}
             self.labels.classes = {number: f'class {number}' for number in sorted(numbers)}
-            self.labels.fault(
-                '', 'warning', 'classes without names: no data.yaml, no classes.txt', str(sorted(numbers))
-            )
+            rule = 'classes without names: no data.yaml, no classes.txt'
+            remedy = 'write a classes.txt with one name a line beside the pictures'
+            self.labels.fault('', 'warning', rule, str(sorted(numbers)), remedy)
 
     def _picture(self, split: str, path: Path) -> Picture:
         file = self.file_of(path)
@@ -225,6 +230,9 @@ class _Reader:
         words = line.replace(',', ' ').split()
         values = [finite(word) for word in words]
         count = len(values) - 1
+        if count >= 4 and values[0] is None and None not in values[1:]:
+            rule = 'class that is no number, as lines of YOLO begin with; names are in data.yaml or classes.txt'
+            return self.labels.fault(split, 'error', rule, f'{place}: class must be a number, found {words[0][:80]!r}')
         if None in values or count < 4:
             rule = 'line that is not a class and four numbers, or a class and a polygon'
             return self.labels.fault(split, 'error', rule, f'{place}: {line.strip()[:80]!r}')
