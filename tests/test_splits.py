@@ -173,7 +173,7 @@ def test_added_images_leave_the_known_where_they_are(tmp_path):
         train, val, notes = split_off_val(coco_of(tmp_path, first), 0.15, out, seed)
         old_train, old_val = set(names(train)), set(names(val))
         assert len(old_train) == 12 and len(old_val) == 2 and len(notes) == 1
-        for folder, earlier in ((other, out), (out, None)):
+        for folder, earlier in ((other, [out]), (out, [out])):
             train, val, notes = split_off_val(coco_of(tmp_path, pictures), 0.15, folder, seed + 1, earlier)
             assert old_train < set(names(train)) and old_val < set(names(val)) and len(names(val)) == 3
             assert notes[1:] == ['14 images are on the side that an earlier split gave them; 6 are new']
@@ -197,7 +197,7 @@ def test_new_pictures_follow_the_known_that_they_are_like(tmp_path):
     train, val, _ = split_off_val(coco_of(tmp_path, first), 0.3, tmp_path / 'out')
     side_of = {name: side for side, part in (('train', train), ('val', val)) for name in names(part)}
     copies = {f'a copy of {name}': cv2.resize(pixels, (128, 96)) for name, pixels in first.items()}
-    train, val, _ = split_off_val(coco_of(tmp_path, copies | first), 0.3, tmp_path / 'out')
+    train, val, _ = split_off_val(coco_of(tmp_path, copies | first), 0.3, tmp_path / 'out', earlier=[tmp_path / 'out'])
     for name, side in side_of.items():
         assert {name, f'a copy of {name}'} <= set(names(train if side == 'train' else val))
 
@@ -207,9 +207,10 @@ def test_images_that_were_all_trained_on_make_no_val_split(tmp_path):
     train, val, _ = split_off_val(coco_of(tmp_path, pictures), 0.3, tmp_path / 'out')
     rest = {name: pictures[name] for name in names(train)}
     with pytest.raises(DataError, match='4 images, all of which are in the train split of .*out.*another --work-dir'):
-        split_off_val(coco_of(tmp_path, rest), 0.3, tmp_path / 'out')
+        split_off_val(coco_of(tmp_path, rest), 0.3, tmp_path / 'out', earlier=[tmp_path / 'out'])
     rest = {name: pixels for name, pixels in pictures.items() if name not in rest}
-    assert len(names(split_off_val(coco_of(tmp_path, rest), 0.5, tmp_path / 'out')[1])) == 1
+    _, val, _ = split_off_val(coco_of(tmp_path, rest), 0.5, tmp_path / 'out', earlier=[tmp_path / 'out'])
+    assert len(names(val)) == 1
 
 
 def test_the_split_beside_the_checkpoint_is_kept(tmp_path):
@@ -220,3 +221,9 @@ def test_the_split_beside_the_checkpoint_is_kept(tmp_path):
             trained_on = set(names(folder.train))
     assert len(trained_on) == 12 and trained_on < set(names(folder.train)) and len(names(folder.val)) == 3
     assert '14 images are on the side that an earlier split gave them; 6 are new' in folder.notes
+    (tmp_path / 'mine2/iter_3.pth').touch()
+    again = find_data(tmp_path / 'data', tmp_path / 'mine2', 0.4)
+    assert names(again.train) == names(folder.train)
+    (tmp_path / 'mine2/iter_3.pth').unlink()  # nothing was trained there: other options make another split
+    again = find_data(tmp_path / 'data', tmp_path / 'mine2', 0.4)
+    assert len(names(again.val)) == 8

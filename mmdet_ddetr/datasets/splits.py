@@ -16,7 +16,7 @@ MIN_GROUPS = 4  # of a class, from which one goes to val in any case
 
 
 def split_off_val(
-    train: CocoSplit, fraction: float, out_dir: str | Path, seed: int = 0, earlier: str | Path | None = None
+    train: CocoSplit, fraction: float, out_dir: str | Path, seed: int = 0, earlier: Sequence[str | Path] = ()
 ) -> tuple[CocoSplit, CocoSplit, list[str]]:
     """Take a part of the train images as the val split: of each class the same share, nearly equal pictures together.
 
@@ -26,10 +26,9 @@ def split_off_val(
     Args:
         train: what is split.
         fraction: share of the images to put into val, in (0, 1); at least one image goes to each side.
-        out_dir: folder that ``train.json`` and ``val.json`` are written to; the images stay where they are. Those that
-            are there are an earlier split.
+        out_dir: folder that ``train.json`` and ``val.json`` are written to; the images stay where they are.
         seed: which images are drawn.
-        earlier: folder of another earlier split, as of the training whose detector is trained on.
+        earlier: such folders of trainings that this one goes on from.
 
     Returns:
         The new train split, the val split, and sentences about what was done.
@@ -46,7 +45,7 @@ def split_off_val(
     paths = [Path(train.image_dir, str(image.get('file_name')).replace('\0', '')) for image in images]
     file_names = [str(image.get('file_name')) for image in images]
     groups, notes = group_alike(paths), []
-    folders = [Path(folder) for folder in (out_dir, earlier) if folder]
+    folders = [Path(folder) for folder in earlier]
     known = _dealt_before(folders, file_names)
     if known:
         groups = [part for group in groups for part in _by_side(group, known)]

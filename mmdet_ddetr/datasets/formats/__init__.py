@@ -38,7 +38,8 @@ def find_data(
         val_fraction: share of the train images that become val where there is no val split; None: 0.15.
         seed: of the split.
         decode: decode every image, see ``check_coco``.
-        load_from: checkpoint that the training begins with; images that were trained on beside it do not become val.
+        load_from: checkpoint that the training begins with. Images that were trained on for it, or in work_dir if there
+            is a checkpoint in it, do not become val.
 
     Raises:
         DataError: there is no such folder, none of the formats is found in it, or a file that all depends on is broken.
@@ -62,7 +63,10 @@ def find_data(
         notes.append(f'--val-fraction {val_fraction:g} is not needed: there is a val split')
     elif 'val' not in splits:
         fraction = VAL_FRACTION if val_fraction is None else val_fraction
-        earlier = Path(load_from).parent / 'annotations' / 'split' if load_from else None
+        trained = [Path(work_dir)] if any(Path(work_dir).glob('*.pth')) else []
+        if load_from:
+            trained.append(Path(load_from).parent)
+        earlier = [folder / made.name / 'split' for folder in trained]
         splits['train'], splits['val'], how = split_off_val(splits['train'], fraction, made / 'split', seed, earlier)
         notes += how
     return CocoFolder(
