@@ -105,6 +105,18 @@ def test_what_lies_in_a_box_keeps_its_label(folder):
     assert seen == {(), (0, 1), (1,)}  # the last: of a blue one alone, with nothing in it
 
 
+def test_a_box_that_reaches_beyond_its_image(folder):
+    """What is seen of it is pasted, and has its label, though it is less than half."""
+    coco = json.loads((folder / 'a.json').read_text())
+    coco['annotations'][0].update(bbox=[-30, -20, 40, 30], area=1200)
+    coco['annotations'], coco['images'] = coco['annotations'][:1], [coco['images'][0], coco['images'][2]]
+    (folder / 'a.json').write_text(json.dumps(coco))
+    dataset = dataset_of(folder, prob=1.0, max_boxes=1)
+    random.seed(0)
+    found = [boxes_of(dataset[1])[0] for _ in range(30)]
+    assert {(label, x2 - x1, y2 - y1) for boxes in found for label, x1, y1, x2, y2 in boxes} == {(0, 10, 10)}
+
+
 def test_its_own_objects_stay_and_are_seen(folder):
     dataset = dataset_of(folder, prob=1.0, max_hidden=0.25)
     random.seed(1)

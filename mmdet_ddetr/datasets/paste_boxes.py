@@ -69,7 +69,8 @@ class PasteBoxes(BaseTransform):
                 continue
             i = random.choice(wanted)
             theirs = other['gt_bboxes'].tensor.numpy()
-            x1, y1, x2, y2 = theirs[i].round().astype(int).clip(min=0)
+            theirs = theirs.clip(0, np.tile(other['img'].shape[1::-1], 2))  # data may have boxes that reach beyond
+            x1, y1, x2, y2 = theirs[i].round().astype(int)
             patch = other['img'][y1:y2, x1:x2]
             box = self._place(patch.shape[:2], image.shape[:2], boxes)
             if box is None:
