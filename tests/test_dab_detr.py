@@ -74,7 +74,12 @@ PADDED = next(iter(BATCHES))
 
 
 @pytest.mark.parametrize(
-    ('variant', 'name'), [('boxes', name) for name in BATCHES] + [(v, PADDED) for v in VARIANTS][1:]
+    ('variant', 'name'),
+    [
+        *(('boxes', name) for name in BATCHES),
+        *((variant, PADDED) for variant in ('patterns', 'points')),
+        *(pytest.param(variant, PADDED, marks=pytest.mark.slow) for variant in VARIANTS if 'scales' in variant),
+    ],
 )
 def test_parity_with_mmdet(variant, name):
     theirs, ours = make_pair(variant)

@@ -15,6 +15,7 @@ from mmengine.runner.checkpoint import load_state_dict as mmengine_load_state_di
 from parity import (
     BATCHES,
     NUM_CLASSES,
+    QUICK_BATCHES,
     TOLERANCE,
     assert_same_detections,
     assert_same_gradients,
@@ -89,7 +90,7 @@ def pair(request):
     return without_dropout(theirs), without_dropout(ours)
 
 
-@pytest.fixture(params=BATCHES)
+@pytest.fixture(params=QUICK_BATCHES)
 def batch(request):
     return make_batch(*BATCHES[request.param], NUM_CLASSES)
 

@@ -265,7 +265,7 @@ def plain(model, monkeypatch):
     monkeypatch.setattr('mmdet_ddetr.backbones.inverted_residual.InvertedResidual._is_simple', lambda self, x: False)
 
 
-@pytest.mark.parametrize('arch', ['lite0', 'lite2'])
+@pytest.mark.parametrize('arch', ['lite0', pytest.param('lite2', marks=pytest.mark.slow)])
 @pytest.mark.parametrize('frozen_stages', [-1, 1, 2])
 def test_frozen_layers_and_fast_blocks_change_nothing(arch, frozen_stages, monkeypatch):
     model = build(arch=arch, norm_eval=True, frozen_stages=frozen_stages).double()

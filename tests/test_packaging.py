@@ -192,6 +192,7 @@ def test_the_program(environment, tmp_path):
     assert text.startswith('usage: mmdet-ddetr predict [-h] --weights FILE')
 
 
+@pytest.mark.slow
 def test_mim_search(mim):
     text = mim('search', 'mmdet_ddetr', '--valid-config')
     models = {path.stem for path in ROOT.glob('configs/*/*_coco*.py')}

@@ -12,6 +12,7 @@ from mmengine.registry import init_default_scope
 from parity import (
     BATCHES,
     NUM_CLASSES,
+    QUICK_BATCHES,
     TOLERANCE,
     assert_same_detections,
     assert_same_gradients,
@@ -59,7 +60,7 @@ def pair(request):
     return without_dropout(theirs), without_dropout(ours)
 
 
-@pytest.fixture(params=BATCHES)
+@pytest.fixture(params=QUICK_BATCHES)
 def batch(request):
     return make_batch(*BATCHES[request.param], NUM_CLASSES)
 

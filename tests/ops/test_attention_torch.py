@@ -178,7 +178,7 @@ def test_double_backward_without_the_gradient_of_the_references(device):
     assert torch.autograd.gradgradcheck(lambda v, *rest: call(v, references, *rest), leaves, fast_mode=True)
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', [KINDS[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])])
 def test_forward_mode(kind, device):
     """Other implementations give a tangent of zeros here."""
     case = Case(kind, device=device, **SMALL)

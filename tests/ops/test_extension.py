@@ -251,13 +251,12 @@ def test_windows_has_none(checkout, monkeypatch):
     assert 'Windows Subsystem for Linux' in _load.how_to_build(checkout, [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'wanted',
     [
         'by_hand or inference or autocast or vmap',
-        pytest.param(
-            'against_reference or against_fp64 or huge or coordinates or compile or export', marks=pytest.mark.slow
-        ),
+        'against_reference or against_fp64 or huge or coordinates or compile or export',
     ],
     ids=['some', 'more'],
 )
