@@ -13,6 +13,7 @@ from mmdet.models.detectors import DetectionTransformer
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.registry import init_default_scope
+from tiny_model import narrow
 
 from mmdet_ddetr.apis import get_config, list_configs
 from mmdet_ddetr.datasets.coco import LabelsByName
@@ -47,16 +48,6 @@ def model(config):
     torch.manual_seed(0)
     model.init_weights()
     return model
-
-
-def narrow(model_cfg):
-    """Give a ResNet-18 an eighth of its channels."""
-    if model_cfg.backbone.get('depth') == 18:
-        model_cfg.backbone.base_channels = 8
-        for part in ('neck', 'mask_head'):
-            if part in model_cfg:
-                model_cfg[part].in_channels = [channels // 8 for channels in model_cfg[part].in_channels]
-    return model_cfg
 
 
 def predicts_sets(config):

@@ -24,6 +24,16 @@ NAMES = {
 CLASSES = 3
 
 
+def narrow(model_cfg):
+    """Give a ResNet-18 an eighth of its channels."""
+    if model_cfg.backbone.get('depth') == 18:
+        model_cfg.backbone.base_channels = 8
+        for part in ('neck', 'mask_head'):
+            if part in model_cfg:
+                model_cfg[part].in_channels = [channels // 8 for channels in model_cfg[part].in_channels]
+    return model_cfg
+
+
 def tiny_config(variant: str, embed_dims: int = 16) -> dict:
     """The model config of a variant with two layers each in encoder and decoder, and a backbone of 8 channels."""
     init_default_scope('mmdet')
@@ -34,8 +44,7 @@ def tiny_config(variant: str, embed_dims: int = 16) -> dict:
         for name in ('self_attn_cfg', 'cross_attn_cfg', 'ffn_cfg'):
             if name in stack.layer_cfg:
                 stack.layer_cfg[name].embed_dims = embed_dims
-    model.backbone.update(base_channels=8, stem_channels=8)
-    model.neck.in_channels = [channels // 8 for channels in model.neck.in_channels]
+    narrow(model)
     model.neck.out_channels = embed_dims
     if model.neck.get('norm_cfg'):
         model.neck.norm_cfg.num_groups = 4

@@ -45,10 +45,8 @@ class Parser(argparse.ArgumentParser):
 
     _words, _rest = (), ()
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(
-            *args, allow_abbrev=False, **kwargs
-        )  # an option that is added later would change their meaning
+    def __init__(self, **kwargs):
+        super().__init__(allow_abbrev=False, **kwargs)  # an option that is added later could take over a short form
 
     def parse_known_args(self, args=None, namespace=None):
         self._words = [str(word) for word in (sys.argv[1:] if args is None else args)]
@@ -66,6 +64,10 @@ class Parser(argparse.ArgumentParser):
             if near and name not in options:
                 message += f'; there is no --{name}, did you mean --{near[0]}?'
         super().error(message)
+
+    def check_score(self, option, value):
+        if value is not None and not 0 <= value <= 1:
+            self.error(f'{option}: must be a number from 0 to 1, got {value:g}')
 
     def _too_many(self):
         """Of a tool that takes options only: the first option that got more values than it takes."""

@@ -40,8 +40,7 @@ def parse_args():
     parser.add_argument('--batch', type=positive(int), metavar='IMAGES', help='fix the number of images (default: any)')
     parser.add_argument('--device', default='cpu', help='that an aoti file is for (default: %(default)s)')
     args = parser.parse_args()
-    if not 0 <= args.threshold <= 1:
-        parser.error(f'--threshold: must be a number from 0 to 1, got {args.threshold:g}')
+    parser.check_score('--threshold', args.threshold)
     args.format = args.format or FORMATS.get(args.out.suffix)
     if args.format is None:
         parser.error(f'out: {args.out} ends in none of {", ".join(FORMATS)}; say --format')

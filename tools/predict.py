@@ -79,8 +79,7 @@ def parse_args(argv=None):
     for name in ('batch_size', 'every', 'most', 'threads'):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f'--{name.replace("_", "-")}: must be at least 1, got {getattr(args, name)}')
-    if args.conf is not None and not 0 <= args.conf <= 1:
-        parser.error(f'--conf: must be a number from 0 to 1, got {args.conf:g}')
+    parser.check_score('--conf', args.conf)
     if not 0 <= args.overlap < 0.9:
         parser.error(f'--overlap: must be a number from 0 to below 0.9, got {args.overlap:g}')
     args.source = [int(word) if word.isdecimal() and not Path(word).exists() else word for word in args.source]

@@ -47,7 +47,10 @@ class DenoisingQueries(BaseModule):
         init_cfg: dict | None = None,
     ):
         super().__init__(init_cfg)
-        if not group_cfg.get('dynamic', True) and not group_cfg.get('num_groups'):
+        self.is_dynamic = group_cfg.get('dynamic', True)
+        self.num_positives = group_cfg.get('num_dn_queries', 100)  # if dynamic: in all groups of an image, at most
+        self.fixed_groups = group_cfg.get('num_groups')  # if not
+        if not self.is_dynamic and not self.fixed_groups:
             raise ValueError(f'group_cfg must name num_groups, 1 or more, where dynamic is False; got {group_cfg}')
         self.num_classes = num_classes
         self.embed_dims = embed_dims
@@ -55,19 +58,17 @@ class DenoisingQueries(BaseModule):
         self.box_noise_scale = box_noise_scale
         self.contrastive = contrastive
         self.indicator = indicator
-        self.group_cfg = dict(group_cfg)
-        self.is_dynamic = group_cfg.get('dynamic', True)
         self.label_embedding = nn.Embedding(num_classes + indicator, embed_dims - indicator)
 
     def num_groups(self, num_targets: int) -> int:
         """Groups for images of at most so many targets; one of nothing where there are none."""
         if not self.is_dynamic:
-            return self.group_cfg['num_groups']
-        return max(self.group_cfg.get('num_dn_queries', 100) // num_targets, 1) if num_targets else 1
+            return self.fixed_groups
+        return max(self.num_positives // num_targets, 1) if num_targets else 1
 
     def choose(self, targets: Targets) -> Targets:
         """Those that denoising queries are made of."""
-        return targets.at_most(self.group_cfg.get('num_dn_queries', 100)) if self.is_dynamic else targets
+        return targets.at_most(self.num_positives) if self.is_dynamic else targets
 
     def forward(self, targets: Targets) -> tuple[Tensor, Tensor, int]:
         """Noisy labels as content and noisy boxes as references.
