@@ -3,7 +3,7 @@
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -74,7 +74,7 @@ class GrowingFile:
     """
 
     def __init__(self, path: str | Path, **options):
-        self._path, self._options, self._file, self._stack = Path(path), options, None, ExitStack()
+        self._path, self._options, self._file = Path(path), options, None
         if self._path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
 
@@ -83,24 +83,46 @@ class GrowingFile:
         return self._file is not None
 
     def write(self, text: str) -> None:
-        if self._file is None:
-            part = self._stack.enter_context(atomically(self._path, sync=False))
-            self._file = open(part, 'w', **self._options)  # noqa: SIM115  closed by close()
-            self._stack.enter_context(self._file)
-        with named(self._path):
+        with self._or_nothing():
+            if self._file is None:
+                self._file = open(self._part, 'w', **self._options)  # noqa: SIM115  closed by close()
             self._file.write(text)
 
-    def close(self, keep: bool = True) -> None:
-        """Take the name, where anything was written; else, and where it is not kept, the previous file stays."""
-        if keep:
-            self._stack.close()
+    def close(self, whole: bool = True) -> None:
+        """Take the name, where anything was written; else the previous file stays.
+
+        Args:
+            whole: all is written; else the previous file stays, and what is written gets :func:`unfinished_name`.
+        """
+        if self._file is None:
             return
-        with suppress(_Discarded, OSError), self._stack:  # a full disk is no news any more
-            raise _Discarded
+        with self._or_nothing():
+            self._file.close()
+            os.replace(self._part, self._path if whole else unfinished_name(self._path))
+
+    @contextmanager
+    def _or_nothing(self) -> Iterator[None]:
+        """Remove what is written after an error, as of a full disk: it may end anywhere."""
+        try:
+            with named(self._path, self._part):
+                yield
+        except OSError:
+            file, self._file = self._file, None
+            with suppress(OSError):
+                if file is not None:
+                    file.close()
+            self._part.unlink(missing_ok=True)
+            raise
+
+    @property
+    def _part(self) -> Path:
+        return self._path.with_name(self._path.name + UNFINISHED)
 
 
-class _Discarded(Exception):
-    pass
+def unfinished_name(path: Path) -> Path:
+    """Of a file that ends before its time: ``results.csv`` is called ``results_unfinished.csv``."""
+    stem, dot, suffix = path.name.partition('.')
+    return path.with_name(f'{stem}_unfinished{dot}{suffix}')
 
 
 def make_folder(path: str | Path, later: bool = False) -> None:

@@ -20,6 +20,7 @@ from mmdet_ddetr.apis import detect_files
 from mmdet_ddetr.apis.pictures import encode_picture, write_picture
 from mmdet_ddetr.export.description import ExportError
 from mmdet_ddetr.export.runtime import Detections
+from mmdet_ddetr.files import unfinished_name
 
 TOOL = Path(__file__).parents[1] / 'tools/predict.py'
 
@@ -266,8 +267,11 @@ def test_formats(infer):
 
 
 @pytest.mark.parametrize('how', ['nothing is read', 'it fails', 'Ctrl-C'])
-def test_earlier_results_stay_until_there_are_others(infer, how):
-    """Those of a run that reads nothing or fails do not replace them; those of one that was interrupted do."""
+def test_earlier_results_stay_until_there_are_others(infer, capsys, how):
+    """Those of a run that reads nothing or fails do not replace them; those of one that was interrupted do.
+
+    What was found before a failure is kept beside them.
+    """
     for name in 'ab':
         cv2.imwrite(f'{name}.png', gray(200))
     classes = [dict(id=9, name='bright')]
@@ -289,15 +293,20 @@ def test_earlier_results_stay_until_there_are_others(infer, how):
     if how == 'it fails':
         with pytest.raises(RuntimeError):
             infer(*sources, *options)
+        told = 'results_unfinished.csv and predictions_unfinished.json and results_unfinished.bbox.json'
+        assert capsys.readouterr().err == f'what was found before the error is in out: {told}\n'
     else:
         assert infer(*sources, *options)[0] == (
             130 if how == 'Ctrl-C' else 'predict.py: 1 of the inputs could not be used, see above'
         )
-    assert sorted(Path('out').iterdir()) == sorted(tables)
-    if how == 'Ctrl-C':
-        csv_file, data_set, results = (table.read_text() for table in tables)
+    written = tables
+    if how == 'it fails':
+        written = [unfinished_name(table) for table in tables]
+    assert sorted(Path('out').iterdir()) == sorted({*tables, *written})
+    if how != 'nothing is read':
+        csv_file, data_set, results = (table.read_text() for table in written)
         assert len(csv_file.splitlines()) == 2 and len(json.loads(data_set)['images']) == len(json.loads(results)) == 1
-    else:
+    if how != 'Ctrl-C':
         assert [table.read_text() for table in tables] == ['earlier'] * 3
 
 

@@ -14,11 +14,11 @@ import numpy as np
 from ..datasets.errors import DataError
 from ..export.description import ExportError
 from ..export.runtime import Detections, ExportedDetector
-from ..files import make_folder, named, write_atomically
+from ..files import make_folder, named, unfinished_name, write_atomically
 from .console import progress
 from .inferencer import DDetrInferencer
 from .inputs import Picture, number_of, pictures
-from .outputs import ClipFiles, Names, sources_of
+from .outputs import ClipFiles, Names, finishing, sources_of
 from .pictures import draw_boxes, palette, write_picture
 from .result_files import FILES
 from .results import CocoResults
@@ -181,16 +181,21 @@ class Files:
                 self._coco.add(picture.path, found)
         return [item['label'] for item in objects]
 
-    def close(self, keep: bool = True) -> None:
+    def close(self, whole: bool = True) -> None:
         """Finish the files: a video can be opened, and the results of all pictures read, after this only.
 
         Args:
-            keep: the results of all pictures take the place of earlier ones.
+            whole: the results of all pictures take the place of earlier ones; else they get names of their own, which
+                are told on stderr.
         """
+        tables = [*self._tables, *filter(None, [self._coco])]
         with named(self.folder), ExitStack() as stack:
-            for file in (*self._tables, *filter(None, [self._coco])):
-                stack.callback(file.close, keep)
+            for table in tables:
+                stack.callback(table.close, whole)
             self._clips.close()
+        if tables and self.number and not whole:
+            names = ' and '.join(unfinished_name(self.folder / table.NAME).name for table in tables)
+            print(f'what was found before the error is in {self.folder}: {names}', file=sys.stderr)
 
 
 def detect_files(
@@ -228,8 +233,7 @@ def detect_files(
     stream = islice(pictures(inputs, files.every), most)
     if most is not None:
         total = min(most, total or most)
-    keep = True
-    try:
+    with finishing(files.close):
         with progress('Detecting', total, shown, stderr=True) as advance:
             while batch := list(islice(stream, detector.batch_size or batch_size)):
                 for picture, image, found in _found(detector, batch, threshold, fail):
@@ -241,11 +245,6 @@ def detect_files(
                     lines.add(picture, labels)
                 advance(len(batch))
         lines.close()
-    except Exception:
-        keep = False
-        raise
-    finally:
-        files.close(keep)  # also at Ctrl-C, which is the usual end of a camera
     return failures
 
 

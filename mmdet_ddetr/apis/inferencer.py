@@ -3,7 +3,7 @@
 import json
 import logging
 import warnings
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
@@ -37,7 +37,7 @@ from .configs import find_config, get_config, list_configs
 from .console import progress, quiet
 from .finetune import innermost_dataset
 from .inputs import Picture, file_of, number_of, pictures
-from .outputs import WRITTEN, ClipFiles, Names, Sources, sources_of
+from .outputs import WRITTEN, ClipFiles, Names, Sources, finishing, sources_of
 from .pictures import write_picture
 from .results import CocoResults, detections_of, to_pandas, to_supervision
 from .stored_model import registered_only, stored_model
@@ -293,8 +293,13 @@ class DDetrInferencer(DetInferencer):
         self._every, self._clips = every, ClipFiles()
         self._sources = self._sources_of(inputs, out_dir) if out_dir and not no_save_vis else Sources()
         ids = coco and CocoResults(Path(out_dir, CocoResults.NAME), coco, self.classes)
-        keep = True
-        try:
+
+        def close(whole):
+            with named(out_dir), closing(self._clips):
+                if ids:
+                    ids.close(whole)
+
+        with finishing(close):
             batches = self.preprocess(
                 inputs, batch_size, out_dir=out_dir, every=every, unreadable=unreadable, **prompts
             )
@@ -309,14 +314,6 @@ class DDetrInferencer(DetInferencer):
                     while next_one in waiting:
                         yield waiting.pop(next_one)
                         next_one += 1
-        except Exception:
-            keep = False
-            raise
-        finally:
-            with named(out_dir), ExitStack() as stack:
-                if ids:
-                    stack.callback(ids.close, keep)
-                self._clips.close()
 
     def _sources_of(self, inputs, out_dir):
         """The files among the inputs, if no picture or video would replace one."""

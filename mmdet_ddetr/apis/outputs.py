@@ -3,7 +3,8 @@
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from itertools import chain, count
 from pathlib import Path
@@ -152,6 +153,24 @@ def _begins(path: str | Path, starts: Sequence[bytes]) -> bool:
         return False
     with open(path, 'rb') as file:
         return file.read(max(map(len, starts))).startswith(tuple(starts))
+
+
+@contextmanager
+def finishing(close: Callable[[bool], None]) -> Iterator[None]:
+    """Close files after a block, also at Ctrl-C, which is the usual end of a camera.
+
+    Args:
+        close: told whether the files are whole: they are not after an error.
+    """
+    whole = True
+    try:
+        yield
+    except Exception:
+        whole = False
+        raise
+    finally:
+        with suppress(*[] if whole else [OSError]):  # a full disk is no news any more
+            close(whole)
 
 
 class ClipFiles:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..export.runtime import Detections
-from ..files import GrowingFile, write_atomically
+from ..files import GrowingFile, unfinished_name, write_atomically
 from .inputs import Picture
 
 
@@ -40,9 +40,9 @@ class CsvFile:
             row = (picture.origin, frame, width, height, self.classes[label], round(score, 4), *corners)
             self._writer.writerow(row)
 
-    def close(self, keep: bool = True) -> None:
-        """Give the file its name, if there was a picture and it is to be kept; else the earlier file stays."""
-        self._file.close(keep)
+    def close(self, whole: bool = True) -> None:
+        """Give the file its name, if there was a picture; see :meth:`GrowingFile.close`."""
+        self._file.close(whole)
 
 
 class CocoFile:
@@ -81,10 +81,11 @@ class CocoFile:
                 )
             )
 
-    def close(self, keep: bool = True) -> None:
+    def close(self, whole: bool = True) -> None:
         """As :class:`CsvFile`."""
-        if keep and self._content['images']:
-            write_atomically(self._path, json.dumps(self._content).encode(), sync=False)
+        if self._content['images']:
+            path = self._path if whole else unfinished_name(self._path)
+            write_atomically(path, json.dumps(self._content).encode(), sync=False)
 
 
 FILES = {'csv': CsvFile, 'coco': CocoFile}

@@ -84,14 +84,11 @@ class CocoResults:
             self._file.write(f'{self._before}\n{json.dumps(result)}')
             self._before = ','
 
-    def close(self, keep: bool = True) -> None:
-        """End the list, and give the file its name, if an image was added and it is to be kept.
-
-        Else the earlier file stays.
-        """
-        if keep and self._file.begun:
+    def close(self, whole: bool = True) -> None:
+        """End the list, and give the file its name, if an image was added; see :meth:`GrowingFile.close`."""
+        if self._file.begun:
             self._file.write('\n]\n' if self._before else ']\n')
-        self._file.close(keep)
+        self._file.close(whole)
 
     def _id_of(self, path: str) -> int:
         """Of the image whose file_name the path ends in, or else of the only one whose name is the same."""
