@@ -550,6 +550,7 @@ def test_other_classes_later(shapes, tmp_path, start):
         (['--data', 'SHAPES', '--config', 'no-such-config'], "finetune.py: no config 'no-such-config'"),
         (['--data', 'SHAPES', '--epochs', '0'], 'argument --epochs: 0 is not positive'),
         (['--resume'], 'options.json is missing, so no training began there; give --data'),
+        ([], 'finetune.py: error: give --data, a folder of labelled images; -h shows all options'),
         (['--data', 'SHAPES', '--minutes', '0.01'], '--minutes 0.01: no time is left to train'),
         (['--data', 'SHAPES', '--minutes', 'nan'], 'argument --minutes: nan is not positive'),
         (['--data', 'SHAPES', '--lr', 'inf'], 'argument --lr: inf is not positive'),
@@ -571,7 +572,8 @@ def test_wrong_arguments(shapes, tmp_path, monkeypatch, capsys, args, message):
     monkeypatch.setattr(sys, 'argv', ['finetune.py'])
     with pytest.raises(SystemExit) as error:
         tool.main([*args, '--work-dir', str(tmp_path)])
-    assert message in str(error.value) + capsys.readouterr().err
+    told = str(error.value) + capsys.readouterr().err
+    assert message in told and 'usage:' not in told
 
 
 @pytest.mark.parametrize('text', ['{"data": ', '[1]', '{"nonsense": 1}'])

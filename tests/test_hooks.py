@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 from mmengine.evaluator import BaseMetric, Evaluator
+from mmengine.logging import MessageHub
 from mmengine.model import BaseModel
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from training_case import CLASSES, Do, fork, make_config, train, write_data
 
-from mmdet_ddetr.hooks import MemoryHook, ProgressBarHook
+from mmdet_ddetr.hooks import LearningCurvesHook, MemoryHook, ProgressBarHook
 from mmdet_ddetr.hooks.optim_report import parameter_table
 from mmdet_ddetr.hooks.progress_bar import _clock, evaluations_left
 
@@ -199,6 +200,20 @@ def test_learning_curves(trained):
     assert values[0] == pytest.approx(logged[1]['loss'])
     evaluations, _ = info['curve/metrics']['coco/bbox_mAP']
     assert evaluations == [3]  # a checkpoint is written before its evaluation
+
+
+@pytest.mark.parametrize(('interval', 'points'), [(50, [5, 10, 15, 16]), (10, [*range(1, 11), 16])])
+def test_loss_of_a_short_training(interval, points):
+    """It has a curve, too, where fewer iterations are made than a point averages; hand-computed means."""
+    hook, hub = LearningCurvesHook(interval), MessageHub(f'loss of {interval}')
+    runner = SimpleNamespace(message_hub=hub, max_iters=16)
+    for runner.iter in range(16):
+        hub.update_scalar('train/loss', float(runner.iter))
+        hook.after_train_iter(runner, runner.iter)
+    iterations, values = hub.get_info('curve/losses')['loss']
+    assert iterations == points
+    means = {50: [2.0, 7.0, 12.0, 13.0], 10: [0.0, *(float(i) for i in range(1, 9)), 4.5, 10.5]}
+    assert values == means[interval]
 
 
 def test_sample_pictures(trained):

@@ -162,6 +162,20 @@ def test_nothing_detected(report):
     assert ' explain ' not in text and 'At a score of 0.30, the usual one, as nothing is right at any' in text
 
 
+def test_the_worst_misses_are_of_each_class(report):
+    """Cats are larger than dogs, all of them are missed, and they take turns."""
+
+    def detect(folder):
+        coco = json.loads(folder.test.ann_file.read_text())
+        for box in coco['annotations']:
+            box['bbox'][2:] = [50, 60] if box['category_id'] == 1 else [20, 30]
+        folder.test.ann_file.write_text(json.dumps(coco))
+        return [([], [], [])] * 4
+
+    path, _ = report(['cat', 'dog', 'none of these'], detect=detect)
+    assert re.findall(r'<b>(\w+): not found at any score</b>', path.read_text()) == ['cat', 'dog'] * 4
+
+
 def test_no_test_split(report):
     path, text = report(['cat', 'dog'], splits=('train', 'val'))
     assert 'There is no test split: val was tested' in text and 'AP on val' in text

@@ -41,7 +41,10 @@ def image_size(text):
 
 
 class Parser(argparse.ArgumentParser):
-    """One whose errors say what is near an option that there is none of, and which option got too many values."""
+    """One whose errors are a sentence, without all options in front of it.
+
+    They say what is near an option that there is none of, and which option got too many values.
+    """
 
     _words, _rest = (), ()
 
@@ -63,7 +66,7 @@ class Parser(argparse.ArgumentParser):
             near = get_close_matches(name.replace('_', '-'), options, n=1)
             if near and name not in options:
                 message += f'; there is no --{name}, did you mean --{near[0]}?'
-        super().error(message)
+        self.exit(2, f'{self.prog}: error: {message}; -h shows all options\n')
 
     def check_score(self, option, value):
         if value is not None and not 0 <= value <= 1:

@@ -35,7 +35,6 @@ def make_parser():
     )
     parser.add_argument(
         '--data',
-        required=True,
         metavar='DIR',
         help='folder of labelled images in the format of COCO, YOLO, Pascal VOC or CSV; it is found by itself',
     )
@@ -133,6 +132,10 @@ def parse_args(argv=None):
     parser = make_parser()
     stored = use_stored_options(parser, argv)
     args = parser.parse_args(argv)
+    if args.data is None:
+        missing = Path(args.work_dir, STORED)
+        no_training = f'--resume: {missing} is missing, so no training began there; ' if args.resume else ''
+        parser.error(f'{no_training}give --data, a folder of labelled images')
     if args.epochs and args.iters:  # one of them is that of the training that is resumed
         setattr(args, 'epochs' if args.epochs == stored.get('epochs') else 'iters', None)
     return args
@@ -152,9 +155,6 @@ def use_stored_options(parser, argv):
     known, _ = early.parse_known_args(argv)
     stored = stored_options(known.work_dir) if known.resume else {}
     parser.set_defaults(**stored)
-    if known.resume:
-        for action in parser._actions:
-            action.required = False  # a training that never began is told in a sentence
     return stored
 
 
@@ -172,7 +172,7 @@ def has_new_schedule(args):
 def read_stored(path):
     try:
         options = json.loads(path.read_text())
-        if options.keys() <= vars(make_parser().parse_args(['--data', ''])).keys():
+        if options.keys() <= vars(make_parser().parse_args([])).keys():
             return options
     except (ValueError, AttributeError):
         pass
@@ -193,8 +193,6 @@ def store_options(args):
 def main(argv=None):
     args = parse_args(argv)
     start = time.monotonic()
-    if args.data is None:
-        sys.exit(f'--resume: {Path(args.work_dir, STORED)} is missing, so no training began there; give --data')
     if args.device == 'cpu':
         os.environ['CUDA_VISIBLE_DEVICES'] = ''  # before torch looks
     run(lambda: finetune(args, start), FileNotFoundError)
@@ -222,6 +220,7 @@ def finetune(args, start):
     from mmdet_ddetr.apis.report import Training, write_report
     from mmdet_ddetr.apis.report_results import keep_evaluation
     from mmdet_ddetr.checkpoints import check_exists
+    from mmdet_ddetr.checkpoints.drawings import SCHEME
     from mmdet_ddetr.datasets import find_data, read_coco
     from mmdet_ddetr.files import write_atomically
     from mmdet_ddetr.hooks import ProgressBarHook
@@ -305,7 +304,8 @@ def finetune(args, start):
             sys.exit(
                 f'{"--load-from" if args.load_from else "load_from"} {cfg.load_from}: no tensor in it fits the model'
             )
-        print(f'{n_loaded} tensors from {cfg.load_from}', end='')
+        known = ', the start of this package, which has learnt from drawn shapes' * cfg.load_from.startswith(SCHEME)
+        print(f'{n_loaded} tensors from {cfg.load_from}{known}', end='')
         if args.load_from:  # of the config's own start, only classes and backbone are new, as always
             print(f'; new, or in part: {", ".join(unfit) or "none"}', *notes, sep='\n', end='')
         print(flush=True)
@@ -339,16 +339,17 @@ def finetune(args, start):
         write_atomically(results, json.dumps(told, indent=1).encode())
         return results
 
+    training = Training(
+        runner, found, folder, classes, metrics, checkpoint, config, given(args), minutes, ended_early.lstrip('; ')
+    )
+
     def draw():
         inferencer = DDetrInferencer(weights=checkpoint, show_progress=False)
-        coco = read_coco(folder.test.ann_file)
-        write_comparisons(inferencer, coco, folder.test.image_dir, work_dir / 'pictures', args.pictures)
-        return work_dir / 'pictures'
+        coco, images, out = read_coco(folder.test.ann_file), folder.test.image_dir, work_dir / 'pictures'
+        write_comparisons(inferencer, coco, images, out, args.pictures, training.score)
+        return out
 
     def report():
-        training = Training(
-            runner, found, folder, classes, metrics, checkpoint, config, given(args), minutes, ended_early.lstrip('; ')
-        )
         return write_report(training, work_dir / 'report.html')
 
     for name, path in (

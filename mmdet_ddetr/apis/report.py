@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from ..datasets import CocoFolder, read_coco
 from ..datasets.image_file import SUFFIXES
 from ..datasets.report import printable
 from ..datasets.summary import class_table, split_table
-from ..evaluation.matching import IOU
+from ..evaluation.matching import IOU, USUAL
 from ..evaluation.precision import COLUMNS
 from ..hooks.learning_curves import LOSSES, METRICS
 from ..hooks.metric_names import split
@@ -68,6 +69,16 @@ class Training:
         """Name of the one that was tested."""
         return self.folder.test.name
 
+    @cached_property
+    def results(self) -> Results | None:
+        """Of the test; None: its evaluator has no CocoMetric of boxes."""
+        return results_of(self.runner, self.classes)
+
+    @property
+    def score(self) -> float:
+        """From which detections are shown."""
+        return USUAL if self.results is None else self.results.outcome.score
+
 
 def write_report(training: Training, path: str | Path) -> Path:
     """Write the page; it needs no other file and no network.
@@ -75,7 +86,7 @@ def write_report(training: Training, path: str | Path) -> Path:
     Args:
         path: of the HTML file.
     """
-    results = results_of(training.runner, training.classes)
+    results = training.results
     on_val = figures_on_val(training.runner, training.checkpoint) if training.folder.has_test else {}
     name = training.data.folder.root.resolve().name
     values = dict(
@@ -336,10 +347,10 @@ def images_of(split) -> list[Path]:
 
 
 def _commands(training: Training, results: Results | None) -> str:
-    example, score = None, 0.3
+    example = None
     if results is not None:
-        score, detections = results.outcome.score, results.detections
-        if len(detections) and detections.score.max() > score:
+        detections = results.detections
+        if len(detections) and detections.score.max() > training.score:
             best = results.images[detections.image[detections.score.argmax()]]
             example = Path(training.folder.test.image_dir, best['file_name'])
     items = commands(
@@ -348,7 +359,7 @@ def _commands(training: Training, results: Results | None) -> str:
         training.runner.work_dir,
         images_of(training.folder.test),
         example,
-        score,
+        training.score,
         training.options,
         bool(training.ended),
     )

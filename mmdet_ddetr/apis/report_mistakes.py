@@ -139,12 +139,13 @@ class Pictures:
         return self._picture(image, marks, self._why_wrong(d), self.results.detections.box[d])
 
     def misses(self) -> str:
-        """The objects that the detector comes least near to, large ones first."""
+        """The objects that the detector comes least near to, large ones first; each class in its turn."""
         objects = self.results.objects
         missed = np.flatnonzero(self.results.outcome.missed)
         scores = self.results.outcome.matches.score_of_objects()[missed]
-        order = np.lexsort((-objects.box[missed, 2:].prod(1), scores))
-        return _in_time(map(self._miss, self._first(missed[order], objects.image)))
+        worst = missed[np.lexsort((-objects.box[missed, 2:].prod(1), scores))]
+        in_turns = np.argsort(_ranks(objects.label[worst]), kind='stable')
+        return _in_time(map(self._miss, self._first(worst[in_turns], objects.image)))
 
     def _miss(self, o: int) -> str:
         image = self.results.objects.image[o]
@@ -219,6 +220,16 @@ def _in_time(figures: Iterable[str]) -> str:
 
 def _faint(mark: Mark) -> Mark:
     return replace(mark, named=False, faint=True)
+
+
+def _ranks(labels: np.ndarray) -> list[int]:
+    """Of each item, how many of its label come before it."""
+    before = Counter()
+    ranks = []
+    for label in labels.tolist():
+        ranks.append(before[label])
+        before[label] += 1
+    return ranks
 
 
 def _grouped(images: np.ndarray, chosen: np.ndarray) -> dict[int, list[int]]:

@@ -22,20 +22,21 @@ class LearningCurvesHook(Hook):
     The points are part of the checkpoint, so a resumed training continues its curves.
 
     Args:
-        interval: iterations that one point of a loss averages.
+        interval: iterations that one point of a loss averages; in the first of them there are ten points.
         losses: regular expression of the losses to draw; by default the total and those of the last layer.
         metrics: regular expression of the figures to draw; by default AP of any name, or, where there is none, all.
     """
 
     def __init__(self, interval: int = 50, losses: str = r'^(enc_)?loss[^.]*$', metrics: str | None = None):
-        self.interval = interval
+        self.interval, self.first_interval = interval, max(interval // 10, 1)
         self.losses = re.compile(losses)
         self.metrics = None if metrics is None else re.compile(metrics)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        if self.every_n_train_iters(runner, self.interval) or runner.iter + 1 == runner.max_iters:
+        interval = self.first_interval if runner.iter + 1 < self.interval else self.interval
+        if self.every_n_train_iters(runner, interval) or runner.iter + 1 == runner.max_iters:
             means = {
-                key.removeprefix('train/'): history.mean(self.interval)
+                key.removeprefix('train/'): history.mean(interval)
                 for key, history in runner.message_hub.log_scalars.items()
                 if key.startswith('train/') and self.losses.search(key.removeprefix('train/'))
             }
