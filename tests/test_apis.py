@@ -160,7 +160,8 @@ def test_test_tool(checkpoint, workspace, run_tool):
 
 
 def test_tta(checkpoint, run_tool):
-    code, text = run_tool('test.py', NAME, checkpoint, '--work-dir=tta', '--tta', *QUICK_TEST)
+    """With the config of a resumed training, as it is written to the work directory."""
+    code, text = run_tool('test.py', NAME, checkpoint, '--work-dir=tta', '--tta', *QUICK_TEST, 'resume=True')
     assert code == 0, text
     assert 'coco/bbox_mAP: ' in text
 

@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.hooks import Hook
 from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
 from mmengine.runner import Runner
 from PIL import Image
@@ -407,7 +408,7 @@ def test_end_to_end(shapes, tmp_path):
 def start(monkeypatch, capfd):
     """``start(*args, at=None)``: the tool in a process of its own, Ctrl-C in iteration ``at``: code, stdout, stderr.
 
-    With ``report=False`` its report fails.
+    With ``report=False`` its report fails. The weights that are tested are ``tested.pth``.
     """
     tool = load_tool(monkeypatch)
     monkeypatch.setattr(tool, 'RESERVE', 0)
@@ -421,6 +422,9 @@ def start(monkeypatch, capfd):
             def build(cfg):
                 runner = build_runner(cfg)
                 runner.register_hook(Do('before_train_iter', at, lambda runner: os.kill(os.getpid(), signal.SIGINT)))
+                hook = Hook()
+                hook.before_test_epoch = lambda runner: torch.save(runner.model.state_dict(), 'tested.pth')
+                runner.register_hook(hook, 'LOWEST')
                 return runner
 
             monkeypatch.setattr(finetune, 'build_runner', build)
@@ -453,6 +457,10 @@ def test_ctrl_c_and_resume(shapes, tmp_path, monkeypatch, start):
     assert code == 0, out + err
     assert 'Going on with the training for 0.25 minutes in all on 12 images, 2 at a time' in out
     assert 'Ctrl-C' not in out and 'measured on the test split' in out
+    kept = torch.load(re.search(r'checkpoint  (.+)', out)[1])
+    for name, tensor in torch.load('tested.pth').items():  # the average, not the raw weights
+        torch.testing.assert_close(tensor, kept['state_dict'][name], rtol=0, atol=0)
+    assert re.search('^resume ?= ?False$', (tmp_path / 'work' / 'config.py').read_text(), re.MULTILINE)
     last = torch.load(sorted(tmp_path.glob('work/iter_*.pth'), key=lambda path: path.stat().st_mtime)[-1])
     budget = last['message_hub']['runtime_info']['budget']
     assert budget['progress'] == 1 and 0.5 < budget['elapsed'] / (60 * minutes) < 1.2

@@ -156,6 +156,31 @@ def test_opencv_and_pillow_agree(monkeypatch):
             assert np.abs(found - expected).max() <= (1 if flag == 'grayscale' else 0)
 
 
+# ----------------------------------------------------------------------------------------------------- whole or cut off
+JPEG, PNG = (encode(PICTURE, name) for name in ('JPEG', 'PNG'))
+FILM = b'\0\0\0\x18ftypmp42' + b'\xff\xda\xff\xd8 IEND \xff\xe1\xff\xff' + bytes(99)  # as phones append it
+THUMBNAIL = b'\xff\xe1' + struct.pack('>H', len(JPEG) + 2) + JPEG  # a whole JPEG within the first segment
+
+
+@pytest.mark.parametrize(
+    'data',
+    [JPEG + FILM, JPEG + bytes(100), JPEG[:2] + THUMBNAIL + JPEG[2:] + FILM, encode(PICTURE, 'JPEG', progressive=True)]
+    + [PNG + FILM, PNG + bytes(100)],
+)
+def test_what_follows_the_end_of_an_image(tmp_path, data):
+    (tmp_path / 'a').write_bytes(data)
+    assert quarters(read_image(tmp_path / 'a')) == 'RGBW'
+    assert read_header(data).width == 60
+
+
+@pytest.mark.parametrize('left', [30, 3, 1])
+@pytest.mark.parametrize('data', [JPEG, JPEG[:2] + THUMBNAIL + JPEG[2:], PNG], ids=['JPEG', 'with thumbnail', 'PNG'])
+def test_a_cut_off_image(data, left):
+    left += 12 if data is PNG else 0  # a PNG has all pixels before its last chunk
+    with pytest.raises(DataError, match='the (JPEG|PNG) ends '):
+        read_header(data[:-left])
+
+
 # ------------------------------------------------------------------------------------------------- what a file may cost
 def png_header(width, height):
     """A PNG that claims a size and has next to no data."""

@@ -367,6 +367,8 @@ def test_beside_the_sources(infer):
     [
         ('a.json', ()),
         ('b.jsonl', ()),
+        ('a.jpg', ()),
+        ('b.mp4', ()),
         ('results.csv', ('--format', 'csv')),
         ('predictions.json', ('--format', 'coco')),
         ('results.bbox.json', ('--coco', 'truth.json')),
@@ -381,7 +383,7 @@ def test_no_labels_beside_the_sources_are_replaced(infer, name, options):
         json.dumps(dict(images=[dict(id=4, file_name='a.png')], categories=[dict(id=9, name='bright')]))
     )
     before = sorted(path.name for path in Path('out').iterdir())
-    code, _, _ = infer('out', *options)
+    code, _, _ = infer('out/a.png', 'out/b.avi', *options)
     assert code == (
         f'predict.py: --out: out/{name} is there, beside the sources, and would be replaced; take another folder'
     )
@@ -392,6 +394,15 @@ def test_no_labels_beside_the_sources_are_replaced(infer, name, options):
     for conf in (0, 0, 1, 0):  # with and without detections
         options = ('--format', 'json', 'csv', 'coco', '--coco', 'truth.json', '--conf', conf)
         assert infer('out/a.png', 'out/b.avi', *options)[0] == 0
+
+
+def test_a_picture_that_is_called_like_a_table(infer):
+    """Both are written."""
+    cv2.imwrite('predictions.png', gray(200))
+    assert infer('predictions.png', '--format', 'json', 'coco')[0] == 0
+    assert 'images' in json.loads(Path('out/predictions.json').read_text())
+    (own,) = Path('out').glob('*_predictions.json')
+    assert json.loads(own.read_text())['image'] == 'predictions.png'
 
 
 @pytest.mark.parametrize('name', ['results.bbox.json', 'predictions.json'])

@@ -318,6 +318,7 @@ def finetune(args, start):
         checkpoint = checkpoint_to_keep(runner)
         if checkpoint is None:
             sys.exit(f'no checkpoint is there to test{ended_early}')
+        runner._resume = runner.cfg.resume = False  # a resumed EMAHook takes the raw weights of what is loaded
         runner.load_checkpoint(checkpoint)
         keep_evaluation(runner)
         metrics = runner.test()

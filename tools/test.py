@@ -55,7 +55,7 @@ def main():
 
     from mmdet_ddetr.apis.runner import make_runner
 
-    cfg.load_from = args.checkpoint
+    cfg.load_from, cfg.resume = args.checkpoint, False  # the config may be that of a resumed training
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
     if args.tta:

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from ..datasets.errors import DataError
+from ..datasets.report import printable
 from ..export.description import ExportError
 from ..export.runtime import Detections, ExportedDetector
 from ..files import make_folder, named, unfinished_name, write_atomically
@@ -126,6 +127,8 @@ class Files:
         self._json = 'json' in formats
         tables = [FILES[name] for name in dict.fromkeys(formats) if name != 'json']
         for_all = [*tables] + [CocoResults] * bool(coco)
+        for table in for_all:
+            self._names.reserve(Path(table.NAME).stem, self.folder)
         self._sources = sources_of(inputs, self._names, self.folder, self._suffixes, for_all=for_all)
         if coco:
             self._sources.add(coco)
@@ -272,7 +275,7 @@ class Lines:
 
 
 def _counts(labels: Counter) -> str:
-    return ', '.join(f'{number} {label}' for label, number in labels.most_common()) or 'nothing'
+    return ', '.join(f'{number} {printable(label)}' for label, number in labels.most_common()) or 'nothing'
 
 
 def _found(detector, batch, threshold, fail) -> Iterator[tuple[Picture, np.ndarray, Detections]]:

@@ -11,16 +11,20 @@ from pathlib import Path
 
 import numpy as np
 
+from ..datasets.image_file import JPEG_START
 from .inputs import file_of, is_url, known_files
 from .video import Clip
-from .video_file import VideoFile
+from .video_file import MARK, VideoFile
 
 MAX_NAME = 200  # bytes: file systems take 255, and what is put before and behind takes some
 WRITTEN = {'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm'}  # suffixes that OpenCV writes in colour
+MARKED_JPEG = JPEG_START + b'\xff\xfe\0\rmmdet_ddetr'  # with a comment, so that it is known to be written here
 STARTS = {  # of what is written here about one file; what is written about all has its own
     '.json': (b'{\n "image": ',),
     '.jsonl': (b'{"frame": ',),
+    '.jpg': (MARKED_JPEG,),
 }
+ENDS = {'.mp4': MARK}
 
 
 class Names:
@@ -29,6 +33,10 @@ class Names:
     def __init__(self):
         self._names = {}  # folder: ({file: name}, {every name, case folded})
 
+    def reserve(self, name: str, folder: str) -> None:
+        """Give a name to no image."""
+        self._of_folder(folder)[1].add(name.casefold())
+
     def of(self, path: str | None, folder: str) -> str:
         """The name of what is written about an image, without suffix.
 
@@ -36,7 +44,7 @@ class Names:
             path: file or URL of the image; None: it has none and is numbered.
             folder: where it is written.
         """
-        names, taken = self._names.setdefault(os.path.abspath(folder), ({}, set()))
+        names, taken = self._of_folder(folder)
         if path is None:
             name = next(name for name in (f'{n:08d}' for n in count(len(taken))) if name not in taken)
         else:
@@ -46,6 +54,9 @@ class Names:
             name = names[path] = distinct_name(file_of(path), taken)
         taken.add(name.casefold())
         return name
+
+    def _of_folder(self, folder):
+        return self._names.setdefault(os.path.abspath(folder), ({}, set()))
 
 
 def distinct_name(path: str | Path, taken: Collection[str]) -> str:
@@ -96,11 +107,12 @@ class Sources:
             starts: one of them begins each such file that was written here; None: those of the suffix.
 
         Raises:
-            FileExistsError: it is one of the files, or labels, or another table.
+            FileExistsError: it is one of the files, or a picture, a video, labels, or another table.
         """
         self.check(path)
-        starts = starts or STARTS.get(Path(path).suffix)
-        if starts and _identity(path) and not _begins(path, starts):
+        suffix = Path(path).suffix
+        starts, end = starts or STARTS.get(suffix, (b'',)), ENDS.get(suffix, b'')
+        if _identity(path) and not _is_like(path, starts, end):
             raise FileExistsError(f'{path} is there, beside the sources, and would be replaced; take another folder')
 
 
@@ -148,11 +160,13 @@ def _identity(path: str | Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _begins(path: str | Path, starts: Sequence[bytes]) -> bool:
+def _is_like(path: str | Path, starts: Sequence[bytes], end: bytes) -> bool:
     if not os.path.isfile(path):
         return False
     with open(path, 'rb') as file:
-        return file.read(max(map(len, starts))).startswith(tuple(starts))
+        start = file.read(max(map(len, starts)))
+        file.seek(-min(len(end), os.path.getsize(path)), os.SEEK_END)
+        return start.startswith(tuple(starts)) and file.read() == end
 
 
 @contextmanager

@@ -5,6 +5,7 @@ The check of the data, the loaders, the pictures and the inferencer all read thr
 
 import hashlib
 import io
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ TIFF_WIDTH, TIFF_HEIGHT = 256, 257  # tags
 TIFF_BITS, TIFF_CHANNELS, TIFF_KIND = 258, 277, 339
 TIFF_KINDS = {1: 'whole numbers', 2: 'whole numbers with a sign', 3: 'floats'}
 TIFF_STARTS = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')  # the last two are of more than 4 GiB
+JPEG_START, PNG_START = b'\xff\xd8', b'\x89PNG\r\n\x1a\n'
+JPEG_MARKER = re.compile(rb'\xff[^\x00\x01\xd0-\xd8\xff]')  # of a segment, or the end; none is among the pixels
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp')  # MMDetection's
 SUFFIXES += ('.avif', '.gif', '.jfif', '.jp2', '.tga')  # of pictures that a folder is searched for
 COMMON = ('JPEG', 'PNG', 'BMP', 'GIF', 'WEBP', 'TIFF')  # tried first: Pillow imports the others in 0.1 s
@@ -196,12 +199,31 @@ def why_truncated(data: bytes) -> str | None:
 
     Several versions of OpenCV decode a cut-off JPEG without an error and fill the rest with grey.
     """
-    # Inside a scan FF is always followed by 00 or a restart marker, so these two searches cannot hit pixel data.
-    if data[:2] == b'\xff\xd8' and data.rfind(b'\xff\xd9') < data.rfind(b'\xff\xda'):
+    if data.startswith(JPEG_START) and not _jpeg_ends(data):
         return 'the JPEG ends in the middle of its pixels'
-    if data[:8] == b'\x89PNG\r\n\x1a\n' and b'IEND' not in data[-64:]:
+    if data.startswith(PNG_START) and not _png_ends(data):
         return 'the PNG ends before its IEND chunk'
     return None
+
+
+def _jpeg_ends(data: bytes) -> bool:
+    """Whether the end of the image is there; more may follow, as the film of a phone's picture does."""
+    position = len(JPEG_START)
+    while marker := JPEG_MARKER.search(data, position):
+        if marker[0] == b'\xff\xd9':
+            return True
+        length = int.from_bytes(data[marker.end() : marker.end() + 2], 'big')
+        position = marker.end() + length  # behind the segment, which may hold a thumbnail
+    return False
+
+
+def _png_ends(data: bytes) -> bool:
+    position = len(PNG_START)
+    while len(name := data[position + 4 : position + 8]) == 4:
+        if name == b'IEND':
+            return True
+        position += 12 + int.from_bytes(data[position : position + 4], 'big')  # length, name and checksum
+    return False
 
 
 def _open_by_pillow(data: bytes) -> Image.Image:
