@@ -22,6 +22,7 @@ from mmdet_ddetr.datasets import (
     find_coco_folder,
     find_data,
 )
+from mmdet_ddetr.datasets.report import counted
 
 REPO = Path(__file__).parents[1]
 SHARED = REPO.parent / 'shared' / 'data'
@@ -304,8 +305,9 @@ def test_error(folder, tmp_path, damage, rule, place, left):
         coco = json.loads(cleaned.train.ann_file.read_text())
         assert (len(coco['images']), len(coco['annotations'])) == left
         assert not reports['train'].errors
-        n_images, n_boxes = 3 - left[0], 6 - left[1]
-        assert f'{n_images} images and {n_boxes} boxes left out' in text and place in text
+        lost = [(3 - left[0], 'image', 'images'), (6 - left[1], 'box', 'boxes')]
+        said = ', '.join(counted(*each) for each in lost if each[0])
+        assert f'\ntrain: {said} left out; the copy' in text and place in text
     assert folder.path('train').read_bytes() == before
 
 
@@ -342,7 +344,7 @@ def test_gaps_are_filled_in_a_copy(folder, tmp_path):
     report = folder.check()
     assert not report.errors and report.repairs
     _, reports, text = check_folder(find_coco_folder(folder.root), tmp_path)
-    assert '0 images and 0 boxes left out' in text
+    assert f'\ntrain: repaired, nothing is left out; the copy {tmp_path}' in text
     coco = reports['train'].coco
     assert [annotation['id'] for annotation in coco['annotations']] == [1, 2, 3, 4, 5, 6]
     assert {annotation['area'] for annotation in coco['annotations']} == {125.0}
@@ -395,7 +397,7 @@ def test_values_in_other_types_are_repaired(folder, tmp_path):
     assert all(key not in annotation for annotation in coco['annotations'] for key in ('segmentation', 'note'))
     assert {report.classes for report in reports.values()} == {('big cat', '5')}
     assert not any(report.repairs or report.warnings for report in reports.values())
-    for words in ('0 images and 0 boxes left out', "'big\\ncat'", 'nested more than 20 deep', 'not in plain UTF-8'):
+    for words in ('repaired, nothing is left out', "'big\\ncat'", 'nested more than 20 deep', 'not in plain UTF-8'):
         assert words in text
 
 

@@ -63,10 +63,16 @@ def test_pictures_that_are_chosen_show_every_class(check):
     assert len(choose(check.reports['train'], 100)) == 6
 
 
-def test_images_of_val_that_are_like_one_of_train(check):
+def test_images_of_val_that_are_like_one_of_train(check, folder, tmp_path):
+    """A copy is told of once, as shared."""
     assert check.between[0].rule.startswith('train and val share images')
     add_alike(check)
-    assert check.between[-1].places == ['val: 0 & co.png like 3 & co.png']
+    assert len(check.between) == 1
+    path = folder / 'images/val/1 & co.png'
+    cv2.imwrite(str(path), cv2.imread(str(folder / 'images/train/4 & co.png')) // 2 * 2)
+    check = inspect_folder(find_data(folder, tmp_path / 'work'))
+    add_alike(check)
+    assert check.between[-1].places == ['val: 1 & co.png like 4 & co.png']
 
 
 @pytest.fixture

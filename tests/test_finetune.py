@@ -386,7 +386,7 @@ def test_end_to_end(shapes, tmp_path):
     common = ['--data', data, '--work-dir', work_dir, '--config', 'deformable-detr-refine-twostage_lite0_shapes']
     run = run_tool(*common, '--epochs', 2, '--batch-size', 6, '--pictures', 2, '--drop-bad', *TINY)
     assert run.returncode == 0, run.stderr
-    assert '0 images and 1 boxes left out' in run.stdout
+    assert 'train: 1 box left out; the copy' in run.stdout
     assert 'Training for 2 epochs on 12 images' in run.stdout and 'measured on the test split' in run.stdout
     assert re.search(r'epoch 2/2, iteration 4/4, loss [\d.]+, AP 0\.\d+, ', run.stderr)
     assert 'AP   AP50   AP75    APs    APm    APl' in run.stdout

@@ -11,6 +11,7 @@ import pytest
 
 from mmdet_ddetr.apis.data_check import check_folder
 from mmdet_ddetr.datasets import DataError, find_data
+from mmdet_ddetr.datasets.file_names import misspelt_names
 
 WIDTH, HEIGHT = 40, 20
 BOX = (4, 5, 20, 15)  # x1, y1, x2, y2 of the one box in each image, in px
@@ -64,6 +65,7 @@ def refusal(root, tmp_path, **options):
 
 
 CAT = ('cat', 4, 5, 16, 10)
+LABELME = '{"version": "5", "shapes": [{"label": "cat", "points": [[4, 5], [20, 15]]}], "imagePath": "a.png"}'
 DATA_YAML = 'train: {train}\nval: {val}\nnc: 2\nnames: [cat, dog]\n'
 
 
@@ -208,10 +210,10 @@ def test_faults_of_yolo_lines(pets, tmp_path, line, rule, place):
     path.write_text(f'{yolo_line()}\n{line}\n')
     said = refusal(pets, tmp_path)
     assert rule in said and f'labels/train/train_2.txt, line 3{place}' in said and '--drop-bad' in said
-    assert ' 1 x ' in said and '\n1 errors in' in said
+    assert ' 1 x ' in said and '\n1 error in' in said
     folder, reports, said = check_folder(find_data(pets, tmp_path / 'work'), tmp_path / 'work', drop_bad=True)
     unread = 'bbox' not in rule
-    assert ('0 images, 0 boxes and 1 unreadable labels left out; the copy' in said) == unread
+    assert ('\ntrain: 1 unreadable label left out; the copy' in said) == unread
     assert len(read(folder.train)['annotations']) == 5 and not reports['train'].errors
 
 
@@ -253,7 +255,49 @@ def test_yolo_keypoints(pets, tmp_path):
     with open(pets / 'data.yaml', 'a') as file:
         file.write('kpt_shape: [2, 2]\n')
     (pets / 'labels/train/train_1.txt').write_text('1 0.3 0.5 0.4 0.5 0.1 0.1 0.2 0.2\n')
-    assert found_in(pets, tmp_path)[1]['train'][1][0] == ('dog', 4, 5, 16, 10)
+    _, contents, said = found_in(pets, tmp_path)
+    assert contents['train'][1][0] == ('dog', 4, 5, 16, 10)
+    assert '1 x keypoints behind the box (not used)' in said
+
+
+def test_yolo_oriented_boxes(pets, tmp_path):
+    """They are told from polygons where every line has four corners."""
+    corners = '0.1 0.25 0.5 0.25 0.5 0.75 0.1 0.75'
+    for path in pets.glob('labels/*/*.txt'):
+        path.write_text(f'0 {corners}\n')
+    _, contents, said = found_in(pets, tmp_path)
+    assert contents['train'][1] == [CAT] * 3
+    assert '3 x oriented box, or polygon of four corners (the upright box around it is used)' in said
+    path.write_text(f'0 {corners} 0.05 0.5\n')
+    assert 'oriented box' not in found_in(pets, tmp_path)[2]
+
+
+def test_yolo_classes_that_begin_at_1(pets, tmp_path):
+    for path in pets.glob('labels/*/*.txt'):
+        path.write_text(yolo_line(1) + yolo_line(2, (0, 0, 10, 10)))
+    cause = 'no box has class 0 and some have class 2: do the classes begin at 1?'
+    assert f'3 x class that has no name ({cause})' in refusal(pets, tmp_path)
+    path.write_text(yolo_line(0))
+    assert cause not in refusal(pets, tmp_path)
+
+
+def test_yolo_in_pixels(pets, tmp_path):
+    """One cause and no further faults, and no --drop-bad, which would leave nothing."""
+    for path in pets.glob('labels/*/*.txt'):
+        path.write_text('0 12 10 16 10\n')
+    said = refusal(pets, tmp_path)
+    assert 'every box has a number above 1, such as 16 in labels/train/train_1.txt, line 1' in said
+    assert 'look like pixels' in said and '--drop-bad' not in said
+
+
+def test_yolo_image_with_labels_of_another_format(pets, tmp_path):
+    """It is not an image without objects."""
+    (pets / 'labels/train/train_2.txt').unlink()
+    text(pets / 'images/train/train_2.json', LABELME)
+    _, contents, said = found_in(pets, tmp_path)
+    assert len(contents['train'][0]) == 2 and 'without a label file' not in said
+    assert 'not read (left out; convert the labels to YOLO)' in said
+    assert 'images/train/train_2.png: images/train/train_2.json, LabelMe' in said
 
 
 def test_yolo_boxes_of_a_turned_picture(pets, tmp_path):
@@ -415,7 +459,7 @@ def test_faults_of_voc_files(voc, tmp_path):
     ]:
         (voc / 'train/train_2.xml').write_text(content)
         said = refusal(voc, tmp_path)
-        assert rule in said and place in said and '\n1 errors in' in said
+        assert rule in said and place in said and '\n1 error in' in said
 
 
 def test_voc_image_that_is_missing_or_of_another_size(voc, tmp_path):
@@ -430,6 +474,15 @@ def test_voc_image_without_xml_is_left_out(voc, tmp_path):
     picture(voc / 'train/train_4.png')
     _, contents, said = found_in(voc, tmp_path)
     assert len(contents['train'][0]) == 3 and 'image without an XML file (left out)' in said
+
+
+def test_voc_image_with_labels_of_another_format(voc, tmp_path):
+    picture(voc / 'train/train_4.png')
+    text(voc / 'train/train_4.json', LABELME)
+    _, contents, said = found_in(voc, tmp_path)
+    assert len(contents['train'][0]) == 3 and 'image without an XML file' not in said
+    assert 'image whose labels are in a format that is not read (left out; convert the labels to Pascal VOC)' in said
+    assert 'train/train_4.png: train/train_4.json, LabelMe' in said
 
 
 def test_voc_counts_from_one_unless_a_zero_tells_otherwise(voc, tmp_path):
@@ -465,19 +518,128 @@ def test_voc_names_in_lists(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------------- others
-@pytest.mark.parametrize('name', ['result.json', 'annotations/instances_default.json'])
-def test_one_coco_file_alone(tmp_path, name):
-    """Label Studio's and CVAT's export."""
-    root = tmp_path / 'pets'
+def coco_files(root, annotations, images, written=None):
+    """A COCO file of three images with a box each, ``images`` with numbers in it, of which it writes ``written``."""
     coco = dict(images=[], annotations=[], categories=[dict(id=0, name='cat')])
     for id in (1, 2, 3):
-        picture(root / f'images/{id}.png')
-        coco['images'].append(dict(id=id, file_name=f'{id}.png', width=WIDTH, height=HEIGHT))
+        path = root / images.format(id)
+        picture(path)
+        name = written.format(id) if written else path.name
+        coco['images'].append(dict(id=id, file_name=name, width=WIDTH, height=HEIGHT))
         box = dict(bbox=[4, 5, 16, 10], area=160, iscrowd=0)
         coco['annotations'].append(dict(id=id, image_id=id, category_id=0, **box))
-    text(root / name, json.dumps(coco))
-    folder, contents, _ = found_in(root, tmp_path)
+    text(root / annotations, json.dumps(coco))
+
+
+@pytest.mark.parametrize(
+    ('annotations', 'images'),
+    [
+        ('result.json', 'images/{}.png'),
+        ('annotations/instances_default.json', 'images/{}.png'),
+        ('annotations/instances_default.json', 'images/default/{}.png'),
+        ('annotations/instances_Night.json', 'images/Night/{}.png'),
+    ],
+)
+def test_one_coco_file_alone(tmp_path, annotations, images):
+    """Label Studio's and CVAT's export."""
+    root = tmp_path / 'pets'
+    coco_files(root, annotations, images)
+    folder, contents, said = found_in(root, tmp_path)
     assert folder.format == 'COCO' and [len(names) for names, _ in contents.values()] == [2, 1]
+    assert 'file_name' not in said
+
+
+def test_splits_of_coco_in_capitals(tmp_path):
+    """CVAT's subsets have the names that the user gave them."""
+    root = tmp_path / 'pets'
+    for split in ('Train', 'Validation', 'TEST'):
+        coco_files(root, f'annotations/instances_{split}.json', f'images/{split}/{split}_{{}}.png')
+    folder, contents, said = found_in(root, tmp_path)
+    assert folder.val.ann_file == root / 'annotations/instances_Validation.json'
+    assert {name: len(names) for name, (names, _) in contents.items()} == dict(train=3, val=3, test=3)
+    assert folder.test.image_dir == root / 'images/TEST' and 'file_name' not in said
+
+
+@pytest.mark.parametrize(
+    ('images', 'written'),
+    [
+        ('{}.png', 'http://localhost:8080/data/upload/3/{}.png'),
+        ('a ä {}.png', '/data/upload/3/a%20%C3%A4%20{}.png'),
+        ('a ä {}.png', '/data/local-files/?d=pets/a%20%C3%A4%20{}.png'),
+        ('{}.png', 'images\\{}.png'),
+        ('{}.PNG', '{}.png'),
+        ('deep/{}.png', 's3://bucket/deep/{}.png'),
+    ],
+    ids=['address', 'encoded', 'query', 'backslash', 'capitals', 'folder'],
+)
+@pytest.mark.parametrize('with_val', [False, True])
+def test_image_names_as_tools_write_them(tmp_path, images, written, with_val):
+    """Label Studio and tools on Windows: found, said, and in the files that are trained on."""
+    root = tmp_path / 'pets'
+    coco_files(root, 'train.json', f'images/{images}', written)
+    content = (root / 'train.json').read_text()
+    if with_val:
+        text(root / 'val.json', content)
+    folder, contents, said = found_in(root, tmp_path)
+    assert {name for names, _ in contents.values() for name in names} == {images.format(id) for id in (1, 2, 3)}
+    assert folder.train.image_dir == root / 'images' and (root / 'train.json').read_text() == content
+    assert '3 x file_name that is not there as it is written' in said
+    assert f'{written.format(1)} -> {images.format(1)}' in said
+
+
+def test_image_names_that_mean_no_file_or_several(tmp_path):
+    root = tmp_path / 'pets'
+    for name in ('1.png', 'a/2.png', 'b/2.png', '3.png', '../5.png', 'masks/6.png'):
+        picture(root / name)
+    names = [
+        'x/1.png',
+        'x/2.png',
+        'b\\2.png',
+        '3.png',
+        'x/3.png',
+        '..%2F5.png',
+        'x/4.png',
+        '6.png',
+        'http://[',
+        '%00',
+        '',
+        None,
+    ]
+    entries = [dict(file_name=name) for name in names]
+    assert misspelt_names(root, entries) == {'x/1.png': '1.png', 'b\\2.png': 'b/2.png'}
+    assert misspelt_names(root, [*entries, dict(file_name='y/1.png')]) == {'b\\2.png': 'b/2.png'}, 'one file, two names'
+
+
+def test_nothing_is_dropped_where_nothing_would_be_left(tmp_path):
+    root = tmp_path / 'pets'
+    for split in ('train', 'val'):
+        coco_files(root, f'{split}.json', f'{split}/{{}}.png')
+    (root / 'train/2.png').unlink()
+    assert refusal(root, tmp_path).endswith('or train without the bad images and boxes: --drop-bad')
+    for path in root.glob('train/*'):
+        path.unlink()
+    assert refusal(root, tmp_path).endswith('Correct the files')
+
+
+@pytest.mark.parametrize(
+    ('name', 'content', 'kind'),
+    [
+        ('1.json', LABELME, 'LabelMe'),
+        ('annotations.xml', '<annotations><image name="1.png"/></annotations>', 'CVAT for images'),
+        ('project.json', '[{"id": 1, "annotations": [{"result": []}], "data": {"image": "1.png"}}]', 'Label Studio'),
+        ('min.json', '[{"id": 1, "image": "1.png", "label": [], "annotation_id": 1}]', 'Label Studio'),
+        ('train/_annotations.createml.json', '[{"image": "1.png", "annotations": []}]', 'CreateML'),
+    ],
+)
+def test_formats_that_are_not_read_are_named(tmp_path, name, content, kind):
+    root = tmp_path / 'pets'
+    picture(root / '1.png')
+    text(root / name, content)
+    with pytest.raises(DataError) as error:
+        find_data(root, tmp_path / 'work')
+    said = str(error.value)
+    assert f'{name} is in the format of {kind}' in said and 'which is not read: ' in said and 'COCO' in said
+    assert 'looked for' not in said
 
 
 def test_training_reads_what_was_found(pets, tmp_path):
@@ -607,6 +769,8 @@ def test_csv_columns(tmp_path, table, said):
     name = 'object' if 'usask' in table else 'cat'
     assert folder.format == 'CSV' and contents['train'][1][0] == (name, *CAT[1:])
     assert contents['val'] == (['images/3.png'], [CAT]) and said in text_of_check
+    warning = "no column of classes was found (all boxes are of one class, 'object'; the names class, class_name,"
+    assert (warning in text_of_check) == (name == 'object')
 
 
 @pytest.mark.parametrize(
@@ -670,7 +834,7 @@ def test_faults_of_csv_rows(tmp_path, row, rule, place):
     table = f'image,label,x1,y1,x2,y2\na.png,cat,4,5,20,15\n{row}\nb.png,cat,4,5,20,15\nd.png,cat,4,5,20,15\n'
     text(root / 'labels.csv', table)
     said = refusal(root, tmp_path, val_fraction=0.5)
-    assert rule in said and place in said and '\n1 errors in' in said
+    assert rule in said and place in said and '\n1 error in' in said
 
 
 def test_csv_shares_and_one_that_is_none(tmp_path):
@@ -683,5 +847,7 @@ def test_csv_shares_and_one_that_is_none(tmp_path):
 
 def test_unknown_columns_are_shown(tmp_path):
     text(tmp_path / 'pets/a.csv', 'photo,what\n1.png,cat\n')
-    with pytest.raises(DataError, match=r'CSV files found: a\.csv \(photo, what\)'):
+    with pytest.raises(
+        DataError, match=r'(?s)CSV files found: a\.csv \(photo, what\).*with these names: filename \(or'
+    ):
         find_data(tmp_path / 'pets', tmp_path / 'work')

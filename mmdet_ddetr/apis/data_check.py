@@ -16,7 +16,7 @@ from ..datasets import (
     read_coco,
 )
 from ..datasets.image_file import ImageFacts
-from ..datasets.report import Finding
+from ..datasets.report import Finding, counted
 from ..datasets.similar import group_alike
 from ..datasets.summary import as_text, class_table, split_table
 
@@ -53,6 +53,13 @@ class DataCheck:
         return [finding for finding in self.between if finding.level == 'error']
 
     @property
+    def is_droppable(self) -> bool:
+        """Whether something is left, and sound, without the images and boxes that have errors."""
+        bad = [report.bad_images or report.bad_annotations for report in self.reports.values()]
+        unread = [fault[0] == 'error' for split in self.folder.splits for fault in split.faults]
+        return any([*bad, *unread]) and not self.fatal and all(r.annotations for r in self.reports.values())
+
+    @property
     def findings(self) -> str:
         """All, for the user to read."""
         lines = [str(report) for report in self.reports.values()]
@@ -69,22 +76,24 @@ class DataCheck:
         """Fill harmless gaps and, if asked to, drop what is bad, in copies of the files. See ``check_folder``."""
         folder, reports, text = self.folder, dict(self.reports), self.findings
         if self.fatal or (self.n_errors and not drop_bad):
-            droppable = any(
-                reports[split.name].bad_images or reports[split.name].bad_annotations or split.faults
-                for split in folder.splits
-            )
-            healable = droppable and not self.fatal
-            advice = '\nMend the files, or train without the bad images and boxes: --drop-bad' if healable else ''
-            raise DataError(f'{text}\n{self.n_errors} errors in {folder.root}{advice}')
+            advice = '\nCorrect the files'
+            if self.is_droppable:
+                advice += ', or train without the bad images and boxes: --drop-bad'
+            raise DataError(f'{text}\n{counted(self.n_errors, "error")} in {folder.root}{advice}')
         splits = {}
         for split in folder.splits:
             report, unread = reports[split.name], sum(fault[0] == 'error' for fault in split.faults)
             if report.errors or report.repairs:
                 copied = Path(work_dir, 'annotations', f'{split.name}.json')
                 reports[split.name] = clean_coco(report, copied)
-                parts = [f'{len(report.bad_images)} images', f'{len(report.bad_annotations)} boxes']
-                parts += [f'{unread} unreadable labels'] if unread else []
-                text += f'\n{split.name}: {", ".join(parts[:-1])} and {parts[-1]} left out; the copy {copied} is used'
+                numbers = {
+                    'image': len(report.bad_images),
+                    'box': len(report.bad_annotations),
+                    'unreadable label': unread,
+                }
+                parts = [counted(n, what, 'boxes' if what == 'box' else None) for what, n in numbers.items() if n]
+                done = f'{", ".join(parts)} left out' if parts else 'repaired, nothing is left out'
+                text += f'\n{split.name}: {done}; the copy {copied} is used'
                 split = replace(split, ann_file=copied)
             splits[split.name] = split
         splits.setdefault('test', splits['val'])
@@ -148,17 +157,23 @@ def check_folder(
 
 
 def add_alike(check: DataCheck) -> None:
-    """Find pictures of val and test that look nearly like one of train; takes some milliseconds an image."""
-    places, names = [], []
+    """Find pictures of val and test that look nearly like one of train, and are no copies of it.
+
+    Takes some milliseconds an image.
+    """
+    places, names, digests = [], [], []
     for name, report in check.reports.items():
-        places += [report.image_dir / image.file_name for image in report.images if image.index in report.facts]
-        names += [name] * (len(places) - len(names))
+        images = [image for image in report.images if image.index in report.facts]
+        places += [report.image_dir / image.file_name for image in images]
+        digests += [report.facts[image.index].digest for image in images]
+        names += [name] * len(images)
     found = []
     for group in group_alike(places):
-        of_train = next((i for i in group if names[i] == 'train'), None)
-        others = [i for i in group if names[i] != 'train']
-        if of_train is not None and others:
-            found += [f'{names[i]}: {places[i].name} like {places[of_train].name}' for i in others]
+        of_train = [i for i in group if names[i] == 'train']
+        same = {digests[i] for i in of_train}  # the check has told of them: they are shared
+        others = [i for i in group if names[i] != 'train' and digests[i] not in same]
+        if of_train:
+            found += [f'{names[i]}: {places[i].name} like {places[of_train[0]].name}' for i in others]
     if found:
-        rule = 'val or test have images that look nearly like one of train: AP says too much'
+        rule = 'val or test have images that look nearly like one of train: AP will look better than it is'
         check.between.append(Finding('warning', rule, places=found))

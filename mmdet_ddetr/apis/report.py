@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 
 from ..datasets import CocoFolder, read_coco
 from ..datasets.image_file import SUFFIXES
-from ..datasets.report import printable
+from ..datasets.report import counted, printable
 from ..datasets.summary import class_table, split_table
 from ..evaluation.matching import IOU, USUAL
 from ..evaluation.precision import COLUMNS
@@ -90,7 +90,7 @@ def write_report(training: Training, path: str | Path) -> Path:
     on_val = figures_on_val(training.runner, training.checkpoint) if training.folder.has_test else {}
     name = training.data.folder.root.resolve().name
     values = dict(
-        title=text(f'{name}: a detector of {_count(len(training.classes), "class", "classes")}'),
+        title=text(f'{name}: a detector of {counted(len(training.classes), "class", "classes")}'),
         subtitle=_subtitle(training),
         ended=f'<p class="level warning wide-level">{text(training.ended)}</p>' if training.ended else '',
         tiles=_tiles(training, results),
@@ -134,7 +134,7 @@ def _subtitle(training: Training) -> str:
     loader = runner.cfg.train_dataloader
     parts = [
         Path(str(options.get('config') or runner.cfg.filename or '')).stem,
-        f'{runner.iter} iterations of {_count(loader.batch_size, "image")}',
+        f'{runner.iter} iterations of {counted(loader.batch_size, "image")}',
         Path(training.checkpoint).name,
         time.strftime('%Y-%m-%d %H:%M'),
     ]
@@ -230,10 +230,6 @@ def _figure(value: float) -> str:
     return f'{value:.3f}' if value >= 0 else '-'  # -1 and NaN: no such boxes
 
 
-def _count(number: int, one: str, many: str | None = None) -> str:
-    return f'{number} {one if number == 1 else many or one + "s"}'
-
-
 # --------------------------------------------------------------------------------------------------------------- charts
 def _curves(runner: Runner) -> str:
     """Losses and AP of val, as LearningCurvesHook has them."""
@@ -316,7 +312,7 @@ def _speed(training: Training) -> str:
     batch = _seconds(runner, 'test')
     if batch is not None:
         batch_size = runner.cfg.test_dataloader.get('batch_size', 1)
-        said = f'{_count(batch_size, "image")} at a time, as in the test'
+        said = f'{counted(batch_size, "image")} at a time, as in the test'
         rows.append(['prediction', f'{1e3 * batch / batch_size:.1f} ms an image', said])
     parameters = sum(p.numel() for p in runner.model.parameters())
     rows += [

@@ -94,7 +94,9 @@ def check_splits(reports: dict[str, Report]) -> list[Finding]:
             if other != name:
                 shared[other, name].append(file_name if file_name == other_file else f'{other_file} = {file_name}')
     for (one, other), places in shared.items():
-        findings.append(Finding('warning', f'{one} and {other} share images: {other} AP says too much', places=places))
+        findings.append(
+            Finding('warning', f'{one} and {other} share images: {other} AP will look better than it is', places=places)
+        )
     return findings
 
 
@@ -244,7 +246,7 @@ def _check_amounts(report: Report, num_queries: int | None) -> None:
     if not report.coco['annotations']:
         report.add('error', 'no annotations')
     elif not report.annotations:
-        report.add('error', 'no sound annotation is left')
+        report.add('error', 'every annotation has an error, or its image has one')
     per_image = Counter(annotation.image_id for annotation in report.annotations if not annotation.iscrowd)
     report.max_boxes = max(per_image.values(), default=0)
     with_boxes = {annotation.image_id for annotation in report.annotations}

@@ -14,7 +14,8 @@ def clean_coco(report: Report, out_file: str | Path) -> Report:
 
     Filled are: missing width and height (from the image file), area (width x height), iscrowd (0), annotation ids that
     are missing, 0 or given twice (all are numbered anew from 1), and the order of the categories (by id). Numbers that
-    are written as decimals or text become integers, and names of categories get one line. Left out are categories that
+    are written as decimals or text become integers, names of categories get one line, and names of images that were
+    found elsewhere are those of the files. Left out are categories that
     only stand above others, masks that are none, and whatever is nested deeper than any reader goes. The original file
     stays as it is.
 
@@ -32,6 +33,7 @@ def clean_coco(report: Report, out_file: str | Path) -> Report:
         {
             **without_deep(report.coco['images'][image.index]),
             'id': image.id,
+            'file_name': image.file_name,
             'width': report.facts[image.index].width,
             'height': report.facts[image.index].height,
         }

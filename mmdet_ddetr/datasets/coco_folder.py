@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 
 from .errors import DataError
+from .file_names import misspelt_names
 from .files import read_annotations
 from .image_file import ImageFacts
 
@@ -78,7 +79,8 @@ def find_coco_folder(root: str | Path) -> CocoFolder:
     ``annotations/instances_{split}2017.json``, ``{split}/_annotations.coco.json`` (Roboflow) and ``{split}.json``,
     where split is train, val (or valid, validation) or test. Images are taken from that one of ``images/{split}/``,
     ``{split}2017/``, ``{split}/``, ``images/{split}2017/``, ``{split}/images/``, ``images/`` and the root which holds
-    most of the first files named in the annotations. Without a test split val takes its place.
+    most of the first files named in the annotations. Names of files and folders are compared without regard to case.
+    Without a test split val takes its place.
 
     Raises:
         DataError: there is no such folder, or it has no train or no val split; lists what was looked for and found.
@@ -98,9 +100,11 @@ def find_coco_folder(root: str | Path) -> CocoFolder:
 
 def find_coco_splits(root: Path) -> dict[str, CocoSplit]:
     """The splits of a COCO-format folder, by their names; one annotation file alone is the train split."""
-    splits = {name: split for name in SPLIT_NAMES if (split := _find_split(root, name))}
+    files = {path.relative_to(root).as_posix().casefold(): path for path in _json_files(root)}
+    splits = {name: split for name in SPLIT_NAMES if (split := _find_split(root, name, files))}
     if not splits and (lone := _find_lone_file(root)):
-        splits = dict(train=CocoSplit('train', lone, _find_images(root, 'train', lone)))
+        own = lone.stem.removeprefix('instances_')  # CVAT's 'default', or the name of its only subset
+        splits = dict(train=CocoSplit('train', lone, _find_images(root, [own, 'train'], lone)))
     return splits
 
 
@@ -117,7 +121,7 @@ def check_is_folder(root: Path) -> None:
 def what_is_there(root: Path) -> str:
     """For an error: what was looked for, and what was found instead."""
     looked_for = ', '.join(file.format(split='train') for file in ANNOTATION_FILES)
-    found = sorted(str(path.relative_to(root)) for path in [*root.glob('*.json'), *root.glob('*/*.json')])
+    found = [str(path.relative_to(root)) for path in _json_files(root)]
     return f'  looked for: {looked_for}\n  JSON files found: {", ".join(found[:20]) or "none"}'
 
 
@@ -173,11 +177,15 @@ def is_plain_utf8(ann_file: Path) -> bool:
         return json.detect_encoding(file.read(4)) == 'utf-8'
 
 
-def _find_split(root: Path, name: str) -> CocoSplit | None:
+def _json_files(root: Path) -> list[Path]:
+    return sorted([*root.glob('*.json'), *root.glob('*/*.json')])
+
+
+def _find_split(root: Path, name: str, files: dict[str, Path]) -> CocoSplit | None:
     for file, alias in product(ANNOTATION_FILES, SPLIT_NAMES[name]):
-        ann_file = root / file.format(split=alias)
-        if ann_file.is_file():
-            return CocoSplit(name, ann_file, _find_images(root, alias, ann_file))
+        ann_file = files.get(file.format(split=alias))
+        if ann_file and ann_file.is_file():
+            return CocoSplit(name, ann_file, _find_images(root, [alias], ann_file))
     return None
 
 
@@ -203,9 +211,25 @@ def _read_candidates(root: Path) -> list[tuple[Path, DataError | None]]:
     return outcomes
 
 
-def _find_images(root: Path, alias: str, ann_file: Path) -> Path:
+def _find_images(root: Path, aliases: Sequence[str], ann_file: Path) -> Path:
     """The folder with most of the first images; where none has any, the first that exists: the check will complain."""
-    names = [image['file_name'] for image in read_coco(ann_file)['images'][:20] if type(image.get('file_name')) is str]
-    folders = [root / folder.format(split=alias) for folder in IMAGE_DIRS]
-    folders = [folder for folder in folders if folder.is_dir()]
-    return max(folders, key=lambda folder: sum(os.path.isfile(folder / name) for name in names))
+    images = read_coco(ann_file)['images'][:20]
+    names = [image['file_name'] for image in images if type(image.get('file_name')) is str]
+    there = _folders(root)
+    wanted = [folder.format(split=alias).casefold() for folder in IMAGE_DIRS for alias in aliases]
+    folders = [there[folder] for folder in wanted if folder in there]
+    found = {folder: sum(os.path.isfile(folder / name) for name in names) for folder in folders}
+    if not any(found.values()):
+        found = {folder: len(misspelt_names(folder, images)) for folder in folders}
+    return max(found, key=found.get)
+
+
+def _folders(root: Path) -> dict[str, Path]:
+    """The root, its folders and theirs, by their paths in small letters."""
+    found = {'.': root}
+    for folder, inner, _ in os.walk(root, followlinks=True):
+        paths = [Path(folder, name) for name in sorted(inner)]
+        found.update((path.relative_to(root).as_posix().casefold(), path) for path in paths)
+        if Path(folder) != root:
+            inner.clear()
+    return found

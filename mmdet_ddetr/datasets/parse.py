@@ -7,6 +7,7 @@ import os
 from collections import defaultdict
 
 from .coco_folder import LISTS
+from .file_names import REMEDY, RULE, misspelt_names
 from .records import (
     MAX_AREA,
     MAX_COORDINATE,
@@ -60,6 +61,7 @@ def read_categories(report: Report) -> None:
 
 def read_images(report: Report) -> None:
     positions = defaultdict(list)
+    misspelt = misspelt_names(report.image_dir, report.coco['images'])
     for index, entry in enumerate(report.coco['images']):
         id, file_name = identifier(entry.get('id')), entry.get('file_name')
         if id is None:
@@ -75,6 +77,9 @@ def read_images(report: Report) -> None:
             report.add('error', fault, f'images[{index}]: {shown(entry)}')
             continue
         _note_decimals(report, entry, ('id',))
+        if file_name in misspelt:
+            report.repair('note', RULE, f'{file_name} -> {misspelt[file_name]}', REMEDY)
+            file_name = misspelt[file_name]
         width, height = entry.get('width'), entry.get('height')
         whole = type(width) is int and type(height) is int
         report.images.append(ImageEntry(index, id, file_name, side(width), side(height), whole, labelled_in(entry)))

@@ -87,11 +87,13 @@ class Report:
         return tuple(category.name for category in self.categories)
 
     def __str__(self) -> str:
-        counts = (
-            f'{len(self.coco["images"])} images, {len(self.coco["annotations"])} boxes, '
-            f'{len(self.coco["categories"])} categories, at most {self.max_boxes} boxes in an image'
-        )
-        lines = [f'{printable(self.title or self.ann_file)}: {counts}']
+        counts = [
+            counted(len(self.coco['images']), 'image'),
+            counted(len(self.coco['annotations']), 'box', 'boxes'),
+            counted(len(self.coco['categories']), 'category', 'categories'),
+            f'at most {counted(self.max_boxes, "box", "boxes")} in an image',
+        ]
+        lines = [f'{printable(self.title or self.ann_file)}: {", ".join(counts)}']
         for finding in sorted(self.findings, key=lambda finding: LEVELS.index(finding.level)):
             remedy = f' ({finding.remedy})' if finding.remedy else ''
             lines.append(f'  {finding.level:7}  {len(finding.places):6} x {finding.rule}{remedy}')
@@ -100,6 +102,11 @@ class Report:
             if len(places) > EXAMPLES:
                 lines.append(f'{"":20}... and {len(places) - EXAMPLES} more')
         return '\n'.join(lines)
+
+
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """'1 image', '2 images'."""
+    return f'{number} {one if number == 1 else many or one + "s"}'
 
 
 def printable(value, limit: int | None = None) -> str:

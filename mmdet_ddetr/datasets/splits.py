@@ -8,8 +8,10 @@ from pathlib import Path
 
 from .coco_folder import CocoSplit, read_coco, write_coco
 from .errors import DataError
+from .file_names import REMEDY, RULE, misspelt_names
 from .files import natural
 from .records import identifier
+from .report import counted
 from .similar import group_alike
 
 MIN_GROUPS = 4  # of a class, from which one goes to val in any case
@@ -42,6 +44,12 @@ def split_off_val(
     images = coco['images']
     if len(images) < 2:
         raise DataError(f'{train.title or train.ann_file} has {len(images)} image(s), too few to split off a val split')
+    misspelt = misspelt_names(train.image_dir, images)
+    if misspelt:
+        train = replace(
+            train, faults=(*train.faults, *(('note', RULE, f'{a} -> {b}', REMEDY) for a, b in misspelt.items()))
+        )
+        images = [_renamed(image, misspelt) for image in images]
     paths = [Path(train.image_dir, str(image.get('file_name')).replace('\0', '')) for image in images]
     file_names = [str(image.get('file_name')) for image in images]
     groups, notes = group_alike(paths), []
@@ -69,7 +77,10 @@ def split_off_val(
         title = f'{train.title or train.ann_file}{", split off as val" if name == "val" else ""}'
         splits[name] = replace(train, name=name, ann_file=ann_file, title=title)
     share = len(chosen) / len(images)
-    notes.insert(0, f'no val split is there: {len(chosen)} images ({share:.0%}) were taken from train, of each class')
+    number = counted(len(chosen), 'image')
+    notes.insert(
+        0, f'no val split is there: {number} ({share:.0%}) of train became val, nearly the same share of each class'
+    )
     return splits['train'], replace(splits['val'], faults=()), notes
 
 
@@ -123,6 +134,11 @@ def choose_val(
             wanted = lacks['val'][rarest] >= contents[g][rarest] / 2
             deal(g, 'val' if wanted and len(groups[g]) <= min(room['val'], largest) else 'train')
     return val or set(min((group for group in groups if group[0] not in known), key=len))
+
+
+def _renamed(image: dict, names: Mapping[str, str]) -> dict:
+    name = image.get('file_name')
+    return {**image, 'file_name': names[name]} if isinstance(name, str) and name in names else image
 
 
 def _rank(seed: int, name: str) -> bytes:
@@ -180,6 +196,7 @@ def _breakable(groups: list[list[int]], paths: list[Path], fraction: float) -> t
     rest = [group for group in groups if group is not largest]
     where = f'{paths[ordered[-missing]].name} to {paths[ordered[-1]].name}'
     notes.append(
-        f'{len(largest)} images look nearly alike, so the last of them, {where}, are val: its AP says too much'
+        f'{len(largest)} images look nearly alike, so the last of them, {where}, are val: its AP will look better '
+        'than it is'
     )
     return [*rest, ordered[:-missing], ordered[-missing:]], notes

@@ -7,9 +7,10 @@ from ..coco_folder import CocoFolder, check_is_folder, find_coco_splits, passed_
 from ..errors import DataError
 from ..report import MAX_SHOWN, printable
 from ..splits import split_off_val
-from .csv_boxes import find_csv, rows_of
+from .csv_boxes import READ_NAMES, find_csv, rows_of
 from .labels import write_splits
 from .tree import Tree
+from .unread import unread_format
 from .voc import find_voc
 from .yolo import find_yolo
 
@@ -52,6 +53,8 @@ def find_data(
         tree = Tree(root, skip=Path(work_dir))
         labels = next(filter(None, (find(tree) for find in FINDERS)), None)
         if labels is None:
+            if unread := unread_format(tree):
+                raise DataError(f'{root} has no labels of COCO, YOLO, Pascal VOC or CSV.\n{printable(unread)}')
             reasons = [*passed_over(root), *tree.passed_over]
             why = f'; passed over: {printable("; ".join(reasons[:3]))}' if reasons else ''
             raise DataError(f'{root} has no labels of COCO, YOLO, Pascal VOC or CSV{why}.\n{_contents(tree)}')
@@ -87,10 +90,15 @@ def _contents(tree: Tree) -> str:
     suffixes = Counter(path.suffix.lower() or path.name for path in tree.files)
     tables = [f'{tree.relative(path)} ({", ".join(next(rows_of(path), (0, ()))[1])})' for path in tree.of('.csv')]
     files = ', '.join(f'{count} {suffix}' for suffix, count in suffixes.most_common(8))
+    remedy = (
+        f'\n  If the CSV file holds the boxes, let its first line be a header with these names: {READ_NAMES}'
+        if tables
+        else ''
+    )
     return (
         f'{what_is_there(tree.root)}\n'
         '  looked for as well: data.yaml and labels/*.txt (YOLO), *.xml (Pascal VOC), *.csv with\n'
         '    columns such as filename, class, xmin, ymin, xmax, ymax\n'
         f'  CSV files found: {printable("; ".join(tables[:5]), MAX_SHOWN) or "none"}\n'
-        f'  all files found: {files or "none"}'
+        f'  all files found: {files or "none"}{remedy}'
     )

@@ -31,6 +31,11 @@ CENTRE = 'xcenter xcentre centerx centrex xc cx', 'ycenter ycentre centery centr
 SIDES = 'bboxwidth bboxw boxwidth w width', 'bboxheight bboxh boxheight h height'  # width may be the image's
 CORNER = f'x bboxx boxx {X1}', f'y bboxy boxy {Y1}'
 ONE_COLUMN = 'bbox box boundingbox'
+READ_NAMES = (
+    'filename (or image, image_id, path), class (or class_name, label, category), and xmin, ymin, xmax, ymax (or x, y, '
+    'width, height; or x_center, y_center, width, height)'
+)
+ONE_CLASS = 'object'  # its name, where no column has any
 SETS = {**ALIASES, 'validate': 'val', 'unassigned': 'train'}  # Google AutoML's
 SAMPLE = 200  # rows that tell what the columns are
 ROUNDING = 0.01  # a share that leaves [0, 1] by so much is one that was rounded
@@ -206,6 +211,12 @@ class _Reader:
         header = 'no header' if not columns.header else 'columns ' + ', '.join(
             columns.header[i] for i in (columns.image, columns.label, *columns.box) if i is not None
         )  # fmt: skip
+        if columns.label is None:
+            rule = 'CSV file in which no column of classes was found'
+            remedy = (
+                f'all boxes are of one class, {ONE_CLASS!r}; the names class, class_name, label and category are read'
+            )
+            self.labels.fault('', 'warning', rule, f'{name}: {", ".join(columns.header) or header}', remedy)
         self.labels.notes.append(f'{name}: {header}; boxes are {kind} in {unit}')
 
     def _split_of(self, file: Path) -> str:
@@ -225,7 +236,7 @@ class _Reader:
 
     def _label(self, columns: Columns, row: list[str]) -> str:
         if columns.label is None:
-            return 'object'
+            return ONE_CLASS
         text = row[columns.label] if columns.label < len(row) else ''
         if columns.via is not None:
             value = next(iter(_json(text).values()), '')

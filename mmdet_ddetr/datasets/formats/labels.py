@@ -10,6 +10,7 @@ from ..coco_folder import CocoSplit, Fault, write_coco
 from ..image_file import ImageFacts, inspect_images
 from ..records import LABELLED_IN
 from .tree import Tree
+from .unread import beside
 
 DECIMALS = 4  # of a pixel
 
@@ -80,11 +81,25 @@ class Labels:
         """
         used = {picture.path for pictures in self.splits.values() for picture in pictures}
         folders, keys = {path.parent for path in used}, {self.tree.key(path) for path in labelled}
-        for path in self.tree.pictures:
-            if path.parent in folders and path not in used and self.tree.key(path) not in keys:
-                split = self.tree.split_of(path)
-                split = split if split in self.splits else next(iter(self.splits))
+        left = [
+            path
+            for path in self.tree.pictures
+            if path.parent in folders and path not in used and self.tree.key(path) not in keys
+        ]
+        unread = beside(self.tree, left)
+        for path in left:
+            split = self.tree.split_of(path)
+            split = split if split in self.splits else next(iter(self.splits))
+            if path in unread:
+                self.leave_out_unread(split, path, unread[path])
+            else:
                 self.fault(split, 'warning', rule, self.tree.relative(path), 'left out')
+
+    def leave_out_unread(self, split: str, path: Path, labels: str) -> None:
+        """Tell of a picture that has labels only in a format that is not read."""
+        remedy = f'left out; convert the labels to {self.format}'
+        place = f'{self.tree.relative(path)}: {labels}'
+        self.fault(split, 'warning', 'image whose labels are in a format that is not read', place, remedy)
 
     def settle(self) -> None:
         """Make pictures of no split the train split, if there is no other."""

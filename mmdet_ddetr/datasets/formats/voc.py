@@ -2,18 +2,18 @@
 
 from collections import defaultdict
 from pathlib import Path
-from xml.etree.ElementTree import Element, TreeBuilder
+from xml.etree.ElementTree import Element
 from xml.parsers import expat
 
 from ..errors import DataError
 from ..files import read_annotations
 from ..image_file import SUFFIXES
 from .labels import Box, Labels, Picture, finite, number_classes
+from .parse_xml import LINE, parse_xml
 from .tree import ALIASES, Tree
 
 HOME_PARTS = ('annotations', 'imagesets')
 CORNERS = ('xmin', 'ymin', 'xmax', 'ymax')
-LINE = 'line'  # attribute that every element gets
 
 
 def find_voc(tree: Tree) -> Labels | None:
@@ -178,26 +178,3 @@ def _around_polygon(polygon: Element | None) -> tuple[float, float, float, float
     if not xs or not ys or None in (*xs, *ys):
         return None
     return min(xs), min(ys), max(xs), max(ys)
-
-
-def parse_xml(data: bytes) -> Element:
-    """The root of an XML file; every element has its line as an attribute.
-
-    Raises:
-        expat.ExpatError: it is none, with the line.
-        DataError: it defines entities, by which a small file can fill the memory.
-    """
-    builder, parser = TreeBuilder(), expat.ParserCreate()
-
-    def start(tag: str, attributes: dict) -> None:
-        builder.start(tag, {**attributes, LINE: str(parser.CurrentLineNumber)})
-
-    def refuse(*_) -> None:
-        raise DataError(f'line {parser.CurrentLineNumber}: it defines entities')
-
-    parser.StartElementHandler = start
-    parser.EndElementHandler = builder.end
-    parser.CharacterDataHandler = builder.data
-    parser.EntityDeclHandler = refuse
-    parser.Parse(data, True)
-    return builder.close()

@@ -5,6 +5,7 @@ The layouts of Ultralytics, Roboflow, Label Studio, labelImg, CVAT and darknet.
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -16,6 +17,7 @@ from ..image_file import SUFFIXES
 from ..report import MAX_SHOWN, printable
 from .labels import Box, Labels, Picture, finite
 from .tree import ALIASES, Tree
+from .unread import beside
 
 ROUNDING = 0.01  # a share that leaves [0, 1] by so much is one that was rounded, as Ultralytics takes it
 NAME_FILES = ('classes.txt', 'obj.names', 'labels.txt', 'names.txt', '_darknet.labels')
@@ -171,6 +173,21 @@ def _listed(tree: Tree, path: Path, bases: list[Path]) -> list[Path]:
 
 
 # ------------------------------------------------------------------------------------------------------------ labels
+@dataclass(slots=True)
+class _Line:
+    """A class and its numbers: of a box, or of a polygon's corners."""
+
+    split: str
+    place: str
+    label: int
+    numbers: list[float]
+
+    @property
+    def outside(self) -> float | None:
+        """The first number that is no share."""
+        return next((value for value in self.numbers if not -ROUNDING <= value <= 1 + ROUNDING), None)
+
+
 class _Reader:
     """Reads the label file of each picture."""
 
@@ -180,11 +197,20 @@ class _Reader:
         self.named = bool(labels.classes)
         self.by_key = self.tree.by_key(path for path in self.tree.of('.txt') if path.name not in NAME_FILES)
         self.used: set[Path] = set()
+        self.lines: list[_Line] = []
 
     def read(self, pictures: dict[str, list[Path]]) -> None:
         for split, paths in pictures.items():
-            for path in sorted(dict.fromkeys(paths), key=natural):
-                self.labels.splits[split].append(self._picture(split, path))
+            files = {path: self.file_of(path) for path in sorted(dict.fromkeys(paths), key=natural)}
+            unread = beside(self.tree, [path for path, file in files.items() if file is None])
+            for path, file in files.items():
+                if path in unread:
+                    self.labels.leave_out_unread(split, path, unread[path])
+                else:
+                    self.labels.splits[split].append(self._picture(split, path, file))
+        self._tell_of_classes()
+        self._tell_of_polygons()
+        self._tell_of_outside()
         self._look_for_others()
         if not self.named:
             numbers = {box.label for found in self.labels.splits.values() for p in found for box in p.boxes}
@@ -193,8 +219,7 @@ class _Reader:
             remedy = 'write a classes.txt with one name a line beside the pictures'
             self.labels.fault('', 'warning', rule, str(sorted(numbers)), remedy)
 
-    def _picture(self, split: str, path: Path) -> Picture:
-        file = self.file_of(path)
+    def _picture(self, split: str, path: Path, file: Path | None) -> Picture:
         if file is None:
             place = self.tree.relative(path)
             remedy = 'taken as an image without objects'
@@ -239,14 +264,10 @@ class _Reader:
         label, *numbers = values
         if label != int(label) or label < 0:
             return self.labels.fault(split, 'error', 'class that is no whole number', f'{place}: class {words[0]}')
-        if self.named and int(label) not in self.labels.classes:
-            known = self.labels.classes
-            names = f'{self.source} names {min(known)} to {max(known)}'
-            rule = 'class that has no name'
-            return self.labels.fault(split, 'error', rule, f'{place}: class {int(label)}, but {names}')
         if self.has_keypoints or count in (4, 5):  # 5: a confidence follows
-            if count == 5:
-                self.labels.fault(split, 'note', 'number behind the box', place, 'not used')
+            if count > 4:
+                more = 'keypoints' if self.has_keypoints else 'number'
+                self.labels.fault(split, 'note', f'{more} behind the box', place, 'not used')
             x, y, w, h = numbers = numbers[:4]
             corners = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
         elif count % 2:
@@ -254,12 +275,43 @@ class _Reader:
             return self.labels.fault(split, 'error', rule, f'{place}: {count} numbers behind the class')
         else:
             corners = (min(numbers[::2]), min(numbers[1::2]), max(numbers[::2]), max(numbers[1::2]))
-            self.labels.fault(split, 'note', 'polygon', place, 'the box around it is used')
-        outside = next((value for value in numbers if not -ROUNDING <= value <= 1 + ROUNDING), None)
-        if outside is not None:
+        found = _Line(split, place, int(label), numbers)
+        self.lines.append(found)
+        return Box(int(label), corners, place) if self._has_name(found) and found.outside is None else None
+
+    def _has_name(self, line: _Line) -> bool:
+        return not self.named or line.label in self.labels.classes
+
+    def _tell_of_classes(self) -> None:
+        """Classes without a name, and whether they look as if they were counted from 1."""
+        known, used = self.labels.classes, {line.label for line in self.lines}
+        from_one = used and 0 in known and 0 not in used and max(used) == max(known) + 1
+        cause = f'no box has class 0 and some have class {max(used)}: do the classes begin at 1?' if from_one else ''
+        for line in self.lines:
+            if not self._has_name(line):
+                place = f'{line.place}: class {line.label}, but {self.source} names {min(known)} to {max(known)}'
+                self.labels.fault(line.split, 'error', 'class that has no name', place, cause)
+
+    def _tell_of_polygons(self) -> None:
+        """Four corners everywhere are how oriented boxes are written."""
+        polygons = [line for line in self.lines if len(line.numbers) > 4]
+        oriented = bool(polygons) and all(len(line.numbers) == 8 for line in self.lines)
+        rule = 'oriented box, or polygon of four corners' if oriented else 'polygon'
+        remedy = f'the {"upright " * oriented}box around it is used'
+        for line in polygons:
+            self.labels.fault(line.split, 'note', rule, line.place, remedy)
+
+    def _tell_of_outside(self) -> None:
+        outside = [line for line in self.lines if line.outside is not None]
+        if outside and all(max(line.numbers) > 1 + ROUNDING for line in self.lines):
+            raise DataError(
+                f'{self.tree.root}, YOLO: every box has a number above 1, such as {max(outside[0].numbers):g} in '
+                f'{outside[0].place}. These look like pixels, but YOLO wants shares of the image: divide x and width '
+                'by the width of the image, y and height by its height'
+            )
+        for line in outside:
             rule = "coordinate outside of [0, 1]: YOLO's are shares of the image's width and height"
-            return self.labels.fault(split, 'error', rule, f'{place}: {outside:g}')
-        return Box(int(label), corners, place)
+            self.labels.fault(line.split, 'error', rule, f'{line.place}: {line.outside:g}')
 
     def _look_for_others(self) -> None:
         """Label files that no picture belongs to, in the folders of those that one does."""
