@@ -2,11 +2,13 @@
 
 import copy
 import os
+import pickle
 import re
 import resource
 import runpy
 import sys
 import warnings
+import zipfile
 from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
@@ -443,6 +445,73 @@ def test_mistakes(tmp_path):
         export(model, CFG, tmp_path / 'x', classes=('a',), batch=0)
 
 
+class Touch:
+    """A pickle of it makes a file when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize('kind', ['checkpoint', 'TorchScript', 'zip', 'empty', 'pickle'])
+def test_archives_that_are_no_program(kind, tmp_path, capfd, caplog):
+    """One sentence, no traceback of PyTorch's, and no pickle is read."""
+    path, ran = tmp_path / 'a.pt2', tmp_path / 'ran'
+    if kind == 'checkpoint':
+        torch.save(dict(state_dict=dict(weight=torch.ones(2)), meta=Touch(ran)), path)
+    elif kind == 'TorchScript':
+        torch.jit.save(torch.jit.trace(torch.nn.ReLU(), torch.ones(1)), str(path))
+    else:
+        with zipfile.ZipFile(path, 'w') as archive:
+            if kind != 'empty':
+                archive.writestr('version', '8.1')
+            if kind == 'pickle':
+                archive.writestr('serialized_exported_program.json', '{}')
+                for name in ('state_dict', 'constants', 'example_inputs'):
+                    archive.writestr(f'serialized_{name}.pt', pickle.dumps(Touch(ran)))
+    with pytest.raises(ExportError, match=r'a\.pt2 is no file of torch\.export or AOTInductor, but another archive'):
+        ExportedDetector(path)
+    assert capfd.readouterr() == ('', '') and not caplog.records and not ran.exists()
+
+
+def test_damaged_programs(tmp_path, capfd, caplog):
+    """PyTorch's would ask to check the warnings above."""
+    path = tmp_path / 'a.pt2'
+    torch.export.save(torch.export.export(torch.nn.Linear(64, 64), (torch.ones(1, 64),)), path)
+    with pytest.raises(ExportError, match='is no detector that tools/export.py wrote'):
+        ExportedDetector(path)
+    data = path.read_bytes()
+    weights = data.index(b'data/weights/weight_0') + 2000
+    path.write_bytes(data[:weights] + bytes(100) + data[weights + 100 :])
+    with pytest.raises(ExportError, match=r'cannot be read by PyTorch: a/data/weights/weight_\d in it is damaged'):
+        ExportedDetector(path)
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('a/archive_format', 'pt2')
+        archive.writestr('a/models/model.json', '{')
+    with pytest.raises(ExportError, match=r'cannot be read by PyTorch [^ ]+: it is damaged, or of a later version'):
+        ExportedDetector(path)
+    assert capfd.readouterr() == ('', '') and all(record.levelname == 'DEBUG' for record in caplog.records)
+
+
+def test_damaged_files_of_openvino(tmp_path):
+    """What is wrong, instead of where in OpenVINO's source."""
+    openvino = pytest.importorskip('openvino')
+    path, ops = tmp_path / 'a.xml', openvino.opset13
+    x = ops.parameter([1, 64], np.float32)
+    model = openvino.Model([ops.add(x, ops.constant(np.ones((1, 64), np.float32)))], [x])
+    openvino.save_model(model, path)
+    with pytest.raises(ExportError, match='is no detector that tools/export.py wrote'):
+        ExportedDetector(path)
+    path.with_suffix('.bin').write_bytes(b'cut')
+    with pytest.raises(ExportError, match=r'a\.xml cannot be read by OpenVINO: Incorrect weights in bin file!$'):
+        ExportedDetector(path)
+    path.with_suffix('.bin').unlink()
+    with pytest.raises(ExportError, match=r'by OpenVINO: .*a\.bin, which belongs to it, is missing$'):
+        ExportedDetector(path)
+
+
 def test_the_tool_says_what_takes_long(tmp_path, monkeypatch, capsys):
     """Before it begins."""
     path, told = tmp_path / 'a.onnx', []
@@ -452,13 +521,17 @@ def test_the_tool_says_what_takes_long(tmp_path, monkeypatch, capsys):
         out.touch()
 
     loaded = SimpleNamespace(model=SimpleNamespace(dataset_meta=dict(classes=('a',))), cfg=None)
+    loaded.differences = lambda: ['test scale [192, 192], not [128, 128]']
     monkeypatch.setattr('mmdet_ddetr.apis.DDetrInferencer', lambda *args, **options: loaded)
     monkeypatch.setattr('mmdet_ddetr.export.export', exported)
     tool = Path(__file__).parents[1] / 'tools/export.py'
     monkeypatch.syspath_prepend(str(tool.parent))
     monkeypatch.setattr(sys, 'argv', ['export.py', 'deformable-detr_lite0_shapes', 'best.pth', str(path)])
     runpy.run_path(str(tool), run_name='__main__')
-    assert told == [f'exporting best.pth to {path}: it takes from half a minute to some minutes\n']
+    assert told == [
+        "the config counts where the checkpoint's own differs: test scale [192, 192], not [128, 128]\n"
+        f'exporting best.pth to {path}: it takes from half a minute to some minutes\n'
+    ]
     assert capsys.readouterr().out == f'wrote {path}: 1 classes, 0 MB\n'
 
 

@@ -558,7 +558,7 @@ def test_other_classes_later(shapes, tmp_path, start):
         (['--data', 'SHAPES', '--config', 'no-such-config'], "finetune.py: no config 'no-such-config'"),
         (['--data', 'SHAPES', '--epochs', '0'], 'argument --epochs: 0 is not positive'),
         (['--resume'], 'options.json is missing, so no training began there; give --data'),
-        ([], 'finetune.py: error: give --data, a folder of labelled images; -h shows all options'),
+        ([], 'finetune.py: error: give --data, a folder of labelled images'),
         (['--data', 'SHAPES', '--minutes', '0.01'], '--minutes 0.01: no time is left to train'),
         (['--data', 'SHAPES', '--minutes', 'nan'], 'argument --minutes: nan is not positive'),
         (['--data', 'SHAPES', '--lr', 'inf'], 'argument --lr: inf is not positive'),

@@ -1,5 +1,6 @@
 """What DDetrInferencer takes, what it refuses, what it writes, and in which order."""
 
+import copy
 import io
 import json
 import logging
@@ -247,6 +248,23 @@ def test_arguments_are_checked_before_an_image_is_read(inferencer, arguments, me
 def test_arguments_of_the_model(arguments, message):
     with pytest.raises((ValueError, TypeError), match=message):
         DDetrInferencer(**arguments)
+
+
+def test_differences_from_the_config_in_the_checkpoint(inferencer, tmp_path):
+    """Those that make other detections of the same weights; another learning rate does not."""
+    config, stored = (get_config('deformable-detr-refine-twostage_lite0_shapes') for _ in range(2))
+    shrink(config.model)
+    stored.optim_wrapper.optimizer.lr = 3.0
+    same = stored.pretty_text
+    stored.test_dataloader.dataset.pipeline[1].scale = (96, 64)
+    stored.model.test_cfg = dict(max_per_img=7)
+    limit = config.model.test_cfg.get('max_per_img', 'not set')
+    told = [f'model.test_cfg.max_per_img {limit}, not 7', 'test scale [192, 192], not [96, 64]']
+    for text, expected in ((same, []), (stored.pretty_text, told), ('import os', []), ('model = 3', [])):
+        torch.save(dict(state_dict=inferencer.model.state_dict(), meta=dict(cfg=text)), tmp_path / 'a.pth')
+        opened = DDetrInferencer(copy.deepcopy(config), tmp_path / 'a.pth', device='cpu', show_progress=False)
+        assert opened.differences() == expected
+    assert inferencer.differences() == []
 
 
 # --- outputs ---------------------------------------------------------------------------------------------------------

@@ -115,6 +115,9 @@ def tool(tmp_path, monkeypatch, capfd):
         (f'export.py {NAME} none.pth a.onnx --threshold nan', '--threshold: must be a number from 0 to 1, got nan$'),
         (f'export.py {NAME} none.pth a.onnx --batch 0', 'argument --batch: 0 is not positive$'),
         (f'export.py {NAME} picture.jpg /proc/a.onnx', "out: nothing can be written to '/proc': No such file"),
+        (f'export.py {NAME} none.pth a.pth', 'out: a.pth ends in none of .onnx, .xml, .pt2;'),
+        (f'export.py {NAME} none.pth a.onnx --format aoti', 'out: a.onnx must end in .pt2 for --format aoti;'),
+        (f'export.py {NAME} none.pth a.pth --format onnx', 'out: a.pth must end in .onnx for --format onnx;'),
         ('finetune.py --data . --load-from none.pth', "no checkpoint 'none.pth'"),
     ],
 )
@@ -124,6 +127,23 @@ def test_one_sentence(tool, arguments, message):
     assert text.startswith(f'{arguments.split()[0]}: ')
     if log := re.search(r'\(traceback: (.+\.log)\)', text):
         assert 'Traceback (most recent call last)' in Path(log[1]).read_text()
+
+
+def test_what_is_exported_is_not_overwritten(tool):
+    """Under other names and endings neither."""
+    Path('weights.bin').touch()
+    Path('mine.py').touch()
+    Path('same.onnx').symlink_to('weights.bin')
+    Path('same.pt2').hardlink_to('mine.py')
+    Path('dir.onnx').mkdir()
+    for arguments, message in {
+        f'{NAME} same.onnx same.onnx': 'out: same.onnx is the checkpoint, which would be overwritten',
+        f'{NAME} weights.bin same.onnx': 'out: same.onnx is the checkpoint, which would be overwritten',
+        f'{NAME} weights.bin weights.xml': 'out: weights.bin is the checkpoint, which would be overwritten',
+        'mine.py weights.bin same.pt2': 'out: same.pt2 is the config, which would be overwritten',
+        f'{NAME} weights.bin dir.onnx': 'out: dir.onnx is a folder, expected a file to write',
+    }.items():
+        assert message in tool('export.py', *arguments.split())
 
 
 def test_a_broken_config_names_the_line(tool):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmdet_ddetr.apis.detect_files import open_detector
 from mmdet_ddetr.export import ExportedDetector, ExportError
 from mmdet_ddetr.export.description import KEY, Description
 
@@ -63,6 +64,12 @@ def folder(tmp_path_factory):
     entry = model.metadata_props.add()
     entry.key, entry.value = KEY, Description(('thing',), (128, 96), True, 32, 65, 0.3).to_json()
     onnx.save(model, folder / 'detector.onnx')
+    for name, text in (
+        ('pair', Description(('thing',), (128, 96), True, 32, 65, 0.3, batch=2).to_json()),
+        ('list', '[1]'),
+    ):
+        entry.value = text
+        onnx.save(model, folder / f'{name}.onnx')
     data = (folder / 'detector.onnx').read_bytes()
     (folder / 'cut.onnx').write_bytes(data[: len(data) // 2])
     (folder / 'empty.onnx').touch()
@@ -83,12 +90,17 @@ def run(*arguments):
 
 
 def test_files_that_are_no_detector(folder):
-    for name, why in (('cut', 'cannot be read'), ('empty', 'cannot be read'), ('foreign', 'is no detector that')):
+    for name, why in (
+        ('cut', 'cannot be read'),
+        ('empty', 'cannot be read'),
+        ('foreign', 'is no detector that'),
+        ('list', 'is no'),
+    ):
         with pytest.raises(ExportError, match=rf'{name}.onnx {why}'):
             ExportedDetector(folder / f'{name}.onnx')
     code, _, error = run(folder / 'none.onnx', 'photo.jpg')
     assert code == 1 and "File doesn't exist" in error and error.count('\n') == 1
-    for name in ('cut', 'foreign', 'pipe'):
+    for name in ('cut', 'foreign', 'list', 'pipe'):
         code, told, error = run(folder / f'{name}.onnx', 'photo.jpg')
         assert code == 1 and told == '' and error.count('\n') == 1, error
         assert error.startswith(f'{folder / name}.onnx is no ONNX file of tools/export.py: ')
@@ -106,6 +118,15 @@ def pictures(folder):
     cv2.imwrite(str(folder / 'deep.png'), np.full((200, 300, 3), 180 * 257, np.uint16))
     gray.resize((1, 1)).save(folder / 'one.png')
     gray.resize((20000, 300)).save(folder / 'wide.png')
+    # a telephone's: with a thumbnail, progressive, and a film whose bytes look like markers after the JPEG's end
+    gray.resize((30, 20)).save(folder / 'small.jpg')
+    thumbnail = (folder / 'small.jpg').read_bytes()
+    segment = b'\xff\xe1' + (len(thumbnail) + 2).to_bytes(2, 'big') + thumbnail
+    gray.save(folder / 'motion.jpg', progressive=True)
+    data = (folder / 'motion.jpg').read_bytes()
+    motion = data[:2] + segment + data[2:]
+    (folder / 'motion.jpg').write_bytes(motion + b'film \xff\xda \xff\xd8\xff\xda')
+    (folder / 'cut-motion.jpg').write_bytes(motion[: -len(data) // 3])
     (folder / 'text.jpg').write_text('no picture')
     (folder / 'empty.jpg').touch()
     os.mkfifo(folder / 'pipe.jpg')
@@ -114,10 +135,17 @@ def pictures(folder):
         noise.save(folder / f'whole.{kind}')
         data = (folder / f'whole.{kind}').read_bytes()
         (folder / f'cut.{kind}').write_bytes(data[: len(data) * 3 // 4])
-    seen = {name: (300, 200) for name in ('animated.gif', 'cmyk.jpg', 'gray.png', 'deep.png')}
+    seen = {name: (300, 200) for name in ('animated.gif', 'cmyk.jpg', 'gray.png', 'deep.png', 'motion.jpg')}
     seen |= {'turned.jpg': (200, 300), 'one.png': (1, 1), 'wide.png': (20000, 300)}
-    refused = 'text.jpg', 'empty.jpg', 'none.jpg', 'pipe.jpg', *(f'cut.{kind}' for kind in CUT)
+    refused = 'text.jpg', 'empty.jpg', 'none.jpg', 'pipe.jpg', 'cut-motion.jpg', *(f'cut.{kind}' for kind in CUT)
     return seen | {name: None for name in refused}
+
+
+def test_files_of_two_images(folder):
+    """One image takes both places."""
+    Image.new('RGB', (300, 200), (180, 180, 180)).save(folder / 'gray.jpg')
+    code, told, error = run(folder / 'pair.onnx', folder / 'gray.jpg')
+    assert (code, error) == (0, '') and told == f'{folder}/gray.jpg: thing 0.71 [0.0, 0.0, 300.0, 200.0]\n'
 
 
 def test_pictures_of_every_kind(folder):
@@ -129,11 +157,12 @@ def test_pictures_of_every_kind(folder):
             assert f'{folder / name}: no image that OpenCV reads and this detector takes' in error
         else:
             assert f'{folder / name}: thing 0.7' in told and f'[0.0, 0.0, {size[0]:.1f}, {size[1]:.1f}]' in told
-    assert len(told.splitlines()) == 7
+    assert len(told.splitlines()) == 8
     assert run(folder / 'detector.onnx', folder / 'one.png')[0] == 0
 
 
 def test_arrays(folder):
+    """Lists of images; one that stands alone would be taken for its rows."""
     detector = ExportedDetector(folder / 'detector.onnx')
     assert detector([]) == []
     for array in (np.full((200, 300), 180, np.uint8), np.full((200, 300, 4), 180, np.uint8)):
@@ -147,3 +176,21 @@ def test_arrays(folder):
     ):
         with pytest.raises(ValueError, match=message):
             detector([array])
+    with pytest.raises(ValueError, match=r'images: expected a list of images, got one array: give \[image\]'):
+        detector(np.zeros((200, 300, 3), np.uint8))
+    for threshold in (7, float('nan'), '0.3'):
+        with pytest.raises(ValueError, match=f'threshold must be a number from 0 to 1, got {threshold!r}'):
+            detector([], threshold)
+
+
+def test_threads(folder):
+    for threads in (0, -1, 100_000, 2.0):
+        with pytest.raises(ValueError, match=f'threads must be an integer from 1 to 1024, or None, got {threads}'):
+            ExportedDetector(folder / 'detector.onnx', threads)
+
+
+def test_endings_in_capitals(folder):
+    path = folder / 'D.ONNX'
+    path.write_bytes((folder / 'detector.onnx').read_bytes())
+    assert isinstance(open_detector(str(path)), ExportedDetector)
+    assert open_detector(path).classes == ('thing',)

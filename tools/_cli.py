@@ -66,7 +66,7 @@ class Parser(argparse.ArgumentParser):
             near = get_close_matches(name.replace('_', '-'), options, n=1)
             if near and name not in options:
                 message += f'; there is no --{name}, did you mean --{near[0]}?'
-        self.exit(2, f'{self.prog}: error: {message}; -h shows all options\n')
+        self.exit(2, f'{self.prog}: error: {message}\n')
 
     def check_score(self, option, value):
         if value is not None and not 0 <= value <= 1:

@@ -3,12 +3,14 @@
 python tools/export.py CONFIG CHECKPOINT detector.onnx
 """
 
+import os
 import sys
 from pathlib import Path
 
 from _cli import Parser, positive, read_config, run, writable_folder
 
-FORMATS = {'.onnx': 'onnx', '.xml': 'openvino', '.pt2': 'pt2'}
+ENDINGS = dict(onnx='.onnx', openvino='.xml', pt2='.pt2', aoti='.pt2')
+FORMATS = {'.onnx': 'onnx', '.xml': 'openvino', '.pt2': 'pt2'}  # by the ending
 ATTENTION = ('gridsample', 'gather', 'plugin', 'op')
 
 
@@ -23,7 +25,7 @@ def parse_args():
     parser.add_argument('out', type=Path, help='file to write')
     parser.add_argument(
         '--format',
-        choices=('onnx', 'openvino', 'pt2', 'aoti'),
+        choices=ENDINGS,
         help='default: by the ending of OUT: .onnx, .xml (openvino) or .pt2 (torch.export); aoti writes a .pt2 '
         'compiled for this processor',
     )
@@ -41,11 +43,21 @@ def parse_args():
     parser.add_argument('--device', default='cpu', help='that an aoti file is for (default: %(default)s)')
     args = parser.parse_args()
     parser.check_score('--threshold', args.threshold)
-    args.format = args.format or FORMATS.get(args.out.suffix)
+    ending = args.out.suffix.lower()
+    args.format = args.format or FORMATS.get(ending)
     if args.format is None:
-        parser.error(f'out: {args.out} ends in none of {", ".join(FORMATS)}; say --format')
+        parser.error(f'out: {args.out} ends in none of {", ".join(FORMATS)}')
+    if ending != ENDINGS[args.format]:
+        parser.error(f'out: {args.out} must end in {ENDINGS[args.format]} for --format {args.format}')
     if not args.out.resolve().parent.is_dir():
         parser.error(f'out: no folder {args.out.resolve().parent}')
+    if args.out.is_dir():
+        parser.error(f'out: {args.out} is a folder, expected a file to write')
+    for written in [args.out] + [args.out.with_suffix('.bin')] * (args.format == 'openvino'):
+        for name in ('config', 'checkpoint'):
+            given = getattr(args, name)
+            if os.path.exists(given) and written.exists() and os.path.samefile(given, written):
+                parser.error(f'out: {written} is the {name}, which would be overwritten')
     return args
 
 
@@ -58,6 +70,8 @@ def main():
     try:
         check_format(args.format, args.attention)
         loaded = DDetrInferencer(read_config(args.config), args.checkpoint, device=args.device, show_progress=False)
+        if differences := loaded.differences():
+            print(f"the config counts where the checkpoint's own differs: {'; '.join(differences)}", flush=True)
         classes = loaded.model.dataset_meta['classes']
         options = dict(attention=args.attention, threshold=args.threshold, batch=args.batch)
         options['size'] = args.size and tuple(args.size)

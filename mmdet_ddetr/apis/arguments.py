@@ -3,11 +3,11 @@
 import os
 from difflib import get_close_matches
 from importlib.util import find_spec
-from numbers import Real
 from pathlib import Path
 
 import torch
 
+from ..checks import check_score
 from ..files import make_folder
 from ..inference import DTYPES
 
@@ -53,8 +53,7 @@ def check_call_arguments(batch_size, pred_score_thr, out_dir, show) -> None:
     """Raise TypeError or ValueError that names the argument of a call which cannot be right."""
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f'batch_size must be an integer of at least 1, got {batch_size!r}')
-    if not isinstance(pred_score_thr, Real) or not 0 <= pred_score_thr <= 1:
-        raise ValueError(f'pred_score_thr must be a number from 0 to 1, got {pred_score_thr!r}')
+    check_score('pred_score_thr', pred_score_thr)
     if not isinstance(out_dir, str | os.PathLike):
         raise TypeError(f"out_dir is {out_dir!r}, expected the path of a folder, or '' to write nothing")
     if str(out_dir):

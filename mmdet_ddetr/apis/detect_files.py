@@ -75,7 +75,7 @@ def open_detector(
     Raises:
         ExportError, FileNotFoundError, ImportError, ValueError: it cannot be opened; the sentence says why.
     """
-    exported = Path(path).suffix in ExportedDetector.SUFFIXES
+    exported = ExportedDetector.reads(path)
     unread = dict(config=config, device=device, optimize=optimize) if exported else dict(threads=threads)
     for name, value in unread.items():
         if value is not None:

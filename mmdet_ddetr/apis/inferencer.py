@@ -40,7 +40,7 @@ from .inputs import Picture, file_of, number_of, pictures
 from .outputs import WRITTEN, ClipFiles, Names, Sources, finishing, sources_of
 from .pictures import write_picture
 from .results import CocoResults, detections_of, to_pandas, to_supervision
-from .stored_model import registered_only, stored_model
+from .stored_model import differences, registered_only, stored_model
 from .video import is_live
 
 READ_AHEAD = 64  # images, to sort them by shape
@@ -108,6 +108,7 @@ class DDetrInferencer(DetInferencer):
             raise FileNotFoundError(f'weights: {error}') from None
         self.names = Names()
         self._every, self._clips, self._sources = 1, ClipFiles(), Sources()
+        self._stored = None  # source of the config in the checkpoint, where another one is given
         self._guard = nullcontext  # around what is built of a stored config, and what that does: it may build, too
         with quiet(), ExitStack() as self._while_built:
             super().__init__(
@@ -141,8 +142,10 @@ class DDetrInferencer(DetInferencer):
         """mmdet's, but for a config in the checkpoint: mmdet would execute it."""
         self._weights = weights
         checkpoint = load(weights) if weights is not None else None
-        if not cfg:
-            source = stored_config.find(checkpoint)
+        source = stored_config.find(checkpoint)
+        if cfg:
+            self._stored = source
+        else:
             if source is None:
                 raise ValueError(f'model: {weights} holds no config, so give one that fits{self._hint(checkpoint)}')
             cfg.update(stored_model(stored_config.parse(source), weights))
@@ -321,6 +324,17 @@ class DDetrInferencer(DetInferencer):
             return sources_of(inputs, self.names, out_dir, lambda *file: [_drawn_suffix(*file)], 'vis')
         except FileExistsError as error:
             raise ValueError(f'out_dir is {out_dir!r}, but {error}') from None
+
+    def differences(self):
+        """Where detections by the given config are not those by the one in the checkpoint.
+
+        Returns:
+            list[str]: ``name value, not value``: of the images' scale and the settings of ``model.test_cfg``.
+        """
+        try:
+            return differences(self.cfg, stored_config.parse(self._stored)) if self._stored else []
+        except CheckpointError:  # nothing can be told of it
+            return []
 
     @property
     def classes(self):

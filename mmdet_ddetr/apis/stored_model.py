@@ -6,7 +6,8 @@ prediction needs, every type in it has to be registered, the few that do more th
 built, mmengine looks nowhere but in its registries.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from unittest import mock
 
@@ -74,6 +75,33 @@ def stored_model(config: dict, source: str) -> ConfigDict:
         )
     except (CheckpointError, RecursionError) as error:
         raise _refusal(error, source) from None
+
+
+def differences(config: Mapping, stored: Mapping) -> list[str]:
+    """What makes other detections of the same weights, as 'test scale [192, 192], not [128, 128]'.
+
+    Args:
+        config: the one that counts.
+        stored: plain values that came with the checkpoint, of any kind.
+    """
+    ours, theirs = _deciding(config), _deciding(stored)
+    if not ours or not theirs:
+        return []
+    names = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
+    return [f'{name} {ours.get(name, "not set")}, not {theirs.get(name, "not set")}' for name in names]
+
+
+def _deciding(config: Mapping) -> dict[str, object]:
+    """Scale of the test pipeline and settings of ``model.test_cfg``, by name; none of a config without these."""
+    try:
+        pipeline, settings = config['test_dataloader']['dataset']['pipeline'], config['model'].get('test_cfg') or {}
+        values = {f'model.test_cfg.{name}': value for name, value in settings.items() if name != '_scope_'}
+        for transform in pipeline:
+            if transform.get('scale') is not None:
+                values['test scale'] = transform['scale']
+        return json.loads(json.dumps(values))  # tuples as lists
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+        return {}
 
 
 @contextmanager

@@ -16,6 +16,8 @@ from .report import ConversionReport
 
 QUERIES = ('query_embedding.weight', 'content_embedding.weight')  # the latter of DAB-Deformable-DETR
 NECK_CONV = re.compile(r'neck\..*\.conv\.weight')
+READ = ('backbone.', 'neck.', 'encoder.', 'decoder.')  # by every prediction; branches of the head may be for training
+INDEX = re.compile(r'\.\d+(?=\.)')
 
 
 def fit(
@@ -122,8 +124,8 @@ def check_fit(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tens
         ``state_dict`` with the biases of the neck as the model has them.
 
     Raises:
-        CheckpointError: with the first tensor that is missing, has another shape, or no place though a prediction
-            reads it.
+        CheckpointError: with the first tensors that are missing or have another shape, or the first layers that have no
+            place though a prediction runs them.
     """
     own = model.state_dict()
     fitted = match_neck_biases(state_dict, own, ConversionReport())
@@ -132,6 +134,8 @@ def check_fit(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tens
             f'{LABELS} has no place in the model, whose queries would start without it as they never did: set '
             'model.dn_cfg.indicator=True, as in the configs of DN-DETR'
         )
+    if beyond := layers_beyond(fitted, own):
+        raise CheckpointError(f'it has {len(beyond)} layers that the model lacks: {", ".join(beyond[:3])}')
     wrong = [key for key, value in fitted.items() if key in own and own[key].shape != value.shape]
     if wrong:
         key = wrong[0]
@@ -143,6 +147,18 @@ def check_fit(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tens
     if missing:
         raise CheckpointError(f'it lacks {len(missing)} tensors of the model: {", ".join(missing[:3])}')
     return fitted
+
+
+def layers_beyond(state_dict: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:
+    """Layers that a longer stack than the model's has, as ``decoder.layers.5``, in their order."""
+    of_model = {name for key in own for names in _layers(key) for name in names}
+    rest = (names for key in state_dict if key not in own and key.startswith(READ) for names in _layers(key))
+    return list(dict.fromkeys(layer for stack, layer in rest if stack in of_model and layer not in of_model))
+
+
+def _layers(key: str) -> list[tuple[str, str]]:
+    """Stacks and layers that a tensor lies in: ('decoder.layers', 'decoder.layers.5') and so on."""
+    return [(key[: match.start()], key[: match.end()]) for match in INDEX.finditer(key)]
 
 
 def _differ(own: dict[str, Tensor], state_dict: dict[str, Tensor], key: str) -> bool:

@@ -1,6 +1,5 @@
 """Detections of an exported file, whatever its format."""
 
-import json
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +9,12 @@ import cv2
 import mmcv
 import numpy as np
 
+from ..checks import check_score
 from ..datasets.pixels import bgr_of_array, of_fair_shape
 from .description import KEY, Description, ExportError
+from .formats import quiet
+
+MOST_THREADS = 1024  # onnxruntime starts all of them, and hangs where the system has no more
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,10 @@ class ExportedDetector:
 
     Args:
         path: ``.onnx``, OpenVINO's ``.xml``, or ``.pt2`` of torch.export or AOTInductor.
-        threads: of the runtime; None: its own choice.
+        threads: of the runtime, 1 to 1024; None: its own choice.
 
     Raises:
+        ValueError: another number of threads.
         FileNotFoundError: no such file.
         ImportError: the runtime is missing.
         ExportError: the file is of another kind, or damaged.
@@ -49,17 +53,24 @@ class ExportedDetector:
     SUFFIXES = ('.onnx', '.xml', '.pt2')
 
     def __init__(self, path: str | Path, threads: int | None = None):
+        if threads is not None and not (isinstance(threads, int) and 1 <= threads <= MOST_THREADS):
+            raise ValueError(f'threads must be an integer from 1 to {MOST_THREADS}, or None, got {threads!r}')
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f'no such file: {path}')
-        if path.suffix not in self.SUFFIXES:
+        if not self.reads(path):
             raise ExportError(f'{path}: expected a file of {", ".join(self.SUFFIXES)}')
-        open_ = {'.onnx': _onnx, '.xml': _openvino, '.pt2': _pt2}[path.suffix]
+        open_ = {'.onnx': _onnx, '.xml': _openvino, '.pt2': _pt2}[path.suffix.lower()]
         try:
             self.run, text = open_(path, threads)
         except ModuleNotFoundError as error:
             raise ImportError(f'{path} needs {error.name}: pip install {error.name}') from None
         self.description = Description.from_json(text, path)
+
+    @classmethod
+    def reads(cls, path: str | Path) -> bool:
+        """Whether a file has the ending of an exported one, in small letters or capitals."""
+        return Path(path).suffix.lower() in cls.SUFFIXES
 
     @property
     def threshold(self) -> float:
@@ -83,9 +94,13 @@ class ExportedDetector:
             threshold: score below which detections are left out.
 
         Raises:
-            ValueError: an array is no such image; says what to do with it.
+            ValueError: an array is no such image, or there is one where a list is expected, or ``threshold`` is no
+                number from 0 to 1; says what to do.
             ExportError: the file takes another number of images, or smaller ones.
         """
+        check_score('threshold', threshold)
+        if isinstance(images, np.ndarray) and images.ndim < 4:
+            raise ValueError('images: expected a list of images, got one array: give [image]')
         images = [_image(image, f'images[{index}]') for index, image in enumerate(images)]
         if not images:
             return []
@@ -154,11 +169,11 @@ def _onnx(path: Path, threads: int | None):
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
+    options.intra_op_num_threads = threads or 0  # its own choice
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=onnxruntime.get_available_providers())
     except Exception as error:
-        raise ExportError(f'{path} cannot be read by onnxruntime: {str(error).splitlines()[0]}') from None
+        raise ExportError(f'{path} cannot be read by onnxruntime: {_first_line(error)}') from None
 
     def run(images, sizes):
         return session.run(None, dict(images=images, sizes=sizes))
@@ -169,6 +184,9 @@ def _onnx(path: Path, threads: int | None):
 def _openvino(path: Path, threads: int | None):
     import openvino
 
+    weights = path.with_suffix('.bin')
+    if not weights.is_file():
+        raise ExportError(f'{path} cannot be read by OpenVINO: {weights}, which belongs to it, is missing')
     core = openvino.Core()
     properties = {'INFERENCE_NUM_THREADS': threads} if threads else {}
     try:
@@ -176,7 +194,7 @@ def _openvino(path: Path, threads: int | None):
         text = str(model.get_rt_info([KEY]).value) if model.has_rt_info([KEY]) else None
         compiled = core.compile_model(model, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32', **properties})
     except RuntimeError as error:
-        raise ExportError(f'{path} cannot be read by OpenVINO: {str(error).splitlines()[0]}') from None
+        raise ExportError(f'{path} cannot be read by OpenVINO: {str(error).rstrip().splitlines()[-1]}') from None
 
     def run(images, sizes):
         outputs = compiled([images, sizes])
@@ -190,21 +208,44 @@ def _pt2(path: Path, threads: int | None):
 
     if threads:
         torch.set_num_threads(threads)
+    names = _names_in_archive(path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-        if any('/data/aotinductor/' in name for name in names):
-            program = torch._inductor.aoti_load_package(str(path))
-            text = program.get_metadata().get(KEY)
-        else:
-            extra = {KEY: ''}
-            program = torch.export.load(path, extra_files=extra).module()
-            text = extra[KEY]
-    except (zipfile.BadZipFile, RuntimeError, KeyError, json.JSONDecodeError) as error:
-        raise ExportError(f'{path} cannot be read by PyTorch: {str(error).splitlines()[0]}') from None
+        with quiet():
+            if any('/data/aotinductor/' in name for name in names):
+                program = torch._inductor.aoti_load_package(str(path))
+                text = program.get_metadata().get(KEY)
+            else:
+                extra = {KEY: ''}
+                program = torch.export.load(path, extra_files=extra).module()
+                text = extra[KEY]
+    except Exception as error:
+        reason = 'it is damaged, or of a later version' if 'warnings above' in str(error) else _first_line(error)
+        raise ExportError(f'{path} cannot be read by PyTorch {torch.__version__}: {reason}') from None
 
     def run(images, sizes):
         with torch.no_grad():
             return [output.numpy() for output in program(torch.from_numpy(images), torch.from_numpy(sizes))]
 
     return run, text
+
+
+def _names_in_archive(path: Path) -> list[str]:
+    """Of the files in an archive of torch.export or AOTInductor.
+
+    Raises:
+        ExportError: it is another one, as checkpoints and TorchScript files are, or damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names, damaged = archive.namelist(), archive.testzip()
+    except Exception as error:  # of zipfile, zlib, ...
+        raise ExportError(f'{path} cannot be read by PyTorch: {_first_line(error)}') from None
+    if damaged is not None:
+        raise ExportError(f'{path} cannot be read by PyTorch: {damaged} in it is damaged')
+    if not any(name.endswith('/archive_format') for name in names):
+        raise ExportError(f'{path} is no file of torch.export or AOTInductor, but another archive, as checkpoints are')
+    return names
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,5 +1,6 @@
 """Fine-tuning from a checkpoint with other classes or another number of queries."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -84,6 +85,21 @@ def test_neck_without_bias(build):
     for fitted in (fit(without, build('base')), check_fit(without, build('base'))):
         build('base', seed=2).load_state_dict(fitted, strict=True)
         assert not fitted['neck.convs.0.conv.bias'].any()
+
+
+def test_more_layers_than_the_model(build):
+    """Refused, as its predictions would be others; what only trains is not."""
+    weights = build('two-stage').state_dict()
+    short = copy.deepcopy(build('two-stage'))
+    for stack in (short.encoder.layers, short.decoder.layers):
+        del stack[1:]
+    with pytest.raises(CheckpointError, match=r'it has 2 layers that the model lacks: encoder\.layers\.1, decoder'):
+        check_fit(weights, short)
+    deeper = weights | {'backbone.layer1.7.conv1.weight': torch.ones(1)}
+    with pytest.raises(CheckpointError, match=r'it has 1 layers that the model lacks: backbone\.layer1\.7'):
+        check_fit(deeper, build('two-stage'))
+    extra = ('bbox_head.cls_branches.3.weight', 'dn_query_generator.label_embedding.weight', 'backbone.fc.weight')
+    check_fit(weights | dict.fromkeys(extra, torch.ones(1, 64)), build('two-stage'))
 
 
 # --- the hook --------------------------------------------------------------------------------------------------------
