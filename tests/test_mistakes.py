@@ -115,9 +115,9 @@ def tool(tmp_path, monkeypatch, capfd):
         (f'export.py {NAME} none.pth a.onnx --threshold nan', '--threshold: must be a number from 0 to 1, got nan$'),
         (f'export.py {NAME} none.pth a.onnx --batch 0', 'argument --batch: 0 is not positive$'),
         (f'export.py {NAME} picture.jpg /proc/a.onnx', "out: nothing can be written to '/proc': No such file"),
-        (f'export.py {NAME} none.pth a.pth', 'out: a.pth ends in none of .onnx, .xml, .pt2;'),
-        (f'export.py {NAME} none.pth a.onnx --format aoti', 'out: a.onnx must end in .pt2 for --format aoti;'),
-        (f'export.py {NAME} none.pth a.pth --format onnx', 'out: a.pth must end in .onnx for --format onnx;'),
+        (f'export.py {NAME} none.pth a.pth', 'out: a.pth ends in none of .onnx, .xml, .pt2$'),
+        (f'export.py {NAME} none.pth a.onnx --format aoti', 'out: a.onnx must end in .pt2 for --format aoti$'),
+        (f'export.py {NAME} none.pth a.pth --format onnx', 'out: a.pth must end in .onnx for --format onnx$'),
         ('finetune.py --data . --load-from none.pth', "no checkpoint 'none.pth'"),
     ],
 )
