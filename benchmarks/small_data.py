@@ -277,6 +277,7 @@ def plot(runs: list[dict], path: Path) -> None:
         1, len(groups), figsize=(5.2 * len(groups) + 0.8, 4.6), squeeze=False, layout='constrained'
     )
     for panel, ((data, clock, _), models) in zip(panels[0], groups.items()):
+        longest = max(minutes for by_minutes in models.values() for minutes in by_minutes)
         for name, by_minutes in models.items():
             for minutes, some in by_minutes.items():
                 for run in some:
@@ -284,7 +285,7 @@ def plot(runs: list[dict], path: Path) -> None:
                         [0, *(point['minutes'] for point in run['curve'])],
                         [0, *(point['AP'] for point in run['curve'])],
                         color=colours[name],
-                        linestyle='-' if minutes == max(by_minutes) else '--',
+                        linestyle='-' if minutes == longest else '--',
                         linewidth=2 if name == OURS else 1,
                         marker='o',
                         markersize=2,
