@@ -18,7 +18,7 @@ except Exception as error:  # damaged, missing, a pipe, or written by another pr
     sys.exit(f'{detector} is no ONNX file of tools/export.py: {type(error).__name__}: {error}'.splitlines()[0])
 for path in paths:
     try:
-        data, at, pixels = Path(path).read_bytes() if Path(path).is_file() else b'', 2, (0, 255, *range(208, 216))
+        data, at, pixels = Path(path).read_bytes() if Path(path).is_file() else b'', 2, (0, 1, 255, *range(208, 217))
         while data[:2] == b'\xff\xd8' and data[at + 1] != 0xD9:  # JPEG: over segments and pixels to its end, or none
             at = data.index(b'\xff', at + (1 if data[at + 1] in pixels else 2 + 256 * data[at + 2] + data[at + 3]))
         image = cv2.imdecode(np.frombuffer(data, np.uint8), 1)  # upright, 8 bits, three channels

@@ -88,17 +88,23 @@ class GrowingFile:
                 self._file = open(self._part, 'w', **self._options)  # noqa: SIM115  closed by close()
             self._file.write(text)
 
-    def close(self, whole: bool = True) -> None:
+    def close(self, whole: bool = True) -> Path | None:
         """Take the name, where anything was written; else the previous file stays.
 
         Args:
             whole: all is written; else the previous file stays, and what is written gets :func:`unfinished_name`.
+
+        Returns:
+            The file; None: nothing was written.
         """
         if self._file is None:
-            return
+            return None
+        path = self._path if whole else unfinished_name(self._path)
         with self._or_nothing():
             self._file.close()
-            os.replace(self._part, self._path if whole else unfinished_name(self._path))
+            os.replace(self._part, path)
+        self._file = None
+        return path
 
     @contextmanager
     def _or_nothing(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -298,6 +299,32 @@ def test_yolo_image_with_labels_of_another_format(pets, tmp_path):
     assert len(contents['train'][0]) == 2 and 'without a label file' not in said
     assert 'not read (left out; convert the labels to YOLO)' in said
     assert 'images/train/train_2.png: images/train/train_2.json, LabelMe' in said
+
+
+@pytest.mark.parametrize('splits', [['val'], ['train', 'val']])
+def test_yolo_split_with_labels_of_another_format_alone(pets, tmp_path, splits):
+    """It is told where no picture of a split is left, and what the labels are where none is left at all."""
+    for split in splits:
+        for path in (pets / 'labels' / split).glob('*.txt'):
+            path.unlink()
+            text(pets / 'images' / split / f'{path.stem}.json', LABELME)
+    if splits == ['val']:
+        assert 'images/val/val_1.json, LabelMe' in found_in(pets, tmp_path)[2]
+    else:
+        assert re.search(r'(?s)no images to train on.*is in the format of LabelMe', refusal(pets, tmp_path))
+
+
+def test_one_large_number_is_no_pixel(pets, tmp_path):
+    """A wrong digit is an error of its line."""
+    for path in pets.glob('labels/*/*.txt'):
+        path.write_text('0 0.5 0.5 1.2 0.4\n')
+    said = refusal(pets, tmp_path)
+    assert 'pixels' not in said and 'labels/train/train_1.txt, line 1: 1.2' in said
+
+
+def test_xml_of_an_unknown_encoding(tmp_path):
+    text(tmp_path / 'data' / 'x.xml', '<?xml version="1.0" encoding="foo"?><annotation/>')
+    assert 'has no labels of COCO, YOLO, Pascal VOC or CSV' in refusal(tmp_path / 'data', tmp_path)
 
 
 def test_yolo_boxes_of_a_turned_picture(pets, tmp_path):

@@ -212,7 +212,7 @@ def test_loss_of_a_short_training(interval, points):
         hook.after_train_iter(runner, runner.iter)
     iterations, values = hub.get_info('curve/losses')['loss']
     assert iterations == points
-    means = {50: [2.0, 7.0, 12.0, 13.0], 10: [0.0, *(float(i) for i in range(1, 9)), 4.5, 10.5]}
+    means = {50: [2.0, 7.0, 12.0, 13.0], 10: [0.0, *(float(i) for i in range(1, 10)), 10.5]}
     assert values == means[interval]
 
 

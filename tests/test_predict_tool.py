@@ -167,10 +167,11 @@ def test_a_full_disk(infer, options):
     for i in range(200):
         cv2.imwrite(f'{i}.png', gray(200, (5, 5)))
     with small_files():
-        code, *_ = infer('.', *options)
+        code, _, err = infer('.', *options)
     name = {(): '0.jpg', 'csv': 'results.csv', 'coco': 'predictions.json'}[options and options[1]]
     assert code == f"predict.py: --out: 'out/{name}': File too large"
     assert [path.name for path in Path('out').iterdir()] == ([] if options else ['0.json'])
+    assert 'before the error' not in err
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 from _cli import Parser, positive, read_config, run, writable_folder
 
 ENDINGS = dict(onnx='.onnx', openvino='.xml', pt2='.pt2', aoti='.pt2')
-FORMATS = {'.onnx': 'onnx', '.xml': 'openvino', '.pt2': 'pt2'}  # by the ending
+FORMATS = {ending: name for name, ending in ENDINGS.items() if name != 'aoti'}  # of each ending, the usual one
 ATTENTION = ('gridsample', 'gather', 'plugin', 'op')
 
 

@@ -127,8 +127,10 @@ class Files:
         self._json = 'json' in formats
         tables = [FILES[name] for name in dict.fromkeys(formats) if name != 'json']
         for_all = [*tables] + [CocoResults] * bool(coco)
-        for table in for_all:
-            self._names.reserve(Path(table.NAME).stem, self.folder)
+        for path in (Path(table.NAME) for table in for_all):
+            if path.suffix == '.json':  # as of what is written about a picture
+                self._names.reserve(path.stem, self.folder)
+                self._names.reserve(unfinished_name(path).stem, self.folder)
         self._sources = sources_of(inputs, self._names, self.folder, self._suffixes, for_all=for_all)
         if coco:
             self._sources.add(coco)
@@ -191,14 +193,16 @@ class Files:
             whole: the results of all pictures take the place of earlier ones; else they get names of their own, which
                 are told on stderr.
         """
-        tables = [*self._tables, *filter(None, [self._coco])]
-        with named(self.folder), ExitStack() as stack:
-            for table in tables:
-                stack.callback(table.close, whole)
-            self._clips.close()
-        if tables and self.number and not whole:
-            names = ' and '.join(unfinished_name(self.folder / table.NAME).name for table in tables)
-            print(f'what was found before the error is in {self.folder}: {names}', file=sys.stderr)
+        written = []
+        try:
+            with named(self.folder), ExitStack() as stack:
+                for table in (*filter(None, [self._coco]), *reversed(self._tables)):
+                    stack.callback(lambda table=table: written.append(table.close(whole)))
+                self._clips.close()
+        finally:
+            names = [path.name for path in written if path]
+            if names and not whole:
+                print(f'what was found before the error is in {self.folder}: {" and ".join(names)}', file=sys.stderr)
 
 
 def detect_files(

@@ -12,13 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from ..datasets.image_file import JPEG_START
+from ..files import unfinished_name
 from .inputs import file_of, is_url, known_files
 from .video import Clip
 from .video_file import MARK, VideoFile
 
 MAX_NAME = 200  # bytes: file systems take 255, and what is put before and behind takes some
 WRITTEN = {'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm'}  # suffixes that OpenCV writes in colour
-MARKED_JPEG = JPEG_START + b'\xff\xfe\0\rmmdet_ddetr'  # with a comment, so that it is known to be written here
+JFIF = JPEG_START + b'\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0'  # how OpenCV begins a JPEG
+MARKED_JPEG = JFIF + b'\xff\xfe\0\rmmdet_ddetr'  # with a comment, so that it is known to be written here
 STARTS = {  # of what is written here about one file; what is written about all has its own
     '.json': (b'{\n "image": ',),
     '.jsonl': (b'{"frame": ',),
@@ -147,7 +149,8 @@ def sources_of(
             for suffix in suffixes_of(path, is_video):
                 sources.check_beside(target / (name + suffix))
         for table in for_all:
-            sources.check_beside(target / table.NAME, table.STARTS)
+            for path in (target / table.NAME, unfinished_name(target / table.NAME)):
+                sources.check_beside(path, table.STARTS)
     return sources
 
 

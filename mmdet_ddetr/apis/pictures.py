@@ -8,9 +8,8 @@ import cv2
 import numpy as np
 
 from ..datasets import read_image
-from ..datasets.image_file import JPEG_START
 from ..files import write_atomically
-from .outputs import MARKED_JPEG, distinct_name
+from .outputs import JFIF, MARKED_JPEG, distinct_name
 
 MIN_SIDE = 480  # px of the longer side: smaller pictures are enlarged, so that labels can be read
 USUAL_SIDE = 1000  # up to which letters are 9 px high and lines 2 px wide; beyond, they grow with the picture
@@ -28,8 +27,8 @@ def write_picture(path: str | Path, image: np.ndarray) -> None:
     """
     path = Path(path)
     data = encode_picture(image, path.suffix)
-    if data.startswith(JPEG_START):
-        data = MARKED_JPEG + data[len(JPEG_START) :]
+    if data.startswith(JFIF):
+        data = MARKED_JPEG + data[len(JFIF) :]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, data, sync=False)
 

@@ -40,9 +40,9 @@ class CsvFile:
             row = (picture.origin, frame, width, height, self.classes[label], round(score, 4), *corners)
             self._writer.writerow(row)
 
-    def close(self, whole: bool = True) -> None:
+    def close(self, whole: bool = True) -> Path | None:
         """Give the file its name, if there was a picture; see :meth:`GrowingFile.close`."""
-        self._file.close(whole)
+        return self._file.close(whole)
 
 
 class CocoFile:
@@ -81,11 +81,13 @@ class CocoFile:
                 )
             )
 
-    def close(self, whole: bool = True) -> None:
+    def close(self, whole: bool = True) -> Path | None:
         """As :class:`CsvFile`."""
-        if self._content['images']:
-            path = self._path if whole else unfinished_name(self._path)
-            write_atomically(path, json.dumps(self._content).encode(), sync=False)
+        if not self._content['images']:
+            return None
+        path = self._path if whole else unfinished_name(self._path)
+        write_atomically(path, json.dumps(self._content).encode(), sync=False)
+        return path
 
 
 FILES = {'csv': CsvFile, 'coco': CocoFile}

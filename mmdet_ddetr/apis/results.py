@@ -84,11 +84,11 @@ class CocoResults:
             self._file.write(f'{self._before}\n{json.dumps(result)}')
             self._before = ','
 
-    def close(self, whole: bool = True) -> None:
+    def close(self, whole: bool = True) -> Path | None:
         """End the list, and give the file its name, if an image was added; see :meth:`GrowingFile.close`."""
         if self._file.begun:
             self._file.write('\n]\n' if self._before else ']\n')
-        self._file.close(whole)
+        return self._file.close(whole)
 
     def _id_of(self, path: str) -> int:
         """Of the image whose file_name the path ends in, or else of the only one whose name is the same."""

@@ -228,8 +228,8 @@ def _folders(root: Path) -> dict[str, Path]:
     """The root, its folders and theirs, by their paths in small letters."""
     found = {'.': root}
     for folder, inner, _ in os.walk(root, followlinks=True):
-        paths = [Path(folder, name) for name in sorted(inner)]
-        found.update((path.relative_to(root).as_posix().casefold(), path) for path in paths)
+        inner.sort()  # capitals first: of names that differ in them alone, the one in small letters counts
+        found.update((path.relative_to(root).as_posix().casefold(), path) for path in (Path(folder, i) for i in inner))
         if Path(folder) != root:
             inner.clear()
     return found

@@ -17,8 +17,9 @@ def misspelt_names(image_dir: str | Path, entries: Iterable[dict]) -> dict[str, 
     """The file below ``image_dir`` that a ``file_name`` means which is not there as it is written.
 
     Label Studio writes addresses, Windows backslashes. Only files below ``image_dir`` are taken, and no address is
-    opened. Folders of a file must be in the name as well: else a missing image of train would be taken from val. A name
-    that fits several files means none, and no file is given to two names.
+    opened. Folders of a file must be in the name as well, so that a missing image of train is not taken from ``val/``;
+    where all lie in one folder, nothing tells them apart. A name that fits several files means none, and no file is
+    given to two names.
 
     Args:
         image_dir: folder that the names are relative to.

@@ -22,7 +22,7 @@ class LearningCurvesHook(Hook):
     The points are part of the checkpoint, so a resumed training continues its curves.
 
     Args:
-        interval: iterations that one point of a loss averages; in the first of them there are ten points.
+        interval: iterations that one point of a loss averages; up to the first of them, ten points average a tenth.
         losses: regular expression of the losses to draw; by default the total and those of the last layer.
         metrics: regular expression of the figures to draw; by default AP of any name, or, where there is none, all.
     """
@@ -33,7 +33,7 @@ class LearningCurvesHook(Hook):
         self.metrics = None if metrics is None else re.compile(metrics)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        interval = self.first_interval if runner.iter + 1 < self.interval else self.interval
+        interval = self.first_interval if runner.iter + 1 <= self.interval else self.interval
         if self.every_n_train_iters(runner, interval) or runner.iter + 1 == runner.max_iters:
             means = {
                 key.removeprefix('train/'): history.mean(interval)

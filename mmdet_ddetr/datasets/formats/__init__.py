@@ -53,14 +53,12 @@ def find_data(
         tree = Tree(root, skip=Path(work_dir))
         labels = next(filter(None, (find(tree) for find in FINDERS)), None)
         if labels is None:
-            if unread := unread_format(tree):
-                raise DataError(f'{root} has no labels of COCO, YOLO, Pascal VOC or CSV.\n{printable(unread)}')
             reasons = [*passed_over(root), *tree.passed_over]
             why = f'; passed over: {printable("; ".join(reasons[:3]))}' if reasons else ''
-            raise DataError(f'{root} has no labels of COCO, YOLO, Pascal VOC or CSV{why}.\n{_contents(tree)}')
+            raise DataError(f'{root} has no labels of COCO, YOLO, Pascal VOC or CSV{why}.\n{_instead(tree)}')
         labels.settle()
         if not labels.splits['train']:
-            raise DataError(f'{root}, {labels.format}: no images to train on.\n{_contents(tree)}')
+            raise DataError(f'{root}, {labels.format}: no images to train on.\n{_instead(tree)}')
         splits, format, notes = write_splits(labels, made / 'converted', decode), labels.format, labels.notes
     if 'val' in splits and val_fraction is not None:
         notes.append(f'--val-fraction {val_fraction:g} is not needed: there is a val split')
@@ -84,6 +82,11 @@ def _inner(root: Path) -> Path:
         if len(inside) != 1 or not inside[0].is_dir() or inside[0].name.lower() in ('train', 'images', 'data'):
             return root
         root = inside[0]
+
+
+def _instead(tree: Tree) -> str:
+    """Labels of a format that is not read, or else what the folder holds."""
+    return printable(unread_format(tree)) or _contents(tree)
 
 
 def _contents(tree: Tree) -> str:

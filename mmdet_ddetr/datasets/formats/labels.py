@@ -102,15 +102,19 @@ class Labels:
         self.fault(split, 'warning', 'image whose labels are in a format that is not read', place, remedy)
 
     def settle(self) -> None:
-        """Make pictures of no split the train split, if there is no other."""
-        loose, faults = self.splits.pop('', []), self.faults.pop('', [])
+        """Make pictures of no split the train split, if there is no other.
+
+        What is wrong with a split of which no picture is left is told of train.
+        """
+        loose = self.splits.pop('', [])
         self.splits = {name: pictures for name, pictures in self.splits.items() if pictures}
         if 'train' not in self.splits:
             self.splits = {'train': loose, **self.splits}
         elif loose:
             places = ', '.join(self.tree.relative(picture.path) for picture in loose[:3])
             self.notes.append(f'{len(loose)} pictures are in no split and left out: {places}{", ..."[: len(loose)]}')
-        self.faults['train'] += faults
+        for name in self.faults.keys() - self.splits.keys():
+            self.faults['train'] += self.faults.pop(name)
 
 
 def number_classes(labels: Labels) -> None:

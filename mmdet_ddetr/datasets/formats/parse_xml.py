@@ -13,7 +13,7 @@ def parse_xml(data: bytes) -> Element:
 
     Raises:
         expat.ExpatError: it is none, with the line.
-        DataError: it defines entities, by which a small file can fill the memory.
+        DataError: it defines entities, by which a small file can fill the memory, or has an unknown encoding.
     """
     builder, parser = TreeBuilder(), expat.ParserCreate()
 
@@ -27,5 +27,10 @@ def parse_xml(data: bytes) -> Element:
     parser.EndElementHandler = builder.end
     parser.CharacterDataHandler = builder.data
     parser.EntityDeclHandler = refuse
-    parser.Parse(data, True)
+    try:
+        parser.Parse(data, True)
+    except DataError:
+        raise
+    except (LookupError, ValueError) as error:  # an encoding that there is none of
+        raise DataError(f'line 1: {error}') from None
     return builder.close()

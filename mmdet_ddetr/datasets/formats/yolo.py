@@ -303,7 +303,8 @@ class _Reader:
 
     def _tell_of_outside(self) -> None:
         outside = [line for line in self.lines if line.outside is not None]
-        if outside and all(max(line.numbers) > 1 + ROUNDING for line in self.lines):
+        largest = [max(line.numbers) for line in self.lines]
+        if outside and max(largest) > 2 and all(number > 1 + ROUNDING for number in largest):  # else a wrong digit
             raise DataError(
                 f'{self.tree.root}, YOLO: every box has a number above 1, such as {max(outside[0].numbers):g} in '
                 f'{outside[0].place}. These look like pixels, but YOLO wants shares of the image: divide x and width '
