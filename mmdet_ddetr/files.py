@@ -26,7 +26,7 @@ def atomically(path: str | Path, sync: bool = True) -> Iterator[Path]:
         OSError: nothing has changed, and what was written so far is removed.
     """
     path = Path(path)
-    part = path.with_name(path.name + UNFINISHED)
+    part = _part_of(path)
     try:
         with named(path, part):
             yield part
@@ -75,6 +75,7 @@ class GrowingFile:
 
     def __init__(self, path: str | Path, **options):
         self._path, self._options, self._file = Path(path), options, None
+        self._part = _part_of(self._path)
         if self._path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
 
@@ -120,9 +121,10 @@ class GrowingFile:
             self._part.unlink(missing_ok=True)
             raise
 
-    @property
-    def _part(self) -> Path:
-        return self._path.with_name(self._path.name + UNFINISHED)
+
+def _part_of(path: Path) -> Path:
+    """Where a file is written until it is whole."""
+    return path.with_name(path.name + UNFINISHED)
 
 
 def unfinished_name(path: Path) -> Path:

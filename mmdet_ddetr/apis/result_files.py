@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..export.runtime import Detections
-from ..files import GrowingFile, unfinished_name, write_atomically
+from ..files import GrowingFile
 from .inputs import Picture
 
 
@@ -57,7 +57,7 @@ class CocoFile:
     STARTS = (b'{"images": [{"id": 1, "file_name": ',)
 
     def __init__(self, folder: Path, classes: Sequence[str]):
-        self._path = folder / self.NAME
+        self._file = GrowingFile(folder / self.NAME, encoding='utf-8')
         categories = [dict(id=label, name=name) for label, name in enumerate(classes, 1)]
         self._content = dict(images=[], annotations=[], categories=categories)
 
@@ -83,11 +83,9 @@ class CocoFile:
 
     def close(self, whole: bool = True) -> Path | None:
         """As :class:`CsvFile`."""
-        if not self._content['images']:
-            return None
-        path = self._path if whole else unfinished_name(self._path)
-        write_atomically(path, json.dumps(self._content).encode(), sync=False)
-        return path
+        if self._content['images']:
+            self._file.write(json.dumps(self._content))
+        return self._file.close(whole)
 
 
 FILES = {'csv': CsvFile, 'coco': CocoFile}
